@@ -1,0 +1,122 @@
+"""Activations of a model, read by forward hooks while it runs.
+
+A *tap* names a place in a model, as a string: the path of a module for what that module returns (``blocks.3.attn``), or the
+path and ``:in`` for what it is given (``blocks.3.norm2:in``, the residual stream in the middle of a block). The model itself
+is the empty path, so ``:in`` is the image as the model receives it.
+
+Two facts decide the design. (1) A later in-place operation (``x += shortcut``, ``ReLU(inplace=True)``) overwrites what a hook
+merely refers to: 34 % of the BatchNorm cells of a ResNet-18 similarity map were wrong by more than 0.05 that way. So an
+activation is reduced, or copied, inside the hook. (2) A module that a fast path skips (timm's fused attention) fires no hook
+at all, silently. So a tap that saw nothing is an error.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vit_analysis.spelling import did_you_mean
+
+Reduce = Callable[[str, Tensor], Any]
+Run = Callable[[Tensor], dict[str, Any]]
+
+
+def keep(layer: str, activation: Tensor) -> Tensor:  # noqa: ARG001  (a Reduce is told which layer it reads)
+    """The activation itself, copied so that no later in-place operation can change it."""
+    return activation.clone()
+
+
+@contextmanager
+def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Iterator[Run]:
+    """Hook ``taps``; inside the block, calling the yielded function runs the model and returns what the taps saw.
+
+    The result maps layer names to ``reduce(layer, activation)`` in order of execution, whatever the order of ``taps`` or of
+    definition. Layers for which ``reduce`` returns None are left out. A layer's name is its tap, with ``#2``, ``#3`` ... from
+    the second time a module runs in one pass, and with ``[0]`` or ``[key]`` where a module returns several tensors.
+    The hooks are gone when the block ends, whatever ends it.
+
+    Raises:
+        KeyError: there is no module of that path in the model.
+        RuntimeError: a tap saw nothing in a pass.
+        TypeError: a tapped module passes on something without a floating-point tensor.
+
+    >>> with capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ["0", "1"]) as run:
+    ...     {layer: tuple(activation.shape) for layer, activation in run(torch.zeros(3, 4)).items()}
+    {'0': (3, 2), '1': (3, 2)}
+    """
+    taps = list(dict.fromkeys(taps))
+    seen: dict[str, Any] = {}
+    runs: dict[str, int] = {}
+
+    def record(tap: str, value: Any) -> None:
+        runs[tap] = runs.get(tap, 0) + 1
+        layer = tap if runs[tap] == 1 else f"{tap}#{runs[tap]}"
+        tensors = list(floating_tensors(value))
+        if not tensors:
+            raise TypeError(
+                f"{tap!r} passes on {type(value).__name__} without a floating-point tensor; tap another layer"
+            )
+        for key, activation in tensors:
+            name = layer if len(tensors) == 1 else layer + key
+            reduced = reduce(name, activation)
+            if reduced is not None:
+                seen[name] = reduced
+
+    def run(images: Tensor) -> dict[str, Any]:
+        seen.clear()
+        runs.clear()
+        model(images)
+        if silent := [tap for tap in taps if tap not in runs]:
+            raise RuntimeError(
+                f"{', '.join(map(repr, silent))} did not run in the forward pass of {type(model).__name__}, so there is "
+                f"nothing to read (a fused or skipped module?); tap a module that runs"
+            )
+        result = dict(seen)
+        seen.clear()  # the caller alone decides how long activations live
+        return result
+
+    with ExitStack() as hooks:
+        for tap in taps:
+            hooks.callback(_attach(model, tap, record).remove)
+        yield run
+
+
+def floating_tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every floating-point tensor in nested tuples, lists and mappings, with its place: ``[0]``, ``[key]``, ``[0][key]``."""
+    if isinstance(value, Tensor):
+        if torch.is_floating_point(value):
+            yield key, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from floating_tensors(item, f"{key}[{name}]")
+    elif isinstance(value, tuple | list):
+        for number, item in enumerate(value):
+            yield from floating_tensors(item, f"{key}[{number}]")
+
+
+def find(model: nn.Module, tap: str) -> nn.Module:
+    """The module that a tap names.
+
+    Raises:
+        KeyError: with the nearest right paths.
+    """
+    path = tap.removesuffix(":in")
+    modules = dict(model.named_modules())
+    if path not in modules:
+        raise KeyError(
+            f"no layer {path!r} in {type(model).__name__}; {did_you_mean(path, [name for name in modules if name])}"
+        )
+    return modules[path]
+
+
+def _attach(model: nn.Module, tap: str, record: Callable[[str, Any], None]) -> RemovableHandle:
+    module = find(model, tap)
+    if tap.endswith(":in"):
+        # The first positional argument is the activation in every model we know; the rest are masks, shapes and switches.
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: record(tap, args[0] if args else kwargs), with_kwargs=True
+        )
+    return module.register_forward_hook(lambda _, __, output: record(tap, output))

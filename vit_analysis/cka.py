@@ -1,0 +1,271 @@
+"""Similarity of all pairs of layers, within and across models: linear CKA, unbiased, in minibatches (figures 1, 2 and B.1).
+
+Raghu et al. (2021, section 3) after Nguyen et al. (2020):
+
+    CKA(K, L) = sum_b HSIC(K_b, L_b) / sqrt(sum_b HSIC(K_b, K_b) sum_b HSIC(L_b, L_b))
+
+over batches b, with the unbiased HSIC of Song et al. (2012). Batches are weighted by their number of images, so an
+incomplete last batch counts for what it holds. Intervals are a delete-one-group jackknife over batches.
+
+    python -m vit_analysis.cka
+    python -m vit_analysis.cka vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/cka
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from vit_analysis import command, features, layers, plot, similarity
+from vit_analysis.images import Images
+from vit_analysis.models import Model, load_all, named
+from vit_analysis.running import Interval, Sums, in_group, jackknife
+from vit_analysis.similarity import SMALLEST_BATCH
+from vit_analysis.spelling import did_you_mean
+from vit_analysis.table import with_provenance
+from vit_analysis.tokens import SELECTIONS, Layout, inliers, massive
+
+logger = logging.getLogger(__name__)
+
+Models = Sequence[Model] | Mapping[str, nn.Module]
+Tokens = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers"]
+
+ROBUST: tuple[Tokens, ...] = ("all", "normalized", "standardized", "inliers")
+# Massive tokens are looked for in this share of every batch: all batches add up, and it costs little.
+WATCHED = 0.25
+# From this share of a layer's HSIC with itself on, its CKA is about the massive tokens and little else.
+DOMINANT = 0.5
+
+
+@dataclass(frozen=True)
+class PairSums(Sums):
+    """What CKA needs of any number of batches."""
+
+    hsic: Float64[Tensor, "selection group layer layer"]
+    images: Float64[Tensor, " group"]
+    massive: Float64[Tensor, "layer 4"]
+    """Of the watched images: tokens, massive tokens, HSIC(K, K), and HSIC(K, K) with massive tokens made ordinary."""
+    places: list[list[str]]
+    """[model, layer] of each row, in order of execution."""
+
+
+def compare(
+    models: Models,
+    images: Images,
+    *,
+    layers: str | Sequence[str] = "paper",
+    tokens: Tokens = "all",
+    state: Path | None = None,
+) -> pd.DataFrame:
+    """CKA of every ordered pair of layers of all models, in one pass over the images.
+
+    Args:
+        models: loaded models, or any modules under names of your own (then with layer patterns).
+        images: which images.
+        layers: ``paper``, ``blocks``, or one or several glob patterns over module paths.
+        tokens: what of a layer is compared, see `tokens.SELECTIONS`; ``all`` is the paper's choice.
+        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+
+    Returns:
+        Columns model, layer, depth, other_model, other_layer, other_depth, cka, low, high: one row per ordered pair of layers,
+        in order of execution, with the 95 % interval. NaN where a layer is constant over images.
+
+    >>> table = compare([load("lab/vit"), load("lab/resnet")], Images(limit=256))    # doctest: +SKIP
+    """
+    sums, origin = _measure(models, images, layers, (tokens,), state)
+    places, held = sums.places, sums.images > 0
+    interval = jackknife(similarity.cka, sums.hsic[0], held)
+    _warn_of_constant_layers(places, sums.hsic[0].sum(0))
+    shares = massive_shares(sums)
+    _warn_of_massive_tokens(shares, tokens)
+    return with_provenance(
+        _pairs(places, interval),
+        "cka",
+        **origin,
+        layers=layers,
+        tokens=tokens,
+        massive=shares.to_dict("records"),
+    )
+
+
+def robustness(models: Models, images: Images, *, layers: str | Sequence[str] = "paper") -> pd.DataFrame:
+    """Mean CKA over a model's pairs of different layers, under the paper's estimator and three that no token can dominate.
+
+    Returns:
+        Columns model, tokens, cka, low, high.
+    """
+    sums, origin = _measure(models, images, layers, ROBUST, None)
+    rows = []
+    for name in dict.fromkeys(model for model, _ in sums.places):
+        own = torch.tensor([model == name for model, _ in sums.places])
+        for selection, hsic in zip(ROBUST, sums.hsic.cpu(), strict=True):
+            mean = jackknife(_mean_off_diagonal, hsic[:, own][:, :, own], sums.images.cpu() > 0)
+            rows.append(
+                {"model": name, "tokens": selection, **{k: v.item() for k, v in _columns(mean).items()}}
+            )
+    return with_provenance(pd.DataFrame(rows), "cka_robustness", **origin, layers=layers)
+
+
+def massive_shares(sums: PairSums) -> pd.DataFrame:
+    """How far massive tokens dominate each token layer.
+
+    Returns:
+        Columns model, layer, tokens (share of tokens that are massive) and hsic (share of the layer's HSIC with itself that is
+        gone when they are replaced by ordinary ones).
+    """
+    counted, found, whole, ordinary = sums.massive.cpu().numpy().T
+    table = pd.DataFrame(sums.places, columns=["model", "layer"])
+    lost = 1 - ordinary / np.where(whole > 0, whole, np.inf)
+    table = table.assign(tokens=found / np.maximum(counted, 1), hsic=np.where(found > 0, lost, 0.0))
+    return table[counted > 0].reset_index(drop=True)
+
+
+def _measure(
+    models: Models,
+    images: Images,
+    chosen: str | Sequence[str],
+    selections: Sequence[Tokens],
+    state: Path | None,
+) -> tuple[PairSums, dict[str, object]]:
+    loaded = named(models)
+    if unknown := [name for name in selections if name not in SELECTIONS]:
+        raise ValueError(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], SELECTIONS)}")
+    taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
+    reading = features.Reading(loaded, images, taps, _reducer(loaded, selections))
+    if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
+        logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
+    sums = features.measure(reading, _fold, PairSums, state)
+    return sums, reading.facts()
+
+
+def _reducer(
+    models: Mapping[str, Model], selections: Sequence[Tokens]
+) -> Callable[[str, str, Tensor], tuple[Tensor, Tensor | None] | None]:
+    """What is kept of an activation: a U-centred Gram vector per selection, and how far massive tokens dominate."""
+    layouts = {name: layers.layout(model.module) for name, model in models.items()}
+
+    def reduce(model: str, layer: str, activation: Tensor) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG001
+        if len(activation) < SMALLEST_BATCH:
+            return activation.new_zeros(len(selections), 0), None
+        chosen = [SELECTIONS[selection](activation, layouts[model]) for selection in selections]
+        if any(values is None for values in chosen):
+            return None
+        vectors = torch.stack([similarity.centred_gram(values) for values in chosen if values is not None])
+        return vectors, _watch(activation, layouts[model]) if activation.ndim == 3 else None
+
+    return reduce
+
+
+def _watch(activation: Float[Tensor, "image token channel"], layout: Layout) -> Float64[Tensor, "4"]:
+    some = activation[: max(SMALLEST_BATCH, int(WATCHED * len(activation)))]
+    found = massive(some)
+    vectors = torch.stack([similarity.centred_gram(some), similarity.centred_gram(inliers(some, layout))])
+    count = torch.full((), float(found.numel()), dtype=torch.float64, device=some.device)
+    return torch.stack([count, found.sum().double(), *vectors.double().square().sum(1)])
+
+
+def _fold(batch: features.Pass) -> PairSums | None:
+    if batch.size < SMALLEST_BATCH:
+        return None
+    places = [[model, layer] for model, seen in batch.seen.items() for layer in seen]
+    kept = [kept for seen in batch.seen.values() for kept in seen.values()]
+    if not kept:
+        raise ValueError("no chosen layer has what --tokens asks for (a class token?)")
+    vectors = torch.stack([vectors for vectors, _ in kept], dim=1)
+    hsic = torch.stack([similarity.hsic(selection) for selection in vectors])
+    finite = hsic.diagonal(dim1=1, dim2=2).isfinite().all(0)
+    if not finite.all():
+        model, layer = places[int(finite.logical_not().nonzero()[0])]
+        raise ValueError(f"{layer!r} of {model} has values that are not finite in batch {batch.number}")
+    nothing = hsic.new_zeros(4)
+    return PairSums(
+        hsic=torch.stack([in_group(batch.size * own, batch.number) for own in hsic]),
+        images=in_group(hsic.new_tensor(float(batch.size)), batch.number),
+        massive=torch.stack([nothing if share is None else share for _, share in kept]),
+        places=places,
+    )
+
+
+def _pairs(places: Sequence[Sequence[str]], interval: Interval) -> pd.DataFrame:
+    names = pd.DataFrame(places, columns=["model", "layer"])
+    position = names.groupby("model").cumcount()
+    last = names.groupby("model")["layer"].transform("size") - 1
+    names["depth"] = position / last.clip(lower=1)
+    count = len(names)
+    row, other = np.divmod(np.arange(count * count), count)
+    left = names.iloc[row].reset_index(drop=True)
+    right = names.iloc[other].reset_index(drop=True).add_prefix("other_")
+    return pd.concat([left, right], axis=1).assign(
+        **{k: v.flatten().numpy() for k, v in _columns(interval).items()}
+    )
+
+
+def _columns(interval: Interval) -> dict[str, Tensor]:
+    return {"cka": interval.value.cpu(), "low": interval.low.cpu(), "high": interval.high.cpu()}
+
+
+def _mean_off_diagonal(hsic: Float64[Tensor, "layer layer"]) -> Float64[Tensor, ""]:
+    values = similarity.cka(hsic)
+    return values[~torch.eye(len(values), dtype=torch.bool)].nanmean()
+
+
+def _warn_of_constant_layers(places: Sequence[Sequence[str]], hsic: Float64[Tensor, "layer layer"]) -> None:
+    constant = [place for place, own in zip(places, hsic.diagonal().tolist(), strict=True) if own == 0]
+    if constant:
+        told = ", ".join(f"{layer} of {model}" for model, layer in constant)
+        logger.warning("constant over all images, so its CKA is undefined (NaN): %s", told)
+
+
+def _warn_of_massive_tokens(shares: pd.DataFrame, selection: Tokens) -> None:
+    dominated = shares[shares["hsic"] > DOMINANT]
+    if selection not in ("all", "spatial", "mean") or dominated.empty:
+        return
+    for model, rows in dominated.groupby("model", sort=False):
+        logger.warning(
+            "%s: massive tokens, %.1f %% of all, make up %.0f %% or more of the self-similarity of %d of its layers "
+            "(%s ... %s). CKA there is about those tokens; compare with normalized tokens.",
+            *(model, 100 * rows["tokens"].mean(), 100 * rows["hsic"].min(), len(rows)),
+            *(rows["layer"].iloc[0], rows["layer"].iloc[-1]),
+        )
+
+
+def main(
+    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
+    /,
+    *,
+    images: Images = Images(),  # noqa: B008  (frozen)
+    layers: tuple[str, ...] = ("paper",),
+    tokens: Tokens = "all",
+    out: Path = Path("figures/cka"),
+    device: str | None = None,
+) -> None:
+    """CKA of all pairs of layers of some models (figures 1, 2 and B.1 of Raghu et al. 2021).
+
+    Args:
+        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
+        images: which images.
+        layers: paper, blocks, or glob patterns over module paths such as 'blocks.*.attn'.
+        tokens: what of a token layer is compared.
+        out: .parquet and .png are added.
+        device: cpu, cuda ...; the GPU if there is one.
+    """
+    chosen = layers[0] if len(layers) == 1 else layers
+    loaded = load_all(models, device=device)
+    table = compare(loaded, images, layers=chosen, tokens=tokens, state=out)
+    command.write(table, out)
+    command.draw(table, out, plot.cka)
+    if tokens == "all" and any(row["hsic"] > DOMINANT for row in table.attrs["massive"]):
+        robust = robustness(loaded, images, layers=chosen)
+        logger.info("mean CKA of different layers:\n%s", robust.round(3).to_string(index=False))
+        command.write(robust, command.beside(out, "_robustness"))
+
+
+if __name__ == "__main__":
+    command.run(main)

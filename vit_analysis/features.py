@@ -1,0 +1,149 @@
+"""The one loop: images through models, what the taps saw reduced and summed, resumable, on one process or many."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vit_analysis import running
+from vit_analysis.capture import capture
+from vit_analysis.images import Images
+from vit_analysis.intervene import evaluating
+from vit_analysis.models import Model
+from vit_analysis.running import SumsType
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY = 10.0  # seconds between two writings of the sums; at most that much work is lost
+
+
+class Pass(NamedTuple):
+    """One batch, seen by every model.
+
+    Attributes:
+        number: of the batch among all batches of the run.
+        size: images in it.
+        seen: by model name and layer, what the activation was reduced to, in order of execution.
+        labels: classes of the images, -1 where there are none.
+    """
+
+    number: int
+    size: int
+    seen: dict[str, dict[str, Any]]
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of which models on which images: the input of every analysis.
+
+    Attributes:
+        models: by name.
+        images: which images.
+        taps: places to read, by model name.
+        reduce: from (model name, layer, activation) to what is kept of it; called inside the hook.
+    """
+
+    models: Mapping[str, Model]
+    images: Images
+    taps: Mapping[str, Sequence[str]]
+    reduce: Callable[[str, str, Tensor], Any]
+
+    def facts(self) -> dict[str, Any]:
+        """What a table says of its origin, and what decides whether a state fits."""
+        models = {name: model.digest for name, model in self.models.items()}
+        return {"models": models, "images": self.images.facts()}
+
+
+@torch.inference_mode()  # on the generator function: inside it, the mode would leak to the caller at every yield
+def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
+    """Every batch of this process from number ``start`` on, through every model."""
+    models, images = reading.models, reading.images
+    wanted = list(dict.fromkeys(model.preprocessing for model in models.values()))
+    rank, of = running.processes()
+    with ExitStack() as stack:
+        runs = {}
+        for name, model in models.items():
+            stack.enter_context(evaluating(model.module))
+            runs[name] = stack.enter_context(
+                capture(model.module, reading.taps[name], partial(reading.reduce, name))
+            )
+        for batch in images.read(wanted, rank=rank, of=of, start=start):
+            seen = {}
+            for name, model in models.items():
+                pixels = batch.inputs[wanted.index(model.preprocessing)]
+                seen[name] = runs[name](pixels.to(model.device, non_blocking=True))
+            yield Pass(batch.number, len(batch.labels), seen, batch.labels)
+
+
+def measure(
+    reading: Reading, fold: Callable[[Pass], SumsType | None], kind: type[SumsType], state: Path | None
+) -> SumsType:
+    """Sum ``fold(batch)`` over all batches and processes; killed and called again, it goes on from the sums last written.
+
+    Args:
+        reading: what is read.
+        fold: the sums of one batch; None leaves the batch out.
+        kind: of the sums.
+        state: where to write the sums meanwhile, gone when all is done; None never writes. The name gets a digest of all that
+            the sums depend on, so that no other command picks them up.
+
+    Raises:
+        ValueError: there is no batch for some process, or none that counts.
+    """
+    rank, of = running.processes()
+    if reading.images.batches < of:
+        raise ValueError(
+            f"{of} processes need at least {of} batches, there are {reading.images.batches}; lower images.batch"
+        )
+    place = next(iter(reading.models.values())).device
+    path = _state_path(state, reading, kind) if state else None
+    total, done = running.restore(path, kind, place) if path and path.exists() else (None, 0)
+    if done:
+        logger.info("going on after batch %d of %d", done, reading.images.batches)
+    saved = time.monotonic()
+    with tqdm(
+        total=reading.images.batches // of, initial=done // of, unit="batch", disable=_quiet(rank)
+    ) as bar:
+        for batch in stream(reading, start=done):
+            sums = fold(batch)
+            total = (
+                total + sums if total is not None and sums is not None else total if sums is None else sums
+            )
+            bar.update()
+            if path and total is not None and time.monotonic() - saved > SAVE_EVERY:
+                running.save(path, total, batch.number + 1)
+                saved = time.monotonic()
+    if total is None:
+        raise ValueError(f"no batch of {reading.images.batches} could be used")
+    merged = running.over_processes(total)
+    if path:
+        path.unlink(missing_ok=True)
+    return merged
+
+
+def _quiet(rank: int) -> bool | None:
+    """No progress bar but on the first process, and there only in a terminal."""
+    return True if rank else None
+
+
+def _state_path(state: Path, reading: Reading, kind: type) -> Path:
+    facts = {
+        **reading.facts(),
+        "taps": {name: list(taps) for name, taps in reading.taps.items()},
+        "sums": kind.__name__,
+    }
+    digest = hashlib.sha256(json.dumps([facts, running.processes()], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
+    return state.with_name(f"{state.name}.{digest}.state")

@@ -1,0 +1,295 @@
+"""Images, decoded once and given to every model in the same order, with that model's own resize, crop and normalisation."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from timm.data import create_dataset, create_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from vit_analysis import scenes
+from vit_analysis.spelling import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+LAB = "lab"
+# The lab's models were trained on scenes of other seeds, so scenes of this one and above are unseen by all of them.
+UNSEEN = 1_000_000
+UNREADABLE = 0.01
+FACTORY_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a model's input: timm's data configuration. The defaults are timm's for an unknown model."""
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+
+class Batch(NamedTuple):
+    """Some images, as every model wants them.
+
+    Attributes:
+        number: of this batch among all batches of the run, whichever process reads it.
+        inputs: one tensor per preprocessing asked for, ``image channel row col``.
+        labels: class of each image; -1 where there are no classes.
+        images: the number in its source of each image; the same for every model by construction.
+        unreadable: names of images that could not be decoded and are not in the batch.
+    """
+
+    number: int
+    inputs: list[Tensor]
+    labels: Tensor
+    images: list[int]
+    unreadable: list[str]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images, and how they are read.
+
+    Attributes:
+        source: ``lab`` (procedural scenes), a folder or a tar of images, or a name timm's dataset factory knows, such as
+            torch/cifar10 or hfds/NAME.
+        root: where the data of a factory name lie.
+        split: which split of a factory name.
+        limit: how many images; a random choice by `seed` where there are more. None takes all.
+        batch: images per batch; the unbiased estimator gives the same answer for any, and larger costs more per image.
+        seed: of the choice and order of images, and of the scenes.
+        workers: processes that decode; None leaves it to the number of cores.
+        strict: fail at the first unreadable image instead of when more than 1 % are.
+    """
+
+    source: str = LAB
+    root: Path | None = None
+    split: str = "validation"
+    limit: int | None = 1024
+    batch: int = 64
+    seed: int = 0
+    workers: int | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 1), ("batch", 1), ("seed", 0), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"images.{name} must be at least {least}, got {value}")
+        if self.source == LAB and self.limit is None:
+            raise ValueError("the lab draws as many scenes as asked for: say images.limit")
+
+    @cached_property
+    def order(self) -> list[int]:
+        """The numbers, in the source, of the images of this run, in their order."""
+        if self.source == LAB:
+            assert self.limit is not None
+            return list(range(self.limit))
+        # Folders are sorted by class: the first images would all be of one class, so a random choice is taken.
+        everything = np.random.default_rng(self.seed).permutation(len(self._files))
+        return everything[: self.limit].tolist()
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are, the last one perhaps smaller."""
+        return -(-len(self.order) // self.batch)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in order of their labels; empty where the source has none."""
+        if self.source == LAB:
+            return list(scenes.SHAPES)
+        names = getattr(getattr(self._files.data, "reader", self._files.data), "class_to_idx", {})
+        return list(names) if len(names) > 1 else []
+
+    def read(
+        self, wanted: Sequence[Preprocessing], *, rank: int = 0, of: int = 1, start: int = 0
+    ) -> Iterator[Batch]:
+        """Batches number rank, rank + of, rank + 2 of ... from ``start`` on, with one input per preprocessing wanted.
+
+        Whole batches are dealt to processes: torch's DistributedSampler repeats images to fill up.
+
+        Raises:
+            OSError: more than 1 % of the images cannot be decoded, or one where ``strict``.
+            RuntimeError: images came in another order than asked for.
+        """
+        numbers = [number for number in range(rank, self.batches, of) if number >= start]
+        parts = [self.order[number * self.batch :][: self.batch] for number in numbers]
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset(tuple(wanted)),
+            batch_sampler=parts,
+            collate_fn=_as_is,
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        unreadable = 0
+        for number, part, batch in zip(numbers, parts, loader, strict=True):
+            unreadable += len(batch.unreadable)
+            self._refuse_unreadable(batch.unreadable, unreadable)
+            if [image for image in part if image in set(batch.images)] != batch.images:
+                raise RuntimeError(
+                    f"batch {number} came in another order than asked for: layers would be compared across images"
+                )
+            yield batch._replace(number=number)
+
+    def facts(self) -> dict[str, Any]:
+        """What a table says of its images."""
+        root = str(self.root) if self.root else None
+        facts = {
+            "source": self.source,
+            "root": root,
+            "split": self.split,
+            "seed": self.seed,
+            "batch": self.batch,
+        }
+        return {**facts, "count": len(self.order)}
+
+    @property
+    def _workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        return 0 if self.source == LAB else min(8, max(1, (os.cpu_count() or 1) - 1))
+
+    @cached_property
+    def _files(self) -> "_Files":
+        return _Files(open_source(self))
+
+    def _dataset(self, wanted: tuple[Preprocessing, ...]) -> Dataset[Batch]:
+        return _Scenes(wanted, UNSEEN + self.seed) if self.source == LAB else _Decoder(wanted, self._files)
+
+    def _refuse_unreadable(self, names: list[str], unreadable: int) -> None:
+        for name in names:
+            logger.warning("cannot read %s: left out", name)
+        if unreadable > (0 if self.strict else UNREADABLE * len(self.order)):
+            raise OSError(
+                f"{unreadable} of {len(self.order)} images cannot be read"
+                f"{'' if self.strict else f', more than {UNREADABLE:.0%}'}; the last is {names[-1]}"
+            )
+
+
+def open_source(images: Images) -> Any:
+    """Timm's data set for a folder, a tar or a factory name.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file, or there are no images in it.
+        ValueError: the name is of a kind that cannot be read by number.
+    """
+    name = images.source
+    if not name.startswith(FACTORY_PREFIXES):
+        path = Path(name).expanduser()
+        if not path.exists():
+            siblings = (
+                [str(path.parent / file.name) for file in path.parent.iterdir()]
+                if path.parent.is_dir()
+                else []
+            )
+            raise FileNotFoundError(f"no images at {name!r}; {did_you_mean(name, [LAB, *siblings])}")
+        try:
+            return create_dataset("", root=str(path), search_split=False)
+        except RuntimeError as error:
+            raise FileNotFoundError(f"no images in {name!r}: {error}") from error
+    data = create_dataset(name, root=str(images.root) if images.root else None, split=images.split)
+    if not hasattr(data, "__getitem__"):
+        raise ValueError(
+            f"{name!r} can only be streamed; unpack it to a folder, or use a tar or an hfds/ name"
+        )
+    return data
+
+
+class _Files:
+    """A timm or torchvision data set, image by image, with names. timm's own ``__getitem__`` replaces an unreadable image by
+    the next one; here it is an OSError.
+    """  # noqa: D205
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def image(self, number: int) -> tuple[Image.Image, int]:
+        if hasattr(self.data, "reader"):
+            file, label, *_ = self.data.reader[number]
+            image = file if isinstance(file, Image.Image) else Image.open(file)
+        else:
+            image, label = self.data[number]
+        try:
+            return image.convert("RGB"), -1 if label is None else int(label)
+        except (
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+        ) as error:  # what PIL raises for broken files
+            raise OSError(str(error)) from error
+
+    def name(self, number: int) -> str:
+        return str(self.data.filename(number)) if hasattr(self.data, "filename") else f"image {number}"
+
+
+class _Decoder(Dataset[Batch]):
+    """Files as batches: one decoding per image, one transform per preprocessing."""
+
+    def __init__(self, wanted: tuple[Preprocessing, ...], files: _Files) -> None:
+        self.transforms = [create_transform(**vars(one), is_training=False) for one in wanted]
+        self.files = files
+
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        rows: list[list[Tensor]] = []
+        labels, read, unreadable = [], [], []
+        for number in numbers:
+            try:
+                image, label = self.files.image(number)
+            except OSError as error:
+                unreadable.append(f"{self.files.name(number)} ({error})")
+                continue
+            rows.append([transform(image) for transform in self.transforms])
+            labels.append(label)
+            read.append(number)
+        inputs = [torch.stack(column) for column in zip(*rows, strict=True)]
+        return Batch(-1, inputs, torch.tensor(labels, dtype=torch.long), read, unreadable)
+
+
+class _Scenes(Dataset[Batch]):
+    """The lab's scenes as batches, drawn at the largest size wanted."""
+
+    def __init__(self, wanted: tuple[Preprocessing, ...], seed: int) -> None:
+        self.wanted = wanted
+        self.seed = seed
+
+    def __getitems__(self, numbers: list[int]) -> Batch:
+        size = max(max(one.input_size[1:]) for one in self.wanted)
+        drawn = scenes.draw(numbers, seed=self.seed, size=size)
+        inputs = [as_input(drawn.image, one) for one in self.wanted]
+        return Batch(-1, inputs, drawn.shape.long(), list(numbers), [])
+
+
+def as_input(
+    pixels: Float[Tensor, "image 3 row col"], wanted: Preprocessing
+) -> Float[Tensor, "image 3 height width"]:
+    """Pixels in [0, 1], whole (scenes have no border to crop), as a model's input."""
+    size = wanted.input_size[1:]
+    if pixels.shape[2:] != size:
+        pixels = functional.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (wanted.mean, wanted.std)
+    )
+    return (pixels - mean) / std
+
+
+def _as_is(batch: Any) -> Any:
+    """No collation: the data sets here make whole batches (and a function, unlike a lambda, reaches worker processes)."""
+    return batch

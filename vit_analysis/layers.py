@@ -1,0 +1,152 @@
+"""The paper's names for places in a model: the only file that knows module paths.
+
+Layers are chosen by ``"paper"`` (every sublayer, PAPER.md 2.2: six per Vision Transformer block, seven per ResNet bottleneck),
+``"blocks"`` (block outputs), or glob patterns over module paths. In a pattern ``*`` stands for one path component or a part of
+one and ``**`` for any number of them: ``blocks.*`` is the twelve blocks, ``blocks.*.attn`` their attentions, ``**.bn1``
+every bn1.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from vit_analysis.spelling import did_you_mean
+from vit_analysis.tokens import Layout
+
+ENTRANCES = ("patch_embed", "stem", "conv_stem", "conv1", "bn1")
+# What a transformer-like block computes, in order; a block has those of them that it has.
+SUBLAYERS = ("norm1", "attn", "mlp_tokens.act", "norm2:in", "norm2", "mlp.act", "mlp_channels.act")
+RESIDUAL_UNIT = re.compile(r"(conv|bn|norm)(\d|_\w+)")
+
+
+def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict[str, list[str]]:
+    """The taps of every model, by model name.
+
+    Raises:
+        ValueError: a pattern matches nothing in any model, or nothing matches in one model.
+    """
+    if layers == "paper":
+        return {name: paper(model) for name, model in models.items()}
+    if layers == "blocks":
+        return {name: blocks(model) for name, model in models.items()}
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    paths = {name: [path for path, _ in model.named_modules() if path] for name, model in models.items()}
+    for pattern in patterns:
+        if not any(_matches(path, pattern.removesuffix(":in")) for own in paths.values() for path in own):
+            everything = ["paper", "blocks", *(path for own in paths.values() for path in own)]
+            raise ValueError(
+                f"no layer of {', '.join(paths)} matches {pattern!r}; {did_you_mean(pattern, everything)}"
+            )
+    chosen = {name: list(_matching(own, patterns)) for name, own in paths.items()}
+    if empty := [name for name, taps in chosen.items() if not taps]:
+        raise ValueError(
+            f"no layer of {', '.join(empty)} matches {' or '.join(map(repr, patterns))}; add a pattern that does"
+        )
+    return chosen
+
+
+def paper(model: nn.Module) -> list[str]:
+    """The paper's layers: sublayers and outputs of all blocks, entrance and final norm; block outputs where unknown."""
+    units = blocks(model)
+    modules = dict(model.named_modules())
+    inner = [tap for unit in units for tap in _sublayers(unit, modules[unit])]
+    if len(inner) == len(units):
+        return units
+    entrances = [name for name in ENTRANCES if name in modules]
+    if _is_transformer_block(modules[units[0]]):
+        entrances.append(f"{units[0]}:in")  # tokens with their position embedding
+    exits = ["norm"] if not isinstance(modules.get("norm", nn.Identity()), nn.Identity) else []
+    return [*entrances, *inner, *exits]
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """Outputs of the repeated units of a model, found by structure: the composite modules that a sequence numbers.
+
+    Raises:
+        ValueError: the model has none; name layers by patterns.
+    """
+    units: list[str] = []
+    for path, module in model.named_modules():
+        entrance, number = path.partition(".")[0], path.rpartition(".")[2]
+        inside = any(path.startswith(f"{unit}.") for unit in units)
+        if number.isdigit() and not inside and entrance not in ENTRANCES and _is_unit(module):
+            units.append(path)
+    if not units:
+        raise ValueError(
+            f"{type(model).__name__} has no repeated blocks that could be found by structure; name its layers with patterns, "
+            f"as in '**.conv*'; {did_you_mean('', [path for path, _ in model.named_modules() if path])}"
+        )
+    return units
+
+
+def layout(model: nn.Module) -> Layout:
+    """How the model arranges tokens and channels, read from the model and never assumed."""
+    embed = getattr(model, "patch_embed", None)
+    grid = getattr(embed, "grid_size", None)
+    return Layout(
+        spatial=grid[0] * grid[1] if grid else None,
+        prefix=getattr(model, "num_prefix_tokens", 0) if grid else 0,
+        class_token=getattr(model, "cls_token", None) is not None,
+        channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC",
+    )
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether most of the model is convolutions: such a model runs faster with its channels last in memory."""
+    kinds = [
+        isinstance(module, nn.Conv2d)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    return sum(kinds) > len(kinds) / 2
+
+
+def _sublayers(path: str, unit: nn.Module) -> Iterator[str]:
+    modules = dict(unit.named_modules())
+    if _is_transformer_block(unit):
+        yield from (f"{path}.{name}" for name in SUBLAYERS if name.removesuffix(":in") in modules)
+    else:
+        shortcut = [
+            f"downsample.{name}" for name in ("0", "1", "conv", "norm") if f"downsample.{name}" in modules
+        ]
+        pattern = [name for name, _ in unit.named_children() if RESIDUAL_UNIT.fullmatch(name)]
+        yield from (
+            f"{path}.{name}" for name in [*pattern, *shortcut] if not isinstance(modules[name], nn.Identity)
+        )
+    yield path
+
+
+def _is_transformer_block(unit: nn.Module) -> bool:
+    return all(hasattr(unit, name) for name in ("norm1", "norm2")) and any(
+        hasattr(unit, name) for name in ("attn", "mlp_tokens")
+    )
+
+
+def _is_unit(module: nn.Module) -> bool:
+    """Composite, and neither a sequence of units nor a stage that holds one."""
+    sequences = (nn.Sequential, nn.ModuleList)
+    is_stage = any(isinstance(getattr(module, name, None), sequences) for name in ("blocks", "layers"))
+    return any(module.children()) and not isinstance(module, sequences) and not is_stage
+
+
+def _matching(paths: Sequence[str], patterns: Sequence[str]) -> Iterator[str]:
+    for path in paths:
+        for suffix in (":in", ""):
+            if any(
+                p.endswith(":in") == bool(suffix) and _matches(path, p.removesuffix(":in")) for p in patterns
+            ):
+                yield path + suffix
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return _match_parts(path.split("."), pattern.split("."))
+
+
+def _match_parts(path: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_match_parts(path[skip:], pattern[1:]) for skip in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _match_parts(path[1:], pattern[1:])

@@ -1,0 +1,71 @@
+"""Tables: tidy DataFrames that carry where they came from, on disk whole or not at all."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vit_analysis.spelling import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+VERSIONS = ("vit-analysis", "torch", "timm", "numpy")
+
+
+def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.DataFrame:
+    """The table with ``attrs`` that say which analysis made it, of what, and with which versions. Values must be JSON's."""
+    table.attrs = {"analysis": analysis, **facts, "versions": {name: version(name) for name in VERSIONS}}
+    return table
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write as parquet, ``attrs`` included."""
+    write_whole(path, lambda part: table.to_parquet(part))
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read a table that `write` wrote.
+
+    Raises:
+        FileNotFoundError: with the tables that lie beside.
+    """
+    if not path.exists():
+        near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.parquet")])
+        raise FileNotFoundError(f"no table {path}; {near}")
+    return pd.read_parquet(path)
+
+
+def column(table: pd.DataFrame, name: str) -> pd.Series:
+    """A column by name.
+
+    Raises:
+        KeyError: with the nearest right names.
+    """
+    if name not in table:
+        raise KeyError(f"the table has no column {name!r}; {did_you_mean(name, map(str, table.columns))}")
+    return table[name]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file that appears at ``path`` complete or not at all: written beside it, synced, then renamed.
+
+    A full disk or a kill leaves what was at ``path`` before.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    logger.info("wrote %s", path)

@@ -1,0 +1,108 @@
+"""What of a layer's activation is compared: all of it, spatial tokens, the class token, a mean, or robust variants.
+
+A *token layer* is ``image token channel``, with ``prefix`` tokens (class, distillation, registers) before the spatial ones.
+A *map* is ``image channel row col`` (or channels last); its positions count as spatial tokens. The rest is compared whole.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+# A token is massive from this many times the median norm of its layer. On an ImageNet ViT-Ti/16 the massive tokens stand at
+# 30-50 times the median and ordinary ones reach 2, so any number between 4 and 20 finds the same tokens.
+MASSIVE = 5.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a model arranges its activations.
+
+    Attributes:
+        spatial: number of spatial tokens of a token layer; None for a model without a fixed token grid.
+        prefix: number of prefix tokens before them.
+        class_token: whether the first prefix token is a class token.
+        channels_last: whether maps are ``image row col channel``.
+    """
+
+    spatial: int | None = None
+    prefix: int = 0
+    class_token: bool = False
+    channels_last: bool = False
+
+    def prefix_of(self, activation: Tensor) -> int:
+        """Prefix tokens in this activation: a patch embedding, before the class token joins, has none."""
+        has_prefix = activation.ndim == 3 and activation.shape[1] != self.spatial
+        return self.prefix if has_prefix else 0
+
+
+def everything(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
+    """All values: every token, class token included, and every channel (the paper's choice, PAPER 2.2)."""
+    return activation
+
+
+def spatial(activation: Tensor, layout: Layout) -> Tensor:
+    """The spatial tokens; maps whole."""
+    return activation[:, layout.prefix_of(activation) :] if activation.ndim == 3 else activation
+
+
+def class_token(activation: Tensor, layout: Layout) -> Tensor | None:
+    """The class token; None for a token layer that has none. Maps and vectors whole, as there is nothing to choose."""
+    if activation.ndim != 3:
+        return activation
+    return activation[:, 0] if layout.class_token and layout.prefix_of(activation) else None
+
+
+def mean(activation: Tensor, layout: Layout) -> Tensor:
+    """Mean over all tokens, or over all positions of a map: one vector of channels per image."""
+    return as_tokens(activation, layout).mean(1)
+
+
+def normalized(activation: Tensor, layout: Layout) -> Tensor:
+    """Each token, or each position of a map, scaled to norm 1: no token can outweigh another."""
+    return torch.nn.functional.normalize(as_tokens(activation.float(), layout), dim=-1)
+
+
+def standardized(activation: Tensor, layout: Layout) -> Tensor:
+    """Each token standardised over its channels, as a LayerNorm without weights does."""
+    tokens = as_tokens(activation.float(), layout)
+    return torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
+
+
+def inliers(activation: Tensor, layout: Layout) -> Tensor:
+    """Massive tokens replaced by the mean, over the batch, of the ordinary tokens at their place.
+
+    After centring over images the replacement contributes nothing, which is what dropping a token from a Gram matrix means.
+    """
+    tokens = as_tokens(activation.float(), layout)
+    ordinary = ~massive(tokens)[..., None]
+    typical = (tokens * ordinary).sum(0) / ordinary.sum(0).clamp(min=1)
+    return torch.where(ordinary, tokens, typical)
+
+
+SELECTIONS: Mapping[str, Callable[[Tensor, Layout], Tensor | None]] = {
+    "all": everything,
+    "spatial": spatial,
+    "cls": class_token,
+    "mean": mean,
+    "normalized": normalized,
+    "standardized": standardized,
+    "inliers": inliers,
+}
+
+
+def as_tokens(activation: Tensor, layout: Layout) -> Float[Tensor, "image token channel"]:
+    """Any activation as tokens: a map's positions, or a vector as one token."""
+    if activation.ndim == 4:
+        axes = "image row col channel" if layout.channels_last else "image channel row col"
+        return rearrange(activation, f"{axes} -> image (row col) channel")
+    return activation if activation.ndim == 3 else activation.flatten(1)[:, None]
+
+
+def massive(tokens: Float[Tensor, "image token channel"]) -> Bool[Tensor, "image token"]:
+    """Which tokens are massive activations (Darcet et al. 2024; Sun et al. 2024): norm above 5 times the batch's median."""
+    norms = torch.linalg.vector_norm(tokens.float(), dim=-1)
+    return norms > MASSIVE * norms.median()
