@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ UNLIMITED = 10**9
 INPUT = Preprocessing(input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
 
 
+@runtime_checkable
 class Data(Protocol):
     """Labelled images to learn from, by the number of the step that does, and others for the test."""
 

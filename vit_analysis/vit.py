@@ -13,7 +13,7 @@ functions of functions rather than modules: they say how a block is composed and
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -209,7 +209,7 @@ class ViT(nn.Module):
         in_chans: int = 3,
         mlp_ratio: int = 4,
         dropout: float = 0.0,
-        pool: Literal["cls", "avg"] = "cls",
+        pool: str = "cls",
         no_skip: int | None = None,
     ) -> None:
         super().__init__()
