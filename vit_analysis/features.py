@@ -65,7 +65,6 @@ class Reading:
         return {"models": models, "images": self.images.facts()}
 
 
-@torch.inference_mode()  # on the generator function: inside it, the mode would leak to the caller at every yield
 def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
     """Every batch of this process from number ``start`` on, through every model."""
     models, images = reading.models, reading.images
@@ -80,9 +79,12 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
             )
         for batch in images.read(wanted, rank=rank, of=of, start=start):
             seen = {}
-            for name, model in models.items():
-                pixels = batch.inputs[wanted.index(model.preprocessing)]
-                seen[name] = runs[name](pixels.to(model.device, non_blocking=True))
+            with (
+                torch.inference_mode()
+            ):  # ends before the yield: held across it, the mode would leak to the caller
+                for name, model in models.items():
+                    pixels = batch.inputs[wanted.index(model.preprocessing)]
+                    seen[name] = runs[name](pixels.to(model.device, non_blocking=True))
             yield Pass(batch.number, len(batch.labels), seen, batch.labels)
 
 

@@ -222,18 +222,14 @@ class _Files:
         return len(self.data)
 
     def image(self, number: int) -> tuple[Image.Image, int]:
-        if hasattr(self.data, "reader"):
-            file, label, *_ = self.data.reader[number]
-            image = file if isinstance(file, Image.Image) else Image.open(file)
-        else:
+        if not hasattr(self.data, "reader"):
             image, label = self.data[number]
+            return image.convert("RGB"), int(label)
+        file, label, *_ = self.data.reader[number]
         try:
-            return image.convert("RGB"), -1 if label is None else int(label)
-        except (
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as error:  # what PIL raises for broken files
+            with file:
+                return Image.open(file).convert("RGB"), -1 if label is None else int(label)
+        except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL, of some broken files
             raise OSError(str(error)) from error
 
     def name(self, number: int) -> str:

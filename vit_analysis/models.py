@@ -187,18 +187,16 @@ def _short(name: str, base: str, weights: str) -> str:
 
 def _lab(name: str, weights: str, seed: int) -> tuple[nn.Module, Preprocessing]:
     recipe = zoo.recipe(name)
-    file = Path(weights).expanduser() if weights not in ("", RANDOM) else zoo.lab_file(name)
-    if not file.is_file() and weights != RANDOM:
-        raise FileNotFoundError(
-            f"no weights of {name} at {str(file)!r}; python -m vit_analysis.train {name} makes them"
-        )
+    checkpoint = Path(weights).expanduser() if weights not in ("", RANDOM) else None
+    file = checkpoint or (zoo.home(name) if weights == RANDOM else zoo.lab_file(name))
+    state = None if weights == RANDOM else read_checkpoint(file)
     facts = _metadata(file) if file.is_file() else {}
     config = json.loads(facts["config"]) if "config" in facts else recipe.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = zoo.build(recipe.architecture, config)
-    if weights != RANDOM:
-        fit(module, read_checkpoint(file), weights or name)
+    if state is not None:
+        fit(module, state, weights or name)
     size, mean, std = (tuple(json.loads(facts.get(key, default))) for key, default in LAB_INPUT.items())
     return module, Preprocessing(size, mean, std, crop_pct=1.0)
 
@@ -213,7 +211,11 @@ def _metadata(file: Path) -> dict[str, str]:
 def _timm(name: str, weights: str, seed: int) -> nn.Module:
     architecture = name.partition(".")[0]
     if not name.startswith(HUBS) and not timm.is_model(architecture):
-        everything = [*zoo.RECIPES, *timm.list_models(), *timm.list_pretrained()]
+        everything = [
+            *(zoo.PREFIX + own for own in zoo.RECIPES),
+            *timm.list_models(),
+            *timm.list_pretrained(),
+        ]
         raise ValueError(f"no model {name!r}; {did_you_mean(name, everything)}")
     if not weights:
         return _pretrained(name)

@@ -61,6 +61,8 @@ def cka(table: pd.DataFrame) -> Figure:
     bar = figure.colorbar(axes[0].images[0], ax=list(axes), shrink=0.8, aspect=30, pad=0.01)
     bar.set_label(f"CKA{_tokens(table)}", fontsize=9)
     bar.ax.tick_params(labelsize=8)
+    if told := _dominated(table):
+        figure.supxlabel(told, fontsize=8, style="italic")
     return figure
 
 
@@ -119,6 +121,22 @@ def _boundaries(layers: pd.DataFrame) -> list[float]:
         (model, stage.group() if stage else "") for model, stage in zip(layers["model"], stages, strict=True)
     ]
     return [place - 0.5 for place in range(1, len(keys)) if keys[place] != keys[place - 1]]
+
+
+def _dominated(table: pd.DataFrame) -> str:
+    """Which models have layers whose similarity is mostly about a few massive tokens."""
+    shares = pd.DataFrame(table.attrs.get("massive", []), columns=["model", "layer", "tokens", "hsic"])
+    dominated = shares[shares["hsic"] > 0.5]
+    if table.attrs.get("tokens", "all") != "all" or dominated.empty:
+        return ""
+    counts = [
+        f"{model}: {len(rows)} of {_count(table, model)} layers" for model, rows in dominated.groupby("model")
+    ]
+    return f"Dominated by massive tokens, so compare with normalized tokens: {'; '.join(counts)}"
+
+
+def _count(table: pd.DataFrame, model: str) -> int:
+    return table.loc[table["model"] == model, "layer"].nunique()
 
 
 def _tokens(table: pd.DataFrame) -> str:

@@ -24,7 +24,7 @@ from vit_analysis.table import write_whole
 GROUPS = 20
 CONFIDENCE = 0.95
 
-SumsType = TypeVar("SumsType", bound="Sums")
+Same = TypeVar("Same", bound="Sums")  # typing.Self cannot be checked at run time
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Sums:
     a stream without a batch has no result.
     """
 
-    def __add__(self: SumsType, other: SumsType) -> SumsType:
+    def __add__(self: Same, other: Same) -> Same:
         """Merge two disjoint sets of batches.
 
         Raises:
@@ -61,6 +61,9 @@ class Sums:
             for field in fields(self)
             if not isinstance(value := getattr(self, field.name), Tensor)
         }
+
+
+SumsType = TypeVar("SumsType", bound=Sums)
 
 
 def save(path: Path, sums: Sums, done: int) -> None:

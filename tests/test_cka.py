@@ -1,0 +1,266 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import Given, Layers, cell, oracle_cka
+from torch import nn
+
+from vit_analysis import cka, models
+from vit_analysis.capture import capture
+from vit_analysis.images import Images
+
+FEATURES = 192  # 3 x 8 x 8
+
+
+def pair(change=lambda x: x, offset: float = 0.0) -> Layers:
+    """Two layers of a common source: true CKA 0.6^2 = 0.360. The input holds both sources, side by side."""
+
+    def x(both: torch.Tensor) -> torch.Tensor:
+        return change(both[:, 0].flatten(1) + offset)
+
+    def y(both: torch.Tensor) -> torch.Tensor:
+        return 0.6 * both[:, 0].flatten(1) + 0.8 * both[:, 1].flatten(1)
+
+    return Layers(x=x, y=y, independent=lambda both: both[:, 1].flatten(1))
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> Given:
+    torch.manual_seed(7)
+    return Given(batch=128, pixels=torch.randn(2560, 2, 3, 8, 8))
+
+
+def measured(module: nn.Module, images: Images, **kwargs):
+    return cka.compare({"m": module}, images, layers=["x", "y", "independent"], **kwargs)
+
+
+def test_the_truth_is_within_the_interval_and_the_interval_is_narrow(gaussian):
+    table = measured(pair(), gaussian)
+    low, value, high = (cell(table, "x", "y", column) for column in ("low", "cka", "high"))
+    assert low < 0.360 < high
+    assert high - low < 0.02
+    assert abs(value - 0.360) < 0.005
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(pair(offset=10), id="mean offset of 10 sigma"),
+        pytest.param(pair(offset=100), id="mean offset of 100 sigma"),
+        pytest.param(pair(lambda x: 1e-6 * x), id="scale 1e-6"),
+        pytest.param(pair(lambda x: 1e6 * x), id="scale 1e6"),
+        pytest.param(pair(lambda x: x.bfloat16()), id="bf16"),
+        pytest.param(pair(lambda x: (30 * x).half()), id="fp16 x 30"),
+        pytest.param(pair(lambda x: (x + 10).bfloat16(), 0), id="bf16 with an offset of 10 sigma"),
+    ],
+)
+def test_offset_scale_and_half_precision_do_not_move_it(gaussian, wrong):
+    plain, changed = measured(pair(), gaussian), measured(wrong, gaussian)
+    assert cell(changed, "x", "y") == pytest.approx(cell(plain, "x", "y"), abs=1e-3)
+
+
+def test_independent_layers_are_within_their_interval_of_zero(gaussian):
+    table = measured(pair(), gaussian)
+    assert cell(table, "x", "independent", "low") < 0 < cell(table, "x", "independent", "high")
+    assert abs(cell(table, "x", "independent")) < 0.005
+
+
+@pytest.mark.parametrize("batch", [16, 64, 500, 1024])
+def test_the_size_of_batches_hardly_matters(gaussian, batch):
+    # The biased estimator reads 0.95 at 16 and 0.46 at 1024.
+    images = Given(batch=batch, pixels=gaussian.pixels)
+    assert cell(measured(pair(), images), "x", "y") == pytest.approx(0.360, abs=0.01)
+
+
+def test_permuted_images_are_not_similar(gaussian):
+    shuffled = Layers(
+        x=lambda both: both[:, 0].flatten(1), y=lambda both: both[torch.randperm(len(both)), 0].flatten(1)
+    )
+    table = cka.compare({"m": shuffled}, gaussian, layers=["x", "y"])
+    assert abs(cell(table, "x", "y")) < 0.02
+
+
+def test_order_within_a_batch_does_not_matter(gaussian):
+    order = torch.cat([start + torch.randperm(128) for start in range(0, 2560, 128)])
+    table = measured(pair(), Given(batch=128, pixels=gaussian.pixels[order]))
+    assert cell(table, "x", "y") == pytest.approx(cell(measured(pair(), gaussian), "x", "y"), abs=1e-6)
+
+
+def test_every_pair_within_and_across_is_the_three_term_formula():
+    # An incomplete last batch, correlated features with an offset, two models.
+    pixels = (torch.randn(42, 6) @ torch.randn(6, 2 * 3 * 4 * 4) + 2).view(42, 2, 3, 4, 4)
+    images = Given(batch=16, pixels=pixels)
+    one, other = (
+        pair(torch.relu),
+        Layers(z=lambda x: x[:, 1].square().flatten(1), u=lambda x: x.flatten(1)[:, :5]),
+    )
+    table = cka.compare({"a": one, "b": other}, images, layers=["x", "y", "z", "u"])
+    layers = {**one.functions, **other.functions}
+    batches = pixels.split(16)
+    assert len(table) == 16
+    for row in table.itertuples():
+        expected = oracle_cka(
+            *([layers[name](batch) for batch in batches] for name in (row.layer, row.other_layer))
+        )
+        assert row.cka == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_carry_the_layer_that_was_read_in_order_of_execution():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.third, self.second, self.first = nn.Linear(8, 8), nn.ReLU(), nn.Linear(12, 8)
+
+        def forward(self, x):
+            return self.third(self.second(self.first(x.flatten(1))))
+
+    images = Given(batch=20, pixels=torch.randn(20, 12))
+    table = cka.compare({"m": Backwards()}, images, layers="*")
+    assert list(dict.fromkeys(table["layer"])) == ["first", "second", "third"]
+    assert table["depth"].iloc[::3].tolist() == [0.0, 0.5, 1.0]
+    assert cell(table, "third", "third") == pytest.approx(1)
+    assert table["cka"].to_numpy().reshape(3, 3) == pytest.approx(
+        table["cka"].to_numpy().reshape(3, 3).T, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_batchnorm_layers_are_read_before_they_are_overwritten(name):
+    # Hooks that keep a reference read what the in-place ReLU and `x += shortcut` left: 34 % of these cells off by > 0.05.
+    module = timm.create_model(name, zero_init_last=False).eval()
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.bias, std=0.5)
+    images = Given(batch=16, pixels=torch.randn(16, 3, 64, 64))
+    taps = [tap for tap, m in module.named_modules() if isinstance(m, nn.BatchNorm2d)][:12]
+    table = cka.compare({"m": module}, images, layers=taps)
+    with capture(module, taps) as run, torch.inference_mode():
+        kept = run(images.pixels)
+    for layer, other in zip(taps, taps[1:], strict=False):
+        assert cell(table, layer, other) == pytest.approx(oracle_cka([kept[layer]], [kept[other]]), abs=1e-5)
+
+
+@pytest.mark.parametrize("rest", [1, 2, 3])
+def test_a_last_batch_too_small_is_left_out_with_one_warning(gaussian, caplog, rest):
+    images = Given(batch=64, pixels=gaussian.pixels[: 256 + rest])
+    table = measured(pair(), images)
+    whole = measured(pair(), Given(batch=64, pixels=gaussian.pixels[:256]))
+    np.testing.assert_array_equal(table["cka"], whole["cka"])
+    assert caplog.text.count("fewer than 4 images and is left out") == 1
+
+
+def test_too_few_images_altogether_are_an_error():
+    with pytest.raises(ValueError, match="no batch of 1 could be used"):
+        measured(pair(), Given(batch=64, pixels=torch.randn(3, 2, 3, 8, 8)))
+
+
+def test_a_constant_layer_is_undefined_and_named(gaussian, caplog):
+    module = Layers(x=lambda both: both[:, 0].flatten(1), flat=lambda both: torch.full((len(both), 5), 7.3))
+    table = cka.compare({"m": module}, gaussian, layers=["x", "flat"])
+    assert np.isnan(cell(table, "x", "flat"))
+    assert np.isnan(cell(table, "flat", "flat"))
+    assert cell(table, "x", "x") == pytest.approx(1)
+    assert "constant over all images, so its CKA is undefined (NaN): flat of m" in caplog.text
+
+
+def test_a_value_that_is_not_finite_names_model_layer_and_batch(gaussian):
+    calls = []
+
+    def spoilt(both):
+        calls.append(1)
+        return both[:, 0].flatten(1) / (0 if len(calls) == 3 else 1)
+
+    with pytest.raises(ValueError, match="'y' of m has values that are not finite in batch 2"):
+        cka.compare({"m": Layers(x=lambda both: both[:, 0], y=spoilt)}, gaussian, layers=["x", "y"])
+
+
+def test_massive_tokens_are_counted_and_named_and_the_robust_variants_see_past_them(caplog):
+    torch.manual_seed(1)
+    base = torch.randn(320, 12, 16)
+
+    def massive(x):
+        x = x.clone()
+        x[torch.arange(0, len(x), 16), 5, 0] = 1000.0  # one token of one image in sixteen, in one channel
+        return x
+
+    module = Layers(x=lambda x: x, spoilt=massive, again=lambda x: massive(torch.randn_like(x)))
+    images = Given(batch=64, pixels=base)
+    table = cka.compare({"m": module}, images, layers=["x", "spoilt", "again"])
+    assert cell(table, "x", "spoilt") < 0.05  # the same features but for 0.5 % of tokens
+    assert cell(table, "spoilt", "again") > 0.95  # nothing in common but where the massive tokens are
+    assert "m: massive tokens, 0.5 % of all, make up" in caplog.text
+    shares = {row["layer"]: row for row in table.attrs["massive"]}
+    assert shares["spoilt"]["tokens"] == pytest.approx(1 / 16 / 12)
+    assert shares["spoilt"]["hsic"] > 0.99
+    assert shares["x"] == {"model": "m", "layer": "x", "tokens": 0.0, "hsic": 0.0}
+    for tokens in ("normalized", "standardized", "inliers"):
+        robust = cka.compare({"m": module}, images, layers=["x", "spoilt", "again"], tokens=tokens)
+        assert cell(robust, "x", "spoilt") > 0.95
+        assert abs(cell(robust, "spoilt", "again")) < 0.05
+
+
+def test_the_robustness_table_holds_the_mean_off_diagonal_of_each_estimator(gaussian):
+    images = Given(batch=64, pixels=torch.randn(256, 6, 8))
+    module = Layers(x=lambda x: x, y=lambda x: x.square(), z=lambda x: x.exp())
+    robust = cka.robustness({"m": module}, images, layers=["x", "y", "z"])
+    assert robust["tokens"].tolist() == list(cka.ROBUST)
+    for row in robust.itertuples():
+        table = cka.compare({"m": module}, images, layers=["x", "y", "z"], tokens=row.tokens)
+        different = table[table["layer"] != table["other_layer"]]
+        assert row.cka == pytest.approx(different["cka"].mean(), abs=1e-12)
+        assert row.low < row.cka < row.high
+
+
+def test_tokens_choose_what_of_a_token_layer_is_compared():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1).eval()
+    images = Given(batch=32, pixels=torch.randn(32, 3, 32, 32))
+    taps = ["patch_embed", "blocks.0.attn", "blocks.0"]
+    with capture(module, taps) as run, torch.inference_mode():
+        kept = run(images.pixels)
+    chosen = {
+        "all": lambda x: x,
+        "spatial": lambda x: x[:, -4:],
+        "mean": lambda x: x.mean(1),
+        "normalized": lambda x: x / x.norm(dim=-1, keepdim=True),
+    }
+    for tokens, choose in chosen.items():
+        table = cka.compare({"m": module}, images, layers=taps, tokens=tokens)
+        expected = oracle_cka([choose(kept["blocks.0.attn"])], [choose(kept["blocks.0"])])
+        assert cell(table, "blocks.0.attn", "blocks.0") == pytest.approx(expected, abs=1e-5)
+    table = cka.compare({"m": module}, images, layers=taps, tokens="cls")
+    assert set(table["layer"]) == {
+        "blocks.0.attn",
+        "blocks.0",
+    }  # there is no class token in a patch embedding
+    expected = oracle_cka([kept["blocks.0.attn"][:, 0]], [kept["blocks.0"][:, 0]])
+    assert cell(table, "blocks.0.attn", "blocks.0") == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_class_token_that_no_layer_has_is_an_error():
+    module = timm.create_model(
+        "vit_base_patch16_siglip_gap_224", img_size=32, depth=1, embed_dim=32, num_heads=2
+    ).eval()
+    with pytest.raises(ValueError, match="no chosen layer has what --tokens asks for"):
+        cka.compare(
+            {"m": module}, Given(batch=8, pixels=torch.randn(8, 3, 32, 32)), layers="blocks.*", tokens="cls"
+        )
+
+
+def test_misspelt_layers_bring_the_nearest_right_ones(gaussian):
+    with pytest.raises(ValueError, match="matches 'xx'; did you mean 'x'"):
+        cka.compare({"m": pair()}, gaussian, layers="xx")
+
+
+def test_the_untrained_lab_pair_in_one_pass_with_provenance():
+    loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
+    table = cka.compare(loaded, Images(limit=48, batch=16), layers="blocks")
+    assert list(table.columns) == [
+        *("model", "layer", "depth", "other_model", "other_layer", "other_depth"),
+        *("cka", "low", "high"),
+    ]  # fmt: skip
+    assert set(table["model"]) == set(table["other_model"]) == {"lab/vit@random", "lab/resnet@random"}
+    assert len(table) == (8 + 8) ** 2
+    assert table.attrs["models"] == {model.name: model.digest for model in loaded}
+    assert table.attrs["images"]["count"] == 48
+    alone = cka.compare(loaded[:1], Images(limit=48, batch=16), layers="blocks")
+    inside = table[(table["model"] == loaded[0].name) & (table["other_model"] == loaded[0].name)]
+    np.testing.assert_allclose(alone["cka"], inside["cka"], rtol=1e-10)

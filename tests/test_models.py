@@ -1,0 +1,128 @@
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from vit_analysis import models
+from vit_analysis.images import Preprocessing
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A checkpoint of a small timm model, in half precision as ours are shipped."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    module = timm.create_model("resnet10t")
+    safetensors.torch.save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}, path
+    )
+    return path
+
+
+def test_a_checkpoint_is_loaded_exactly_and_widened(small):
+    loaded = models.load(f"resnet10t@{small}", device="cpu")
+    assert loaded.name == "resnet10t@small"
+    assert not loaded.module.training
+    expected = safetensors.torch.load_file(small)
+    own = loaded.module.state_dict()
+    assert own["conv1.0.weight"].dtype == torch.float32
+    assert all(torch.equal(own[key], value.to(own[key].dtype)) for key, value in expected.items())
+
+
+def test_preprocessing_is_the_models_own():
+    vit = models.load("vit_tiny_patch16_224@random", device="cpu")
+    assert vit.preprocessing == Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9)
+    assert models.load("resnet10t@random", device="cpu").preprocessing.mean != (0.5,) * 3
+
+
+def test_the_untrained_twin_is_seeded_and_leaves_the_generator_alone():
+    state = torch.get_rng_state()
+    one, same, other = (models.load("resnet10t@random", seed=seed, device="cpu") for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.digest == same.digest != other.digest
+    assert one.name == "resnet10t@random"
+
+
+def test_the_digest_changes_with_any_weight():
+    module = nn.Linear(3, 2)
+    before = models.digest(module)
+    with torch.no_grad():
+        module.bias[0] += 1e-6
+    assert models.digest(module) != before
+
+
+def test_weights_fine_tuned_to_other_classes_are_recognised(tmp_path):
+    module = timm.create_model("resnet10t", num_classes=7)
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}}, tmp_path / "tuned.pth"
+    )
+    loaded = models.load(f"resnet10t@{tmp_path / 'tuned.pth'}", device="cpu")
+    assert loaded.module.num_classes == 7
+    assert torch.equal(loaded.module.fc.weight, module.fc.weight)
+
+
+def test_weights_of_another_architecture_say_which_keys_and_how_many(small):
+    with pytest.raises(
+        ValueError, match=r"does not fit ResNet of 122 tensors: .* missing \(.*\.\.\.\).*of another shape"
+    ):
+        models.load(f"resnet18@{small}", device="cpu")
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was-run"), "w"))
+
+    torch.save({"state_dict": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(OSError, match="evil.pth' is not a file of weights that can be read safely"):
+        models.load(f"resnet10t@{tmp_path / 'evil.pth'}", device="cpu")
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_a_broken_checkpoint_says_so(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x08\x00\x00")
+    with pytest.raises(OSError, match="is not a file of weights"):
+        models.load(f"resnet10t@{tmp_path / name}", device="cpu")
+
+
+def test_unknown_names_bring_the_nearest_right_ones(small):
+    with pytest.raises(ValueError, match="no model 'resnet5'; did you mean 'resnet50'"):
+        models.load("resnet5")
+    with pytest.raises(ValueError, match="no lab model 'lab/vitt'; did you mean 'lab/vit'"):
+        models.load("lab/vitt")
+    with pytest.raises(
+        FileNotFoundError, match="no checkpoint .*smal.safetensors'; did you mean .*small.safetensors"
+    ):
+        models.load(f"resnet10t@{small.parent / 'smal.safetensors'}")
+
+
+def test_trained_weights_that_cannot_be_had_say_what_to_do(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no pretrained weights exist\nlong story")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(
+        OSError,
+        match=r"no trained weights for 'resnet10t': no pretrained weights exist; give .*resnet10t@FILE",
+    ):
+        models.load("resnet10t")
+
+
+def test_models_of_the_same_name_need_names_of_their_own(tmp_path, small):
+    other = tmp_path / "small.safetensors"
+    other.write_bytes(small.read_bytes())
+    names = [f"resnet10t@{small}", f"resnet10t@{other}"]
+    assert [model.name for model in models.load_all(names, device="cpu")] == names
+    with pytest.raises(ValueError, match="one or more different models"):
+        models.named([models.load(name, device="cpu") for name in names])
+
+
+def test_any_module_gets_timms_defaults():
+    model = models.named({"mine": nn.Conv2d(3, 4, 3)})["mine"]
+    assert model.preprocessing == Preprocessing()
+
+
+def test_convolutional_models_run_with_channels_last():
+    loaded = models.load("resnet10t@random", device="cpu")
+    assert loaded.module.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)

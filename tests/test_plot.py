@@ -1,0 +1,114 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vit_analysis import plot, table
+
+MODELS = {
+    "vit": [f"blocks.{n}{part}" for n in range(4) for part in (".attn", "")],
+    "resnet": [f"layer{stage}.{unit}" for stage in (1, 2, 3) for unit in (0, 1)],
+    "mixer": ["blocks.0", "blocks.1", "blocks.2"],
+}
+
+
+def similarities(*models: str) -> pd.DataFrame:
+    places = [
+        (model, layer, i / (len(MODELS[model]) - 1))
+        for model in models
+        for i, layer in enumerate(MODELS[model])
+    ]
+    rows = [
+        (*place, *other, 1.0 if place == other else (10 * i + j) % 97 / 100)
+        for i, place in enumerate(places)
+        for j, other in enumerate(places)
+    ]
+    columns = ["model", "layer", "depth", "other_model", "other_layer", "other_depth", "cka"]
+    made = pd.DataFrame(rows, columns=columns)
+    return table.with_provenance(
+        made.assign(low=made["cka"] - 0.01, high=made["cka"] + 0.01), "cka", tokens="all", massive=[]
+    )
+
+
+def test_the_first_layer_is_at_the_bottom_left_and_every_cell_where_it_belongs():
+    rows = similarities("resnet")
+    ax = plot.heatmap(rows)
+    (image,) = ax.images
+    assert image.origin == "lower"
+    np.testing.assert_array_equal(image.get_array(), rows["cka"].to_numpy().reshape(6, 6))
+    assert (image.norm.vmin, image.norm.vmax) == (0, 1)
+
+
+def test_axes_name_the_model_and_tick_its_depth():
+    ax = plot.heatmap(similarities("resnet"))
+    assert ax.get_xlabel() == ax.get_ylabel() == "resnet: depth (6 layers)"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "0.25", "0.5", "0.75", "1"]
+    assert ax.get_xticks().tolist() == [0, 1.25, 2.5, 3.75, 5]
+
+
+def test_stages_are_marked_where_there_are_some():
+    assert [
+        line.get_xdata()[0] for line in plot.heatmap(similarities("resnet")).lines if line.get_xdata()[0] != 0
+    ] == [1.5, 3.5]
+    assert not plot.heatmap(similarities("vit")).lines
+
+
+def test_several_models_in_one_square_are_separated_and_named():
+    ax = plot.heatmap(similarities("vit", "mixer"))
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["vit", "mixer"]
+    assert 7.5 in [line.get_xdata()[0] for line in ax.lines]
+
+
+@pytest.mark.parametrize("models", [("vit",), ("vit", "resnet"), ("vit", "resnet", "mixer")])
+def test_one_panel_per_model_and_per_pair_on_one_colour_scale(models):
+    figure = plot.cka(similarities(*models))
+    panels = [ax for ax in figure.axes if ax.images]
+    assert len(panels) == len(models) + len(models) * (len(models) - 1) // 2
+    assert {(ax.images[0].norm.vmin, ax.images[0].norm.vmax) for ax in panels} == {(0, 1)}
+    assert [ax.get_title() for ax in panels[: len(models)]] == list(models)
+    if len(models) > 1:
+        across = panels[
+            len(models)
+        ]  # the first model up, the second to the right, as in the paper's figure 2
+        assert (across.get_ylabel(), across.get_xlabel()) == (
+            "vit: depth (8 layers)",
+            "resnet: depth (6 layers)",
+        )
+        assert across.images[0].get_array().shape == (8, 6)
+
+
+def test_undefined_cells_are_not_drawn_as_zero():
+    rows = similarities("resnet")
+    rows.loc[0, "cka"] = np.nan
+    image = plot.heatmap(rows).images[0]
+    grey = image.to_rgba(image.get_array())[0, 0]
+    assert grey[0] == grey[1] == grey[2] == 0.75
+
+
+def test_dominated_layers_are_said_in_the_picture():
+    rows = similarities("vit")
+    rows.attrs["massive"] = [{"model": "vit", "layer": "blocks.3", "tokens": 0.02, "hsic": 0.99}]
+    texts = [text.get_text() for text in plot.cka(rows).texts]
+    assert any("vit: 1 of 8 layers" in text for text in texts)
+
+
+def test_a_table_is_redrawn_without_computing(tmp_path):
+    table.write(similarities("vit", "resnet"), tmp_path / "cka.parquet")
+    plot.main(tmp_path / "cka.parquet", tmp_path / "new" / "cka.png")
+    assert (tmp_path / "new" / "cka.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_drawn_says_why(tmp_path):
+    with pytest.raises(SystemExit, match="no table"):
+        plot.main(tmp_path / "nothing.parquet", tmp_path / "a.png")
+    table.write(table.with_provenance(pd.DataFrame({"a": [1]}), "weather"), tmp_path / "a.parquet")
+    with pytest.raises(SystemExit, match=r"is a table of 'weather'; there are pictures for cka"):
+        plot.main(tmp_path / "a.parquet", tmp_path / "a.png")
+
+
+def test_plot_imports_nothing_of_ours():
+    code = "import sys, vit_analysis.plot; print(sorted(m for m in sys.modules if m.startswith(('vit_analysis', 'torch'))))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "['vit_analysis', 'vit_analysis.plot']"

@@ -1,0 +1,38 @@
+import pandas as pd
+import pytest
+
+from vit_analysis import table
+
+
+def test_provenance_travels_with_the_table(tmp_path):
+    result = table.with_provenance(
+        pd.DataFrame({"cka": [0.5]}), "cka", models={"lab/vit": "abc"}, images={"count": 3}
+    )
+    table.write(result, tmp_path / "new" / "a.parquet")
+    back = table.read(tmp_path / "new" / "a.parquet")
+    pd.testing.assert_frame_equal(back, result)
+    assert back.attrs == result.attrs
+    assert back.attrs["analysis"] == "cka"
+    assert {"torch", "timm", "numpy", "vit-analysis"} == set(back.attrs["versions"])
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def half_way(part):
+        part.write_text("half of")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        table.write_whole(path, half_way)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_misspelt_column_or_file_names_the_nearest_right_one(tmp_path):
+    with pytest.raises(KeyError, match="no column 'ckaa'; did you mean 'cka'"):
+        table.column(pd.DataFrame({"cka": [1.0]}), "ckaa")
+    table.write(pd.DataFrame({"cka": [0.5]}), tmp_path / "cka.parquet")
+    with pytest.raises(FileNotFoundError, match=r"no table .*ckq.parquet; did you mean 'cka.parquet'"):
+        table.read(tmp_path / "ckq.parquet")
