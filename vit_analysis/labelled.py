@@ -102,12 +102,17 @@ class Files:
         """Images by their number, as a model's input; an unreadable one is named and left out."""
         dataset, workers = self.images._dataset((INPUT,)), self.images._workers
         loader: DataLoader[Any] = DataLoader(
-            dataset, batch_sampler=numbers, collate_fn=list, num_workers=workers
+            dataset, batch_sampler=numbers, collate_fn=unchanged, num_workers=workers
         )
         for batch in loader:
             for name in batch.unreadable:
                 logger.warning("cannot read %s: left out", name)
             yield batch.inputs[0].to(self.device), batch.labels.to(self.device)
+
+
+def unchanged(batch: Any) -> Any:
+    """The data set already gives whole batches. A function of its own, as workers have to be sent it."""
+    return batch
 
 
 def order(step: int, distinct: int, batch: int, seed: int) -> Int[Tensor, " image"]:

@@ -1,0 +1,243 @@
+"""Training: an interrupted run is an unbroken run, the file says all, mistakes are answered."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from vit_analysis import labelled, models, scenes, train, zoo
+from vit_analysis.images import UNSEEN, Images
+from vit_analysis.labelled import UNLIMITED, Files, Scenes, order
+
+TINY = zoo.Recipe(
+    "vit",
+    {
+        "img_size": 32,
+        "patch_size": 8,
+        "num_classes": 10,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "dropout": 0.1,
+    },
+)
+TINY_RESNET = zoo.Recipe("resnet", {"num_classes": 10, "layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]})
+PLAN = train.Plan(steps=12)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled, "TESTED", 1000)
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 5)
+
+
+def lessons(**changes) -> Scenes:
+    return Scenes(Images(**({"limit": UNLIMITED, "batch": 8} | changes)))
+
+
+def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn, done = train.learn, iter(range(1000))
+
+    def mortal(*given):
+        if next(done) == step:
+            raise Killed
+        return learn(*given)
+
+    monkeypatch.setattr(train, "learn", mortal)
+
+
+@pytest.mark.parametrize("recipe", [TINY, TINY_RESNET], ids=["vit with dropout", "resnet with running means"])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    recipe: zoo.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
+    train.train(recipe, lessons(), PLAN, whole)
+    with monkeypatch.context() as dying:
+        kill_at(8, dying)
+        with pytest.raises(Killed):
+            train.train(recipe, lessons(), PLAN, broken)
+    assert not broken.exists()
+    assert len(list(tmp_path.glob("*.checkpoint"))) == 1
+
+    torch.manual_seed(99)  # a new process is in another state
+    batches, started = Scenes.batches, []
+    monkeypatch.setattr(Scenes, "batches", lambda self, steps: started.append(steps) or batches(self, steps))
+    train.train(recipe, lessons(), PLAN, broken)
+    assert started == [range(5, 12)]
+    assert metadata(broken) == metadata(whole)
+    for name, tensor in load_file(whole).items():
+        assert torch.equal(load_file(broken)[name], tensor)
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+@pytest.mark.parametrize(
+    "other", [replace(PLAN, steps=13), replace(PLAN, seed=1), replace(PLAN, learning_rate=1e-4)], ids=str
+)
+def test_other_settings_do_not_pick_up_a_checkpoint(
+    other: train.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.safetensors"
+    kill_at(8, monkeypatch)
+    with pytest.raises(Killed):
+        train.train(TINY, lessons(), PLAN, out)
+    monkeypatch.setattr(train, "resume", lambda *_: pytest.fail("resumed the run of other settings"))
+    kill_at(1, monkeypatch)
+    with pytest.raises(Killed):
+        train.train(TINY, lessons(), other, out)
+
+
+def test_training_teaches() -> None:
+    """Thirty-two scenes by heart, against chance of 0.1."""
+    torch.manual_seed(0)
+    model, data = zoo.build(TINY_RESNET.architecture, TINY_RESNET.config), lessons(limit=32, batch=32)
+    train.fit(model, data, train.Plan(steps=120, learning_rate=3e-3))
+    share, count = train.accuracy(model, data.batches(range(1)))
+    assert count == 32
+    assert share > 0.8
+
+
+def metadata(path: Path) -> dict:
+    with safe_open(path, framework="pt") as file:
+        texts = file.metadata()
+    assert all(isinstance(value, str) for value in texts.values())
+    return {key: value if key == "architecture" else json.loads(value) for key, value in texts.items()}
+
+
+def test_the_file_says_all(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.safetensors"
+    data = lessons(limit=64, seed=4)
+    train.train(TINY, data, replace(PLAN, seed=7), out)
+    facts = metadata(out)
+    assert facts["data"] == {"source": "lab", "distinct": 64, "seed": 4, "batch": 8}
+    assert (facts["seed"], facts["steps"], facts["images_seen"]) == (7, 12, 96)
+    assert facts["input_size"] == [3, 32, 32]
+    assert facts["mean"] == facts["std"] == [0.5, 0.5, 0.5]
+    assert facts["classes"] == list(scenes.SHAPES)
+    assert facts["versions"].keys() == {"vit-analysis", "torch", "timm", "numpy"}
+
+    weights = load_file(out)
+    assert all(tensor.dtype == torch.float16 for tensor in weights.values())
+    model = zoo.build(facts["architecture"], facts["config"]).eval()
+    models.fit(model, weights, "the file")
+    share, tested = train.accuracy(model, data.unseen())
+    assert facts["accuracy"] == {"shape": share, "images": tested}
+    assert tested == 1000
+
+
+def test_goes_on_from_weights(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    train.train(TINY, lessons(), PLAN, first)
+    train.train(TINY, lessons(), train.Plan(steps=1, learning_rate=1e-9), second, init=first)
+    for name, tensor in load_file(first).items():
+        torch.testing.assert_close(load_file(second)[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    first = tmp_path / "first.safetensors"
+    train.train(TINY, lessons(), PLAN, first)
+    with pytest.raises(ValueError, match="does not fit ResNet"):
+        train.train(TINY_RESNET, lessons(), PLAN, tmp_path / "second.safetensors", init=first)
+
+
+def test_no_number_as_loss_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"at step 0: lower the learning rate, now 0\.001"):
+        train.train(TINY, Poisoned(lessons().images), PLAN, tmp_path / "out.safetensors")
+
+
+class Poisoned(Scenes):
+    def batches(self, steps: range):
+        for images, labels in super().batches(steps):
+            yield images * float("nan"), labels
+
+
+def test_every_distinct_image_comes_once_a_turn() -> None:
+    seen = torch.cat([order(step, 10, 4, seed=1) for step in range(10)])
+    turns = seen.view(4, 10)
+    assert torch.equal(turns.sort(dim=1).values, torch.arange(10).expand(4, 10))
+    assert not torch.equal(turns[0], turns[1])
+    assert not torch.equal(order(0, 10, 4, seed=1), order(0, 10, 4, seed=2))
+    assert torch.equal(order(3, UNLIMITED, 4, seed=1), torch.arange(12, 16))
+
+
+def test_scenes_of_the_test_are_never_learned() -> None:
+    with pytest.raises(ValueError, match="kept for tests, got 1000000"):
+        lessons(seed=UNSEEN)
+    tested = next(lessons().unseen())[0]
+    expected = scenes.draw(range(500), seed=UNSEEN).image
+    torch.testing.assert_close(tested, 2 * expected - 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of plain colours."""
+    for label, colour in (("green", (0, 200, 0)), ("red", (200, 0, 0))):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(30):
+            Image.new("RGB", (40, 40), colour).save(tmp_path / "photos" / label / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_learns_the_classes_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "red" / "3.png").write_bytes(b"no image")
+    data = Files(Images(source=str(folder), limit=None, batch=8, workers=0))
+    assert not set(data.tested) & set(data.learned)
+    assert len(data.tested) == 6
+    out = tmp_path / "out.safetensors"
+    recipe = replace(TINY, config={**TINY.config, "num_classes": 2})
+    train.train(recipe, data, train.Plan(steps=20), out)
+    facts = metadata(out)
+    assert facts["classes"] == ["green", "red"]
+    assert facts["data"]["source"] == "photos"
+    assert facts["accuracy"]["class"] == 1
+
+
+def test_mistakes_are_answered(folder: Path) -> None:
+    with pytest.raises(ValueError, match="--out FILE is needed: lab/vit learned from scenes"):
+        train.main("lab/vit", images=Images(source=str(folder)))
+    with pytest.raises(ValueError, match="--seen is at least 1 image, got 0"):
+        train.main("lab/vit", seen=0)
+    with pytest.raises(ValueError, match="has no classes to learn"):
+        Files(Images(source=str(folder / "red")))
+
+
+def test_the_command_names_the_nearest_model() -> None:
+    command = [sys.executable, "-m", "vit_analysis.train", "lab/vit_gpa"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no lab model 'lab/vit_gpa'; did you mean 'lab/vit_gap'" in done.stderr
+
+
+def test_shipped_models_do_what_their_files_say() -> None:
+    for name in zoo.names():
+        facts, model = metadata(zoo.lab_file(f"lab/{name}")), models.load(f"lab/{name}", device="cpu")
+        share, tested = train.accuracy(model.module, lessons().unseen())
+        claimed = facts["accuracy"]["shape"]
+        assert facts["accuracy"]["images"] >= 10_000
+        assert abs(share - claimed) < 5 * (claimed * (1 - claimed) / tested) ** 0.5 + 0.002, name
+
+
+def test_every_recipe_can_be_built() -> None:
+    for recipe in zoo.RECIPES.values():
+        config = json.loads(json.dumps(dict(recipe.config)))
+        assert zoo.build(recipe.architecture, config)(torch.randn(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_unknown_architectures_and_missing_weights_are_answered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="no architecture 'vti' in the lab; did you mean 'vit'"):
+        zoo.build("vti", {})
+    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "zoo.py"))
+    with pytest.raises(FileNotFoundError, match=r"train it: python -m vit_analysis\.train lab/mixer"):
+        zoo.lab_file("lab/mixer")
