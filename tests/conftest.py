@@ -1,4 +1,4 @@
-"""What several tests need: images that are given tensors, an oracle for CKA, and real weights and images where they are at hand."""
+"""What several tests need: images that are given tensors, an oracle for CKA, real weights and images where there are some."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -127,7 +127,7 @@ def test_scenes_are_drawn_once_for_the_largest_model():
 
 
 def test_an_unknown_source_names_what_lies_beside(folder):
-    with pytest.raises(FileNotFoundError, match="no images at .*photo'; did you mean .*photos"):
+    with pytest.raises(FileNotFoundError, match=r"no images at .*photo'; did you mean .*photos"):
         list(Images(str(folder)[:-1]).read([SMALL]))
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no images in .*empty"):

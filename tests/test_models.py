@@ -74,7 +74,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
             return (open, (str(tmp_path / "was-run"), "w"))
 
     torch.save({"state_dict": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(OSError, match="evil.pth' is not a file of weights that can be read safely"):
+    with pytest.raises(OSError, match=r"evil.pth' is not a file of weights that can be read safely"):
         models.load(f"resnet10t@{tmp_path / 'evil.pth'}", device="cpu")
     assert not (tmp_path / "was-run").exists()
 
@@ -92,7 +92,7 @@ def test_unknown_names_bring_the_nearest_right_ones(small):
     with pytest.raises(ValueError, match="no lab model 'lab/vitt'; did you mean 'lab/vit'"):
         models.load("lab/vitt")
     with pytest.raises(
-        FileNotFoundError, match="no checkpoint .*smal.safetensors'; did you mean .*small.safetensors"
+        FileNotFoundError, match=r"no checkpoint .*smal.safetensors'; did you mean .*small.safetensors"
     ):
         models.load(f"resnet10t@{small.parent / 'smal.safetensors'}")
 

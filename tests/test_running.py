@@ -37,7 +37,7 @@ def test_merging_is_commutative_and_associative(a, b, c):
 
 
 def test_sums_of_different_things_do_not_merge():
-    with pytest.raises(ValueError, match="sums are of different things: {'of': 'x'} and {'of': 'y'}"):
+    with pytest.raises(ValueError, match=r"sums are of different things: {'of': 'x'} and {'of': 'y'}"):
         moments([1, 2, 3]) + moments([1, 2, 3], "y")
 
 

@@ -6,12 +6,12 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 import torch.distributed as dist
 import tyro
-from matplotlib.figure import Figure
 
 from vit_analysis import running, table
 
@@ -28,7 +28,7 @@ def run(main: Callable[..., None]) -> None:
     if processes > 1:
         _join()
     try:
-        tyro.cli(main)
+        tyro.cli(main, prog=_program())
     except MISTAKES as error:
         if os.environ.get("VIT_ANALYSIS_TRACEBACK"):
             raise
@@ -50,7 +50,7 @@ def write(result: pd.DataFrame, out: Path) -> None:
         table.write(result, beside(out, ".parquet"))
 
 
-def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Figure]) -> None:
+def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]) -> None:
     """Write ``out``.png, from the first process only."""
     if running.processes()[0] == 0:
         figure = picture(result)
@@ -64,9 +64,12 @@ def beside(out: Path, ending: str) -> Path:
 
 def line() -> str:
     """The command as it would be typed again."""
+    return f"{_program()} {shlex.join(sys.argv[1:])}".strip()
+
+
+def _program() -> str:
     program = Path(sys.argv[0])
-    module = f"python -m {program.parent.name}.{program.stem}" if program.suffix == ".py" else program.name
-    return f"{module} {shlex.join(sys.argv[1:])}".strip()
+    return f"python -m {program.parent.name}.{program.stem}" if program.suffix == ".py" else program.name
 
 
 def _join() -> None:

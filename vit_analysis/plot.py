@@ -135,7 +135,7 @@ def _dominated(table: pd.DataFrame) -> str:
     return f"Dominated by massive tokens, so compare with normalized tokens: {'; '.join(counts)}"
 
 
-def _count(table: pd.DataFrame, model: str) -> int:
+def _count(table: pd.DataFrame, model: object) -> int:
     return table.loc[table["model"] == model, "layer"].nunique()
 
 

@@ -19,7 +19,7 @@ VERSIONS = ("vit-analysis", "torch", "timm", "numpy")
 
 def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.DataFrame:
     """The table with ``attrs`` that say which analysis made it, of what, and with which versions. Values must be JSON's."""
-    table.attrs = {"analysis": analysis, **facts, "versions": {name: version(name) for name in VERSIONS}}
+    table.attrs.update(analysis=analysis, **facts, versions={name: version(name) for name in VERSIONS})
     return table
 
 
