@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_analysis import running
-from vit_analysis.capture import capture
+from vit_analysis.capture import Run, capture
 from vit_analysis.images import Images
 from vit_analysis.intervene import evaluating
 from vit_analysis.models import Model
@@ -52,12 +52,15 @@ class Reading:
         images: which images.
         taps: places to read, by model name.
         reduce: from (model name, layer, activation) to what is kept of it; called inside the hook.
+        differentiate: from (model name, numbers of the images, the model's input, what was kept) to what is kept instead.
+            Where it is given, models run with gradients with respect to their input.
     """
 
     models: Mapping[str, Model]
     images: Images
     taps: Mapping[str, Sequence[str]]
     reduce: Callable[[str, str, Tensor], Any]
+    differentiate: Callable[[str, list[int], Tensor, dict[str, Any]], dict[str, Any]] | None = None
 
     def facts(self) -> dict[str, Any]:
         """What a table says of its origin, and what decides whether a state fits."""
@@ -79,12 +82,9 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
             )
         for batch in images.read(wanted, rank=rank, of=of, start=start):
             seen = {}
-            with (
-                torch.inference_mode()
-            ):  # ends before the yield: held across it, the mode would leak to the caller
-                for name, model in models.items():
-                    pixels = batch.inputs[wanted.index(model.preprocessing)]
-                    seen[name] = runs[name](pixels.to(model.device, non_blocking=True))
+            for name, model in models.items():
+                pixels = batch.inputs[wanted.index(model.preprocessing)].to(model.device, non_blocking=True)
+                seen[name] = _look(reading, name, runs[name], pixels, batch.images)
             yield Pass(batch.number, len(batch.labels), seen, batch.labels)
 
 
@@ -132,6 +132,16 @@ def measure(
     if path:
         path.unlink(missing_ok=True)
     return merged
+
+
+def _look(reading: Reading, name: str, run: Run, pixels: Tensor, images: list[int]) -> dict[str, Any]:
+    """One batch through one model. The gradient mode ends here: held across the yield, it would leak to the caller."""
+    if reading.differentiate is None:
+        with torch.inference_mode():
+            return run(pixels)
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = pixels.clone().requires_grad_()
+        return reading.differentiate(name, images, pixels, run(pixels))
 
 
 def _quiet(rank: int) -> bool | None:

@@ -1,7 +1,8 @@
 """The paper's names for places in a model: the only file that knows module paths.
 
 Layers are chosen by ``"paper"`` (every sublayer, PAPER.md 2.2: six per Vision Transformer block, seven per ResNet bottleneck),
-``"blocks"`` (block outputs), or glob patterns over module paths. In a pattern ``*`` stands for one path component or a part of
+``"blocks"`` (block outputs), ``"last"`` or ``"penultimate"`` (of them), or glob patterns over
+module paths. In a pattern ``*`` stands for one path component or a part of
 one and ``**`` for any number of them: ``blocks.*`` is the twelve blocks, ``blocks.*.attn`` their attentions, ``**.bn1``
 every bn1.
 """
@@ -9,6 +10,7 @@ every bn1.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,6 +20,7 @@ from vit_analysis.tokens import Layout
 ENTRANCES = ("patch_embed", "stem", "conv_stem", "conv1", "bn1")
 # What a transformer-like block computes, in order; a block has those of them that it has.
 SUBLAYERS = ("norm1", "attn", "mlp_tokens.act", "norm2:in", "norm2", "mlp.act", "mlp_channels.act")
+ENDS = {"last": -1, "penultimate": -2}
 RESIDUAL_UNIT = re.compile(r"(conv|bn|norm)(\d|_\w+)")
 
 
@@ -31,6 +34,8 @@ def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict
         return {name: paper(model) for name, model in models.items()}
     if layers == "blocks":
         return {name: blocks(model) for name, model in models.items()}
+    if layers in ENDS:
+        return {name: blocks(model)[ENDS[layers] :][:1] for name, model in models.items()}
     patterns = [layers] if isinstance(layers, str) else list(layers)
     paths = {name: [path for path, _ in model.named_modules() if path] for name, model in models.items()}
     for pattern in patterns:
@@ -83,13 +88,66 @@ def blocks(model: nn.Module) -> list[str]:
 
 def layout(model: nn.Module) -> Layout:
     """How the model arranges tokens and channels, read from the model and never assumed."""
-    embed = getattr(model, "patch_embed", None)
+    embed = getattr(model, "patch_embed", getattr(model, "stem", None))  # a Mixer's is its stem
     grid = getattr(embed, "grid_size", None)
     return Layout(
         spatial=grid[0] * grid[1] if grid else None,
         prefix=getattr(model, "num_prefix_tokens", 0) if grid else 0,
         class_token=getattr(model, "cls_token", None) is not None,
         channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC",
+        grid=tuple(grid) if grid else None,
+    )
+
+
+class Sublayer(NamedTuple):
+    """A step of the residual stream.
+
+    Attributes:
+        name: as the paper counts them: ``attention 1``, ``MLP 1``, ``initial conv``, ``unit 1``.
+        residual: tap of the stream after the step.
+        long: tap of what the step adds to it, before the addition; None where it is unknown or there is no addition.
+    """
+
+    name: str
+    residual: str
+    long: str | None
+
+
+def sublayers(model: nn.Module) -> list[Sublayer]:
+    """The steps of the residual stream (figures 6 and C.1-C.4): two per transformer block; a CNN's first layer and its units.
+
+    A unit's long branch is its last convolution or norm, so the projection of a stage's first shortcut is not in it.
+    """
+    modules = dict(model.named_modules())
+    units = blocks(model)
+    found: list[Sublayer] = []
+    for number, unit in enumerate(units, 1):
+        own = [name for name, part in modules[unit].named_children() if not isinstance(part, nn.Identity)]
+        if _is_transformer_block(modules[unit]):
+            mixing = "attention" if "attn" in own else "token mixing"
+            found.append(Sublayer(f"{mixing} {number}", f"{unit}.norm2:in", _first(unit, own, "ls1", "attn")))
+            found.append(Sublayer(f"MLP {number}", unit, _first(unit, own, "ls2", "mlp", "mlp_channels")))
+        else:
+            steps = [name for name in own if re.fullmatch(r"(conv|bn|norm)\d", name)]
+            found.append(Sublayer(f"unit {number}", unit, _first(unit, own, *steps[-1:])))
+    entrance = [name for name in ("conv1", "conv_stem", "stem") if name in modules]
+    if entrance and not _is_transformer_block(modules[units[0]]):
+        found.insert(0, Sublayer("initial conv", entrance[0], None))
+    return found
+
+
+def is_padded(model: nn.Module) -> bool:
+    """Whether position i of a map lies at pixel i x stride of the input, as odd kernels padded by half put it.
+
+    Otherwise the model is taken to cut its input into patches: a position lies in the middle of its cell.
+    """
+    strided = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and _side(module.stride) > 1
+    ]
+    return bool(strided) and all(
+        _side(module.kernel_size) == 1 + 2 * _side(module.padding) for module in strided
     )
 
 
@@ -122,6 +180,14 @@ def _is_transformer_block(unit: nn.Module) -> bool:
     return all(hasattr(unit, name) for name in ("norm1", "norm2")) and any(
         hasattr(unit, name) for name in ("attn", "mlp_tokens")
     )
+
+
+def _first(unit: str, own: Sequence[str], *names: str) -> str | None:
+    return next((f"{unit}.{name}" for name in names if name in own), None)
+
+
+def _side(size: Any) -> Any:
+    return size[0] if isinstance(size, tuple) else size
 
 
 def _is_unit(module: nn.Module) -> bool:

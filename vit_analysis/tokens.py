@@ -26,12 +26,14 @@ class Layout:
         prefix: number of prefix tokens before them.
         class_token: whether the first prefix token is a class token.
         channels_last: whether maps are ``image row col channel``.
+        grid: rows and columns of the spatial tokens of a token layer, where there is a fixed grid.
     """
 
     spatial: int | None = None
     prefix: int = 0
     class_token: bool = False
     channels_last: bool = False
+    grid: tuple[int, int] | None = None
 
     def prefix_of(self, activation: Tensor) -> int:
         """Prefix tokens in this activation: a patch embedding, before the class token joins, has none."""
@@ -100,6 +102,24 @@ def as_tokens(activation: Tensor, layout: Layout) -> Float[Tensor, "image token 
         axes = "image row col channel" if layout.channels_last else "image channel row col"
         return rearrange(activation, f"{axes} -> image (row col) channel")
     return activation if activation.ndim == 3 else activation.flatten(1)[:, None]
+
+
+def on_grid(activation: Tensor, layout: Layout, layer: str) -> Float[Tensor, "image row col channel"]:
+    """The spatial tokens of a token layer, or the positions of a map, at their rows and columns; a view, not a copy.
+
+    Raises:
+        ValueError: the layer is neither.
+    """
+    if activation.ndim == 4:
+        return activation if layout.channels_last else activation.permute(0, 2, 3, 1)
+    tokens = spatial(activation, layout)
+    if activation.ndim == 3 and layout.grid and tokens.shape[1] == layout.grid[0] * layout.grid[1]:
+        return tokens.unflatten(1, layout.grid)
+    expected = f"{layout.grid[0]} x {layout.grid[1]} tokens" if layout.grid else "tokens of a fixed grid"
+    raise ValueError(
+        f"{layer} is {' x '.join(map(str, activation.shape))}, neither image x token x channel with {expected} nor a map "
+        f"image x channel x row x col, so nothing in it has a place in the image; choose another layer"
+    )
 
 
 def massive(tokens: Float[Tensor, "image token channel"]) -> Bool[Tensor, "image token"]:
