@@ -34,7 +34,7 @@ def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict
         return {name: paper(model) for name, model in models.items()}
     if layers == "blocks":
         return {name: blocks(model) for name, model in models.items()}
-    if layers in ENDS:
+    if isinstance(layers, str) and layers in ENDS:
         return {name: blocks(model)[ENDS[layers] :][:1] for name, model in models.items()}
     patterns = [layers] if isinstance(layers, str) else list(layers)
     paths = {name: [path for path, _ in model.named_modules() if path] for name, model in models.items()}
