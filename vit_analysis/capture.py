@@ -2,7 +2,8 @@
 
 A *tap* names a place in a model, as a string: the path of a module for what that module returns (``blocks.3.attn``), or the
 path and ``:in`` for what it is given (``blocks.3.norm2:in``, the residual stream in the middle of a block). The model itself
-is the empty path, so ``:in`` is the image as the model receives it.
+is the empty path, so ``:in`` is the image as the model receives it. ``blocks.3.attn:heads`` is the queries, keys and values of
+an attention: what the module hands to `scaled_dot_product_attention`, after its norms, rotations and biases (`Heads`).
 
 Two facts decide the design. (1) A later in-place operation (``x += shortcut``, ``ReLU(inplace=True)``) overwrites what a hook
 merely refers to: 34 % of the BatchNorm cells of a ResNet-18 similarity map were wrong by more than 0.05 that way. So an
@@ -12,16 +13,36 @@ at all, silently. So a tap that saw nothing is an error.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from vit_analysis.spelling import did_you_mean
 
 Reduce = Callable[[str, Tensor], Any]
 Run = Callable[[Tensor], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What one call of `scaled_dot_product_attention` mixes: softmax(scale query key' + bias) value, per image and head."""
+
+    query: Float[Tensor, "image head query feature"]
+    key: Float[Tensor, "image head key feature"]
+    value: Float[Tensor, "image head key width"]
+    bias: Tensor | None
+    scale: float
+
+    def output(self) -> Float[Tensor, "image head query width"]:
+        """Each head's mixture of values, before the projection that joins the heads."""
+        return functional.scaled_dot_product_attention(
+            self.query, self.key, self.value, attn_mask=self.bias, scale=self.scale
+        )
 
 
 def keep(layer: str, activation: Tensor) -> Tensor:  # noqa: ARG001  (a Reduce is told which layer it reads)
@@ -54,7 +75,9 @@ def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Ite
     def record(tap: str, value: Any) -> None:
         runs[tap] = runs.get(tap, 0) + 1
         layer = tap if runs[tap] == 1 else f"{tap}#{runs[tap]}"
-        tensors = list(floating_tensors(value))
+        tensors: list[tuple[str, Any]] = (
+            [("", value)] if isinstance(value, Heads) else list(floating_tensors(value))
+        )
         if not tensors:
             raise TypeError(
                 f"{tap!r} passes on {type(value).__name__} without a floating-point tensor; tap another layer"
@@ -80,7 +103,7 @@ def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Ite
 
     with ExitStack() as hooks:
         for tap in taps:
-            hooks.callback(_attach(model, tap, record).remove)
+            _attach(model, tap, record, hooks)
         yield run
 
 
@@ -103,20 +126,79 @@ def find(model: nn.Module, tap: str) -> nn.Module:
     Raises:
         KeyError: with the nearest right paths.
     """
-    path = tap.removesuffix(":in")
-    modules = dict(model.named_modules())
-    if path not in modules:
-        raise KeyError(
-            f"no layer {path!r} in {type(model).__name__}; {did_you_mean(path, [name for name in modules if name])}"
-        )
-    return modules[path]
+    path = tap.removesuffix(":in").removesuffix(":heads")
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        paths = [name for name, _ in model.named_modules() if name]
+        raise KeyError(f"no layer {path!r} in {type(model).__name__}; {did_you_mean(path, paths)}") from None
 
 
-def _attach(model: nn.Module, tap: str, record: Callable[[str, Any], None]) -> RemovableHandle:
+def _attach(model: nn.Module, tap: str, record: Callable[[str, Any], None], hooks: ExitStack) -> None:
+    """Hook one tap until ``hooks`` closes."""
     module = find(model, tap)
-    if tap.endswith(":in"):
+    if tap.endswith(":heads"):
+        _attach_heads(module, lambda heads: record(tap, heads), hooks)
+    elif tap.endswith(":in"):
         # The first positional argument is the activation in every model we know; the rest are masks, shapes and switches.
-        return module.register_forward_pre_hook(
+        handle = module.register_forward_pre_hook(
             lambda _, args, kwargs: record(tap, args[0] if args else kwargs), with_kwargs=True
         )
-    return module.register_forward_hook(lambda _, __, output: record(tap, output))
+        hooks.callback(handle.remove)
+    else:
+        hooks.callback(module.register_forward_hook(lambda _, __, output: record(tap, output)).remove)
+
+
+def _attach_heads(module: nn.Module, see: Callable[[Heads], None], hooks: ExitStack) -> None:
+    """Watch `scaled_dot_product_attention` while this module runs, and have the module call it.
+
+    timm's attentions spell the softmax out where ``fused_attn`` is off; it is on until ``hooks`` closes. The two ways differ
+    by rounding only, and queries and keys not at all.
+    """
+    watching = ExitStack()
+
+    def start(*_: Any) -> None:
+        watching.enter_context(_Watch(see))
+
+    def stop(*_: Any) -> None:
+        watching.close()
+
+    hooks.callback(module.register_forward_pre_hook(start).remove)
+    # Also after an error: what stays would watch every later attention of the process.
+    hooks.callback(module.register_forward_hook(stop, always_call=True).remove)
+    for part in module.modules():
+        if getattr(part, "fused_attn", None) is False:
+            setattr(part, "fused_attn", True)  # noqa: B010  (a module's attributes are tensors and modules to mypy)
+            hooks.callback(setattr, part, "fused_attn", False)
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, see: Callable[[Heads], None]) -> None:
+        super().__init__()
+        self.see = see
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            self.see(_heads(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _heads(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,  # noqa: ARG001  (the names are torch's)
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Heads:
+    """The arguments of `scaled_dot_product_attention`, with its defaults spelt out."""
+    if is_causal:
+        shape = query.shape[-2], key.shape[-2]
+        attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = query.new_zeros(attn_mask.shape).masked_fill(~attn_mask, -torch.inf)
+    if enable_gqa:  # several heads of queries share a head of keys
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+    return Heads(query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)

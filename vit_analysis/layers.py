@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from vit_analysis.spelling import did_you_mean
-from vit_analysis.tokens import Layout
+from vit_analysis.tokens import Grid, Layout
 
 ENTRANCES = ("patch_embed", "stem", "conv_stem", "conv1", "bn1")
 # What a transformer-like block computes, in order; a block has those of them that it has.
@@ -101,6 +101,42 @@ def layout(model: nn.Module) -> Layout:
 
 class Sublayer(NamedTuple):
     """A step of the residual stream.
+
+def grid(model: nn.Module) -> Grid:
+    """Where the model's spatial tokens lie in its input.
+
+    Raises:
+        ValueError: it has no fixed grid of patches.
+    """
+    embed = getattr(model, "patch_embed", None)
+    size, count = getattr(embed, "img_size", None), getattr(embed, "grid_size", None)
+    if size is None or count is None:
+        raise ValueError(
+            f"{type(model).__name__} has no fixed grid of patches (patch_embed.img_size, .grid_size), so its tokens have no "
+            f"place in the image; choose a Vision Transformer"
+        )
+    return Grid(count[0], count[1], size[0] / count[0], size[1] / count[1])
+
+
+def attentions(model: nn.Module) -> list[str]:
+    """The attention of every block, in order of execution; none for a CNN."""
+    modules = dict(model.named_modules())
+    return [path for unit in blocks(model) if (path := f"{unit}.attn") in modules]
+
+
+def lower_units(model: nn.Module) -> list[str]:
+    """The units of figure 5: the first three of a CNN's first stage and the first two of its second."""
+    stages: dict[str, list[str]] = {}
+    for unit in blocks(model):
+        stages.setdefault(unit.rpartition(".")[0], []).append(unit)
+    return [unit for stage, most in zip(stages.values(), (3, 2), strict=False) for unit in stage[:most]]
+
+
+def representation(model: nn.Module) -> str:
+    """What the model's own head reads, in the words of the probes: ``cls``, the class token, or ``mean``, an average."""
+    pool = getattr(model, "global_pool", None) or getattr(model, "pool", None)
+    return "cls" if layout(model).class_token and pool in ("token", "cls") else "mean"
+
 
     Attributes:
         name: as the paper counts them: ``attention 1``, ``MLP 1``, ``initial conv``, ``unit 1``.

@@ -13,11 +13,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, YAxis
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 
 PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLOURS = mpl.colormaps["magma"].with_extremes(bad="0.75")
+ENDS = ("#1f4e9c", "#5fa8d3", "#f2a33a", "#b3261e")  # two lowest blocks (blue), two highest (red)
+# How the representations that probes read are told apart; a model has one colour.
+REPRESENTATIONS = {"mean": "--", "mean_spatial": ":", "first token": "-."}
+MAPS = 5  # layers shown of each model, from the first to the last
 STAGE = re.compile(r"(?:layer\d+|(?:stages|layers|blocks)\.\d+(?=\.(?:\d|blocks)))")
 
 
@@ -67,7 +72,205 @@ def cka(table: pd.DataFrame) -> Figure:
 
 
 PICTURES = {"cka": cka}
+def head_distances(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Mean distance of the sorted heads of a model's two lowest and two highest blocks, and of uniform attention (dashed).
 
+    Args:
+        table: columns block, head, distance_px, low, high, uniform_px, of one model.
+        ax: where to draw; None makes a figure.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    names = list(dict.fromkeys(table["block"]))
+    shown = list(dict.fromkeys([*names[:2], *names[-2:]]))
+    for block, colour in zip(shown, ENDS, strict=False):
+        heads = table[table["block"] == block].sort_values("distance_px")
+        place = np.arange(len(heads))
+        ax.plot(place, heads["distance_px"], "o-", color=colour, markersize=3.5, linewidth=1.3, label=block)
+        ax.fill_between(place, heads["low"], heads["high"], color=colour, alpha=0.2, linewidth=0)
+    ax.axhline(
+        table["uniform_px"].iloc[0], color="0.4", linestyle="--", linewidth=1, label="uniform attention"
+    )
+    ax.set_xlabel("head, sorted", fontsize=9)
+    ax.set_ylabel("mean distance (px)", fontsize=9)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def attention_distance(table: pd.DataFrame) -> Figure:
+    """Figures 3, 4, C.5 and C.6 of the paper: one panel per model, from 0 on one scale."""
+    models = list(dict.fromkeys(table["model"]))
+    figure = Figure(figsize=((PANEL + 0.6) * len(models), PANEL + 0.4), layout="constrained", dpi=200)
+    axes = figure.subplots(1, len(models), squeeze=False).flatten()
+    for ax, model in zip(axes, models, strict=True):
+        own = table[table["model"] == model]
+        head_distances(own, ax)
+        ax.set_title(model, fontsize=9)
+        ax.set_ylim(0, 1.12 * max(own["uniform_px"].max(), own["distance_px"].max()))
+        _legend_below(ax)
+    if table["uniform_px"].nunique() == 1:  # models of one input size
+        top = max(ax.get_ylim()[1] for ax in axes)
+        for ax in axes:
+            ax.set_ylim(0, top)
+    return figure
+
+
+def subset_similarity(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Similarity of subsets of heads with a CNN's lower units (one line each) over the mean distance of the subset.
+
+    Args:
+        table: columns vit, cnn, layer, distance_px, cka, low, high, of one pair of models.
+        ax: where to draw; None makes a figure.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    units = list(dict.fromkeys(table["layer"]))
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(units)))
+    for unit, colour in zip(units, colours, strict=True):
+        rows = table[table["layer"] == unit].sort_values("distance_px")
+        ax.plot(
+            rows["distance_px"], rows["cka"], "o-", color=colour, markersize=3.5, linewidth=1.3, label=unit
+        )
+        ax.fill_between(rows["distance_px"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+    ax.set_xlabel("mean distance of the subset of heads (px)", fontsize=9)
+    ax.set_ylabel("CKA", fontsize=9)
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def head_subsets(table: pd.DataFrame) -> Figure:
+    """Figure 5 of the paper: one panel per pair of a Vision Transformer and a CNN, similarity on one scale."""
+    pairs = list(table[["vit", "cnn"]].drop_duplicates().itertuples(index=False, name=None))
+    figure = Figure(figsize=((PANEL + 0.6) * len(pairs), PANEL + 0.4), layout="constrained", dpi=200)
+    axes = figure.subplots(1, len(pairs), squeeze=False, sharey=True).flatten()
+    for ax, (vit, cnn) in zip(axes, pairs, strict=True):
+        subset_similarity(table[(table["vit"] == vit) & (table["cnn"] == cnn)], ax)
+        ax.set_title(f"first block of {vit} and {cnn}", fontsize=9)
+        _legend_below(ax)
+    return figure
+
+
+
+PICTURES |= {"attention_distance": attention_distance, "head_subsets": head_subsets}
+
+
+def accuracies(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Accuracy of linear probes over depth: a line per model and representation, its band from the worst to the best draw.
+
+    Args:
+        table: columns model, depth, tokens, draw, accuracy, of one target.
+        ax: where to draw; None makes a figure.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    models = list(dict.fromkeys(table["model"]))
+    several = table.groupby("model")["tokens"].nunique().max() > 1
+    for (model, tokens), rows in table.groupby(["model", "tokens"], sort=False):
+        draws = rows.assign(percent=100 * rows["accuracy"]).groupby("depth")["percent"]
+        line = REPRESENTATIONS.get(str(tokens), "-") if several else "-"
+        style = {"color": f"C{models.index(model)}", "linestyle": line}
+        _band(ax, draws.mean(), draws.min(), draws.max(), label=f"{model}; {tokens}", **style)
+    ax.set_xlabel("depth", fontsize=9)
+    ax.set_ylabel("accuracy (%)", fontsize=9)
+    ax.set_ylim(0, 100)
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def accuracy_map(table: pd.DataFrame, grid: Sequence[int], ax: Axes | None = None) -> Axes:
+    """Mean accuracy of a probe on each single token, where the token lies, in percent.
+
+    Args:
+        table: columns tokens, draw, accuracy, of one layer and one target.
+        grid: rows and columns of tokens.
+        ax: where to draw; None makes a figure.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL, PANEL), layout="constrained").subplots()
+    single = table[table["tokens"].str.isdigit()]
+    values = single.groupby(single["tokens"].astype(int))["accuracy"].mean()
+    full = values.reindex(range(grid[0] * grid[1])).to_numpy()
+    ax.imshow(100 * full.reshape(tuple(grid)), cmap=COLOURS, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    return ax
+
+
+def probe(table: pd.DataFrame) -> Figure:
+    """Figure 13 of the paper: one panel per target, of what each model's own head reads, on one scale; chance is dotted."""
+    targets = list(dict.fromkeys(table["target"]))
+    figure = Figure(figsize=(PANEL * max(len(targets), 1.4), PANEL + 0.4), layout="constrained", dpi=200)
+    axes = figure.subplots(1, len(targets), squeeze=False, sharey=True).flatten()
+    own = table[table["tokens"] == table["model"].map(table.attrs["native"])]
+    for ax, target in zip(axes, targets, strict=True):
+        accuracies(own[own["target"] == target], ax)
+        _chance(ax, 100 * table.attrs["chance"][target])
+        ax.set_title(f"{target} ({table['shots'].iloc[0]} shots)", fontsize=9)
+        ax.label_outer()
+    _legend(figure, axes[0])
+    return figure
+
+
+def probe_tokens(table: pd.DataFrame) -> Figure:
+    """Figures 11 and D.4 of the paper, for the first target: representations of a layer, single tokens, and their places."""
+    rows = table[table["target"] == table["target"].iloc[0]]
+    single = rows[rows["tokens"].str.isdigit()]
+    mapped = [model for model, own in single.groupby("model", sort=False) if own["tokens"].nunique() > 1]
+    first = rows["tokens"].eq("0") & rows["model"].map(table.attrs["native"]).eq("mean")
+    panels = {
+        "representations": rows[~rows["tokens"].str.isdigit() | first].replace(
+            {"tokens": {"0": "first token"}}
+        )
+    }
+    if mapped:
+        average = (
+            single.groupby(["model", "layer", "depth", "draw"], sort=False)["accuracy"].mean().reset_index()
+        )
+        panels = {"single tokens, on average": average.assign(tokens="each"), **panels}
+    heights = [PANEL + 0.4, *[1.7] * len(mapped)]
+    figure = Figure(figsize=(2.5 * PANEL, sum(heights)), layout="constrained", dpi=200)
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    axes = parts[0].subplots(1, len(panels), squeeze=False, sharey=True).flatten()
+    for ax, (title, panel) in zip(axes, panels.items(), strict=True):
+        accuracies(panel, ax)
+        _chance(ax, 100 * table.attrs["chance"][rows["target"].iloc[0]])
+        ax.set_title(f"{rows['target'].iloc[0]}: {title} ({table['shots'].iloc[0]} shots)", fontsize=9)
+        ax.label_outer()
+        ax.legend(fontsize=7, frameon=False)
+    top = 100 * single.groupby(["model", "layer", "tokens"])["accuracy"].mean().max() if mapped else 0
+    for part, model in zip(parts[1:], mapped, strict=True):
+        _maps(part, single[single["model"] == model], table.attrs["grids"][model], top)
+    return figure
+
+
+def entanglement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Soft nearest neighbour loss over depth, a line per model with its 95 % interval; what unrelated features have is dotted.
+
+    Args:
+        table: columns model, depth, loss, low, high, chance.
+        ax: where to draw; None makes a figure.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    for model, rows in table.groupby("model", sort=False):
+        place = rows.set_index("depth")
+        _band(ax, place["loss"], place["low"], place["high"], label=str(model))
+    _chance(ax, table["chance"].iloc[0])
+    ax.set_xlabel("depth", fontsize=9)
+    ax.set_ylabel("soft nearest neighbour loss (nats)", fontsize=9)
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def soft_nearest_neighbor(table: pd.DataFrame) -> Figure:
+    """The loss with the best temperature, and with one fixed in units of the layer's distances, over depth."""
+    figure = Figure(figsize=(2 * PANEL, PANEL + 0.4), layout="constrained", dpi=200)
+    axes = figure.subplots(1, 2, sharey=True)
+    entanglement(table, axes[0])
+    entanglement(table.assign(loss=table["loss_fixed"], low=np.nan, high=np.nan), axes[1])
+    for ax, title in zip(axes, ("best temperature", "temperature = median squared distance"), strict=True):
+        ax.set_title(title, fontsize=9)
+        ax.label_outer()
+    _legend(figure, axes[0])
+    return figure
+
+
+PICTURES |= {"probe": probe, "soft_nearest_neighbor": soft_nearest_neighbor}
 
 def main(table: Path, picture: Path, /) -> None:
     """Draw a table again without computing it again.
@@ -89,6 +292,42 @@ def main(table: Path, picture: Path, /) -> None:
 
 
 def _layers(table: pd.DataFrame, side: str) -> pd.DataFrame:
+def _legend_below(ax: Axes) -> None:
+    """Where no line can run through it."""
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, fontsize=7, frameon=False)
+
+
+def _band(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, **style: Any) -> None:
+    """A line through values by depth, with an interval around it."""
+    (line,) = ax.plot(value.index, value, marker="o", markersize=3, linewidth=1.3, **style)
+    ax.fill_between(value.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _chance(ax: Axes, level: float) -> None:
+    ax.axhline(level, color="0.4", linestyle=":", linewidth=1, label="chance")
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    """What the lines of all panels are, above them."""
+    lines, labels = ax.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False)
+
+
+def _maps(figure: SubFigure, table: pd.DataFrame, grid: Sequence[int], top: float) -> None:
+    """Accuracy by place in some layers of a model, on one colour scale up to ``top`` percent."""
+    layers = list(dict.fromkeys(table["layer"]))
+    shown = [layers[place] for place in np.unique(np.linspace(0, len(layers) - 1, MAPS).round().astype(int))]
+    axes = figure.subplots(1, len(shown), squeeze=False).flatten()
+    for ax, layer in zip(axes, shown, strict=True):
+        accuracy_map(table[table["layer"] == layer], grid, ax)
+        ax.images[0].set_clim(0, top)
+        ax.set_title(layer, fontsize=8)
+    bar = figure.colorbar(axes[-1].images[0], ax=list(axes), aspect=12, pad=0.01)
+    bar.set_label("accuracy (%)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    figure.supylabel(table["model"].iloc[0], fontsize=9)
+
+
     names = {f"{side}{name}": name for name in ("model", "layer", "depth")}
     return table[list(names)].rename(columns=names).drop_duplicates(["model", "layer"]).reset_index(drop=True)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 # A token is massive from this many times the median norm of its layer. On an ImageNet ViT-Ti/16 the massive tokens stand at
@@ -18,6 +18,22 @@ MASSIVE = 5.0
 
 
 @dataclass(frozen=True)
+@dataclass(frozen=True)
+class Grid:
+    """Where spatial tokens lie: row by row from the top left, ``height`` and ``width`` pixels of the input apart."""
+
+    rows: int
+    columns: int
+    height: float
+    width: float
+
+    def distances(self) -> Float64[Tensor, "query key"]:
+        """Pixels between the centres of every two tokens."""
+        row, column = torch.meshgrid(torch.arange(self.rows), torch.arange(self.columns), indexing="ij")
+        place = torch.stack([row.flatten() * self.height, column.flatten() * self.width], dim=1).double()
+        return torch.linalg.vector_norm(place[:, None] - place, dim=-1)
+
+
 class Layout:
     """How a model arranges its activations.
 

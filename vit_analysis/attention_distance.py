@@ -1,0 +1,321 @@
+"""How far each attention head looks, in pixels of the model's input (figures 3, 4, C.5, C.6), and figure 5.
+
+Raghu et al. (2021, section 4) after Dosovitskiy et al. (2021): for a query patch q, sum_k A_qk |place(q) - place(k)|, averaged
+over queries and then over images. The paper does not say what becomes of tokens that have no place (class, distillation,
+registers). Here they are no queries, and no keys either: the attention to the patches is scaled to sum to 1. Without that, a
+global head that rests on the class token looks local (uniform attention of 116.5 px reads 23.3 with 80 % on it), so the
+unscaled distance and the attention to those tokens stand beside.
+
+Attention is computed from the queries and keys that the model hands to its fused kernel, in pieces that fit a cache.
+
+    python -m vit_analysis.attention_distance
+    python -m vit_analysis.attention_distance vit_base_patch16_224 resnet50 --images.source ~/imagenet/val
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Float32, Float64
+from torch import Tensor, nn
+
+from vit_analysis import command, features, layers, plot, similarity
+from vit_analysis.capture import Heads
+from vit_analysis.images import Images
+from vit_analysis.models import Model, load_all, named
+from vit_analysis.running import Interval, Sums, in_group, jackknife
+from vit_analysis.table import with_provenance
+
+Models = Sequence[Model] | Mapping[str, nn.Module]
+
+# Attention is computed for so many numbers at once: 1 MB stays in a CPU core's cache between product, softmax and sums, which
+# takes a third less time than whole batches; a GPU only has to have the memory.
+CPU_PIECE, GPU_PIECE = 2**18, 2**27
+SUBSET = 4  # heads in a subset of figure 5
+
+
+@dataclass(frozen=True)
+class HeadSums(Sums):
+    """What distances need of any number of batches."""
+
+    totals: Float64[Tensor, "group head 3"]
+    """Over images: distance, attention to prefix tokens, distance without scaling."""
+    images: Float64[Tensor, " group"]
+    places: list[list[Any]]
+    """[model, block, head] of each row, in order of execution."""
+
+
+@dataclass(frozen=True)
+class SubsetSums(Sums):
+    """What figure 5 needs: HSIC of all heads and units. The Gram matrix of several heads is the sum of theirs, and so HSIC."""
+
+    hsic: Float64[Tensor, "group layer layer"]
+    """Heads first, then the CNN's units."""
+    distance: Float64[Tensor, "group head"]
+    images: Float64[Tensor, " group"]
+    units: list[str]
+
+
+class Scale(NamedTuple):
+    """Where a model's tokens lie."""
+
+    pixels: Float64[Tensor, "query key"]
+    prefix: int
+
+
+def distances(
+    models: Models, images: Images, *, blocks: Sequence[int] | None = None, state: Path | None = None
+) -> pd.DataFrame:
+    """Mean attention distance of every head.
+
+    Args:
+        models: loaded models, or any modules under names of your own; each with attention over a fixed grid of patches.
+        images: which images.
+        blocks: numbers of blocks, negative ones from the last; None takes all.
+        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+
+    Returns:
+        Columns model, block, head, distance_px with its 95 % interval low, high; uniform_px (attention to all patches alike,
+        itself included); prefix_mass (share of attention to prefix tokens) and raw_distance_px (without scaling it away).
+
+    Raises:
+        ValueError: a model without attention, without a fixed grid, or with attention in windows.
+
+    >>> table = distances([load("lab/vit")], Images(limit=256))    # doctest: +SKIP
+    """
+    loaded = named(models)
+    scales = {name: scale(model) for name, model in loaded.items()}
+    taps = {name: [f"{path}:heads" for path in _chosen(model, blocks)] for name, model in loaded.items()}
+    reading = features.Reading(loaded, images, taps, _reducer(scales))
+    sums = features.measure(reading, _fold, HeadSums, state)
+    groups = torch.cat([sums.totals.flatten(1), sums.images[:, None]], dim=1)
+    interval = jackknife(_mean, groups, sums.images > 0)
+    uniform = {name: one.pixels.mean().item() for name, one in scales.items()}
+    return with_provenance(_rows(sums.places, interval, uniform), "attention_distance", **reading.facts())
+
+
+def head_subsets(vit: Model, cnn: Model, images: Images, *, state: Path | None = None) -> pd.DataFrame:
+    """CKA of subsets of the first block's heads, from the most local to the most global, with a CNN's lower units (figure 5).
+
+    Heads are sorted by distance and taken by sliding windows of 4, or of half the heads where there are fewer than 8. What is
+    compared is each head's mixture of values before the projection that joins the heads: all tokens, flattened. One pass:
+    the HSIC of a subset is the sum of those of its heads, so it need not be known beforehand which heads it holds.
+
+    Returns:
+        Columns vit, cnn, layer (of the CNN), subset (0 is the most local), heads, distance_px, cka, low, high.
+    """
+    loaded = named([vit, cnn])
+    place = scale(vit)
+    units = layers.lower_units(cnn.module)
+    taps = {vit.name: [f"{_chosen(vit, [0])[0]}:heads"], cnn.name: units}
+
+    def reduce(model: str, layer: str, activation: Any) -> Any:
+        if not isinstance(activation, Heads):
+            return similarity.centred_gram(activation)
+        _refuse_other_tokens(activation, place, f"{layer} of {model}")
+        grams = [similarity.centred_gram(head) for head in activation.output().unbind(1)]
+        return torch.stack(grams), head_distances(activation, place)[..., 0].sum(0)
+
+    reading = features.Reading(loaded, images, taps, reduce)
+    sums = features.measure(reading, _fold_subsets, SubsetSums, state)
+    facts = {**reading.facts(), "heads": sums.distance.shape[1]}
+    return with_provenance(_subsets(sums, vit.name, cnn.name), "head_subsets", **facts)
+
+
+def scale(model: Model) -> Scale:
+    """Where the model's tokens lie, on its device."""
+    grid = layers.grid(model.module)
+    return Scale(grid.distances().to(model.device), layers.layout(model.module).prefix)
+
+
+def head_distances(heads: Heads, scale: Scale) -> Float64[Tensor, "image head 3"]:
+    """Of each head and image, means over the spatial queries: distance, attention to prefix tokens, distance without scaling.
+
+    A query whose attention to all patches together is 0 in float32 has no distance and is left out of the first mean.
+    """
+    queries = heads.query[:, :, scale.prefix :]
+    pixels = scale.pixels.float()
+    count = queries.shape[1] * queries.shape[2] * heads.key.shape[2]
+    images = max(1, (GPU_PIECE if queries.is_cuda else CPU_PIECE) // count)
+    memory = queries.new_empty(images, *queries.shape[1:3], heads.key.shape[2], dtype=torch.float32)
+    found = []
+    with similarity.full_float32(queries.device):
+        for start in range(0, len(queries), images):
+            part = slice(start, start + images)
+            attention = _attention(heads, queries[part].float(), part, memory)[..., scale.prefix :]
+            share = attention.sum(-1)
+            raw = torch.linalg.vecdot(attention, pixels)
+            means = [(raw / share).nanmean(-1), 1 - share.mean(-1), raw.mean(-1)]
+            found.append(torch.stack(means, dim=-1).double())
+    return torch.cat(found)
+
+
+def _attention(
+    heads: Heads, queries: Float32[Tensor, "image head query feature"], part: slice, memory: Tensor
+) -> Float32[Tensor, "image head query key"]:
+    """Softmax over all keys, in memory that is used again and again: fresh memory costs a third of the time."""
+    memory = memory[: len(queries)]
+    torch.matmul(queries * heads.scale, heads.key[part].float().mT, out=memory)
+    if heads.bias is not None:
+        bias = (
+            heads.bias.expand(len(heads.query), *heads.bias.shape[-3:]) if heads.bias.ndim > 2 else heads.bias
+        )
+        bias = bias[part] if bias.ndim > 2 else bias
+        memory += bias[..., -queries.shape[2] :, :]
+    return torch.softmax(memory, dim=-1, out=memory)
+
+
+def _reducer(scales: Mapping[str, Scale]) -> Callable[[str, str, Any], Tensor]:
+    def reduce(model: str, layer: str, heads: Heads) -> Tensor:
+        _refuse_other_tokens(heads, scales[model], f"{layer} of {model}")
+        return head_distances(heads, scales[model]).sum(0)
+
+    return reduce
+
+
+def _refuse_other_tokens(heads: Heads, scale: Scale, place: str) -> None:
+    expected = scale.prefix + len(scale.pixels)
+    if heads.query.ndim != 4 or heads.query.shape[2] != expected or heads.key.shape[2] != expected:
+        raise ValueError(
+            f"{place} has {heads.query.shape[-2]} queries and {heads.key.shape[-2]} keys, not the {expected} tokens of the "
+            f"model's grid: windows, pooling or another input size; distances need attention over the whole image"
+        )
+
+
+def _chosen(model: Model, blocks: Sequence[int] | None) -> list[str]:
+    found = layers.attentions(model.module)
+    if not found:
+        raise ValueError(f"{model.name} has no attention in its blocks; choose a Vision Transformer")
+    if wrong := [number for number in blocks or () if not -len(found) <= number < len(found)]:
+        raise ValueError(f"{model.name} has blocks 0 to {len(found) - 1}, got {wrong[0]}")
+    return found if blocks is None else [found[number] for number in sorted({n % len(found) for n in blocks})]
+
+
+def _fold(batch: features.Pass) -> HeadSums:
+    seen = [(model, layer, heads) for model, layers in batch.seen.items() for layer, heads in layers.items()]
+    totals = torch.cat([heads for _, _, heads in seen])
+    places = [
+        [model, layer.removesuffix(".attn:heads"), head]
+        for model, layer, heads in seen
+        for head in range(len(heads))
+    ]
+    _refuse_not_finite(totals.sum(-1), [f"{block} of {model}" for model, block, _ in places], batch.number)
+    count = totals.new_tensor(float(batch.size))
+    return HeadSums(in_group(totals, batch.number), in_group(count, batch.number), places)
+
+
+def _fold_subsets(batch: features.Pass) -> SubsetSums | None:
+    if batch.size < similarity.SMALLEST_BATCH:
+        return None
+    vit, cnn = batch.seen.values()
+    ((grams, distance),) = vit.values()
+    hsic = similarity.hsic(torch.cat([grams, torch.stack(list(cnn.values()))]))
+    _refuse_not_finite(hsic.diagonal(), [*("a head" for _ in grams), *cnn], batch.number)
+    return SubsetSums(
+        hsic=in_group(batch.size * hsic, batch.number),
+        distance=in_group(distance, batch.number),
+        images=in_group(hsic.new_tensor(float(batch.size)), batch.number),
+        units=list(cnn),
+    )
+
+
+def _refuse_not_finite(values: Float64[Tensor, " place"], places: Sequence[str], batch: int) -> None:
+    finite = values.isfinite()
+    if not finite.all():
+        raise ValueError(
+            f"{places[int(finite.logical_not().nonzero()[0])]} has values that are not finite in batch {batch}"
+        )
+
+
+def _mean(sums: Float64[Tensor, " sum"]) -> Float64[Tensor, "head 3"]:
+    return (sums[:-1] / sums[-1]).view(-1, 3)
+
+
+def _rows(places: list[list[Any]], interval: Interval, uniform: Mapping[str, float]) -> pd.DataFrame:
+    table = pd.DataFrame(places, columns=["model", "block", "head"])
+    distance, mass, raw = interval.value.T.cpu().numpy()
+    return table.assign(
+        distance_px=distance,
+        low=interval.low[:, 0].cpu().numpy(),
+        high=interval.high[:, 0].cpu().numpy(),
+        uniform_px=table["model"].map(uniform),
+        prefix_mass=mass,
+        raw_distance_px=raw,
+    )
+
+
+def _subsets(sums: SubsetSums, vit: str, cnn: str) -> pd.DataFrame:
+    distance = (sums.distance.sum(0) / sums.images.sum()).cpu()
+    count = len(distance)
+    size = SUBSET if count >= 2 * SUBSET else max(1, count // 2)
+    windows = distance.argsort().unfold(0, size, 1)
+    member = torch.zeros(len(windows), count, dtype=torch.float64).scatter_(1, windows, 1.0)
+
+    def cka(hsic: Tensor) -> Tensor:
+        across = member @ hsic[:count, count:]
+        own = torch.einsum("sh,hg,sg->s", member, hsic[:count, :count], member)
+        return across / (own[:, None] * hsic.diagonal()[count:]).sqrt()
+
+    interval = jackknife(cka, sums.hsic.cpu(), sums.images.cpu() > 0)
+    rows = [
+        {
+            **{"vit": vit, "cnn": cnn, "layer": layer, "subset": subset},
+            "heads": ",".join(map(str, sorted(heads))),
+            "distance_px": distance[heads].mean().item(),
+            **{
+                name: value[subset, unit].item()
+                for name, value in zip(("cka", "low", "high"), interval, strict=True)
+            },
+        }
+        for unit, layer in enumerate(sums.units)
+        for subset, heads in enumerate(windows.tolist())
+    ]
+    return pd.DataFrame(rows)
+
+
+def main(
+    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
+    /,
+    *,
+    images: Images = Images(),  # noqa: B008  (frozen)
+    blocks: tuple[int, ...] = (),
+    out: Path = Path("figures/attention_distance"),
+    device: str | None = None,
+) -> None:
+    """How far attention heads look (figures 3, 4, C.5 and C.6 of Raghu et al. 2021); with CNNs, figure 5 too.
+
+    Args:
+        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random". Those without
+            attention are the CNNs of figure 5, written beside with _heads in the name.
+        images: which images.
+        blocks: numbers of blocks, negative ones from the last; all of them unless said.
+        out: .parquet and .png are added.
+        device: cpu, cuda ...; the GPU if there is one.
+    """
+    loaded = load_all(models, device=device)
+    vits = [model for model in loaded if layers.attentions(model.module)]
+    if not vits:
+        raise ValueError(f"no attention in {', '.join(models)}; name a Vision Transformer")
+    table = distances(vits, images, blocks=blocks or None, state=out)
+    command.write(table, out)
+    command.draw(table, out, plot.attention_distance)
+    cnns = [model for model in loaded if model not in vits]
+    beside = command.beside(out, "_heads")
+    subsets = [head_subsets(vit, cnn, images, state=beside) for vit in vits for cnn in cnns]
+    if subsets:
+        facts = {
+            **table.attrs,
+            "models": {model.name: model.digest for model in loaded},
+            "analysis": "head_subsets",
+        }
+        both = pd.concat(subsets, ignore_index=True)
+        both.attrs = facts
+        command.write(both, beside)
+        command.draw(both, beside, plot.head_subsets)
+
+
+if __name__ == "__main__":
+    command.run(main)
