@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from vit_analysis.capture import capture
-from vit_analysis.intervene import edited, evaluating
+from vit_analysis.intervene import channels_last, edited, evaluating
 
 
 class Backwards(nn.Module):
@@ -188,3 +188,14 @@ def test_an_edit_changes_what_the_rest_of_the_model_sees_and_is_undone():
     torch.testing.assert_close(seen["1"], 10 * images)
     torch.testing.assert_close(seen["0"], 10 * images)
     torch.testing.assert_close(model(images), images)
+
+
+def test_channels_last_changes_the_memory_and_not_the_numbers():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).requires_grad_(False)
+    weights, strides = [p.clone() for p in model.parameters()], [p.stride() for p in model.parameters()]
+    expected = model(images := torch.randn(2, 3, 8, 8))
+    with channels_last(model), capture(model, ["0"]) as run:
+        torch.testing.assert_close(model(images), expected)
+        assert run(images)["0"].is_contiguous(memory_format=torch.channels_last)
+    assert [p.stride() for p in model.parameters()] == strides
+    assert all(torch.equal(p, weight) for p, weight in zip(model.parameters(), weights, strict=True))

@@ -121,8 +121,3 @@ def test_models_of_the_same_name_need_names_of_their_own(tmp_path, small):
 def test_any_module_gets_timms_defaults():
     model = models.named({"mine": nn.Conv2d(3, 4, 3)})["mine"]
     assert model.preprocessing == Preprocessing()
-
-
-def test_convolutional_models_run_with_channels_last():
-    loaded = models.load("resnet10t@random", device="cpu")
-    assert loaded.module.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)

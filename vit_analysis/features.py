@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vit_analysis import running
+from vit_analysis import layers, running
 from vit_analysis.capture import Run, capture
 from vit_analysis.images import Images
-from vit_analysis.intervene import evaluating
+from vit_analysis.intervene import channels_last, evaluating
 from vit_analysis.models import Model
-from vit_analysis.running import SumsType
+from vit_analysis.running import Sums, SumsType
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,14 @@ class Pass(NamedTuple):
         size: images in it.
         seen: by model name and layer, what the activation was reduced to, in order of execution.
         labels: classes of the images, -1 where there are none.
+        images: numbers of the images in their source.
     """
 
     number: int
     size: int
     seen: dict[str, dict[str, Any]]
     labels: Tensor
+    images: list[int]
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class Reading:
         reduce: from (model name, layer, activation) to what is kept of it; called inside the hook.
         differentiate: from (model name, numbers of the images, the model's input, what was kept) to what is kept instead.
             Where it is given, models run with gradients with respect to their input.
+        settings: what else the sums depend on, so that no run goes on from the sums of another; JSON's types.
     """
 
     models: Mapping[str, Model]
     images: Images
     taps: Mapping[str, Sequence[str]]
     reduce: Callable[[str, str, Tensor], Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     differentiate: Callable[[str, list[int], Tensor, dict[str, Any]], dict[str, Any]] | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -77,6 +81,8 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
         runs = {}
         for name, model in models.items():
             stack.enter_context(evaluating(model.module))
+            if layers.is_convolutional(model.module):
+                stack.enter_context(channels_last(model.module))
             runs[name] = stack.enter_context(
                 capture(model.module, reading.taps[name], partial(reading.reduce, name))
             )
@@ -85,7 +91,7 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
             for name, model in models.items():
                 pixels = batch.inputs[wanted.index(model.preprocessing)].to(model.device, non_blocking=True)
                 seen[name] = _look(reading, name, runs[name], pixels, batch.images)
-            yield Pass(batch.number, len(batch.labels), seen, batch.labels)
+            yield Pass(batch.number, len(batch.labels), seen, batch.labels, batch.images)
 
 
 def measure(
@@ -103,11 +109,7 @@ def measure(
     Raises:
         ValueError: there is no batch for some process, or none that counts.
     """
-    rank, of = running.processes()
-    if reading.images.batches < of:
-        raise ValueError(
-            f"{of} processes need at least {of} batches, there are {reading.images.batches}; lower images.batch"
-        )
+    rank, of = _dealt(reading)
     place = next(iter(reading.models.values())).device
     path = _state_path(state, reading, kind) if state else None
     total, done = running.restore(path, kind, place) if path and path.exists() else (None, 0)
@@ -144,6 +146,54 @@ def _look(reading: Reading, name: str, run: Run, pixels: Tensor, images: list[in
         return reading.differentiate(name, images, pixels, run(pixels))
 
 
+@dataclass(frozen=True)
+class _Rows(Sums):
+    """What was kept of every image, one row each; zeros for images that other processes read."""
+
+    kept: Tensor
+
+
+def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
+    """What ``reading.reduce`` keeps, a row per image, of all images at once: for few images and little of each.
+
+    Returns:
+        By model and layer, in order of execution; rows in the order of ``reading.images.order``, in every process.
+
+    Raises:
+        ValueError: there is no batch for some process.
+        OSError: an image cannot be read.
+    """
+    rank, of = _dealt(reading)
+    images, parts = reading.images, []
+    with tqdm(total=images.batches // of, unit="batch", disable=_quiet(rank)) as bar:
+        for batch in stream(reading):
+            first = batch.number * images.batch
+            if batch.images != images.order[first:][: images.batch]:
+                raise OSError(
+                    "every one of these images is needed, and one of them cannot be read: it is named above"
+                )
+            parts.append((slice(first, first + batch.size), batch.seen))
+            bar.update()
+    gathered = {}
+    for model, layer in [(model, layer) for model, seen in parts[0][1].items() for layer in seen]:
+        pieces = [(rows, seen[model].pop(layer)) for rows, seen in parts]
+        whole = pieces[0][1].new_zeros(len(images.order), *pieces[0][1].shape[1:])
+        for rows, piece in pieces:
+            whole[rows] = piece
+        gathered[model, layer] = running.over_processes(_Rows(whole)).kept
+    return gathered
+
+
+def _dealt(reading: Reading) -> tuple[int, int]:
+    """(rank of this process, number of processes), of which each must have a batch."""
+    rank, of = running.processes()
+    if reading.images.batches < of:
+        raise ValueError(
+            f"{of} processes need at least {of} batches, there are {reading.images.batches}; lower images.batch"
+        )
+    return rank, of
+
+
 def _quiet(rank: int) -> bool | None:
     """No progress bar but on the first process, and there only in a terminal."""
     return True if rank else None
@@ -154,6 +204,7 @@ def _state_path(state: Path, reading: Reading, kind: type) -> Path:
         **reading.facts(),
         "taps": {name: list(taps) for name, taps in reading.taps.items()},
         "sums": kind.__name__,
+        "settings": dict(reading.settings),
     }
     digest = hashlib.sha256(json.dumps([facts, running.processes()], sort_keys=True).encode()).hexdigest()[
         :16

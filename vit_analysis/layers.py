@@ -38,13 +38,16 @@ def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict
         return {name: blocks(model)[ENDS[layers] :][:1] for name, model in models.items()}
     patterns = [layers] if isinstance(layers, str) else list(layers)
     paths = {name: [path for path, _ in model.named_modules() if path] for name, model in models.items()}
-    for pattern in patterns:
-        if not any(_matches(path, pattern.removesuffix(":in")) for own in paths.values() for path in own):
+    found = {pattern: {name: _matching(own, pattern) for name, own in paths.items()} for pattern in patterns}
+    for pattern, matches in found.items():
+        if not any(matches.values()):
             everything = ["paper", "blocks", *(path for own in paths.values() for path in own)]
             raise ValueError(
                 f"no layer of {', '.join(paths)} matches {pattern!r}; {did_you_mean(pattern, everything)}"
             )
-    chosen = {name: list(_matching(own, patterns)) for name, own in paths.items()}
+    chosen = {
+        name: list(dict.fromkeys(tap for own in found.values() for tap in own[name])) for name in models
+    }
     if empty := [name for name, taps in chosen.items() if not taps]:
         raise ValueError(
             f"no layer of {', '.join(empty)} matches {' or '.join(map(repr, patterns))}; add a pattern that does"
@@ -99,9 +102,6 @@ def layout(model: nn.Module) -> Layout:
     )
 
 
-class Sublayer(NamedTuple):
-    """A step of the residual stream.
-
 def grid(model: nn.Module) -> Grid:
     """Where the model's spatial tokens lie in its input.
 
@@ -137,6 +137,9 @@ def representation(model: nn.Module) -> str:
     pool = getattr(model, "global_pool", None) or getattr(model, "pool", None)
     return "cls" if layout(model).class_token and pool in ("token", "cls") else "mean"
 
+
+class Sublayer(NamedTuple):
+    """A step of the residual stream.
 
     Attributes:
         name: as the paper counts them: ``attention 1``, ``MLP 1``, ``initial conv``, ``unit 1``.
@@ -187,6 +190,14 @@ def is_padded(model: nn.Module) -> bool:
     )
 
 
+def last_block(model: nn.Module) -> list[str]:
+    """The last of `blocks`, if the model has any."""
+    try:
+        return blocks(model)[-1:]
+    except ValueError:
+        return []
+
+
 def is_convolutional(model: nn.Module) -> bool:
     """Whether most of the model is convolutions: such a model runs faster with its channels last in memory."""
     kinds = [
@@ -233,17 +244,13 @@ def _is_unit(module: nn.Module) -> bool:
     return any(module.children()) and not isinstance(module, sequences) and not is_stage
 
 
-def _matching(paths: Sequence[str], patterns: Sequence[str]) -> Iterator[str]:
-    for path in paths:
-        for suffix in (":in", ""):
-            if any(
-                p.endswith(":in") == bool(suffix) and _matches(path, p.removesuffix(":in")) for p in patterns
-            ):
-                yield path + suffix
-
-
-def _matches(path: str, pattern: str) -> bool:
-    return _match_parts(path.split("."), pattern.split("."))
+def _matching(paths: Sequence[str], pattern: str) -> list[str]:
+    """The taps that a pattern names, in order of definition."""
+    suffix = ":in" if pattern.endswith(":in") else ""
+    parts = pattern.removesuffix(":in").split(".")
+    if not any(sign in pattern for sign in "*?["):
+        return [pattern] if ".".join(parts) in paths else []
+    return [path + suffix for path in paths if _match_parts(path.split("."), parts)]
 
 
 def _match_parts(path: list[str], pattern: list[str]) -> bool:

@@ -16,7 +16,7 @@ from timm.data import resolve_model_data_config
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from vit_analysis import layers, zoo
+from vit_analysis import zoo
 from vit_analysis.images import Preprocessing
 from vit_analysis.spelling import did_you_mean
 
@@ -74,10 +74,6 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
         module = _timm(base, weights, seed)
         preprocessing = _preprocessing(module)
     module = module.eval().requires_grad_(False)
-    if layers.is_convolutional(module):
-        module = module.to(
-            memory_format=torch.channels_last
-        )  # ResNet-50's forward pass is 1.4 times faster on a CPU
     place = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Model(_short(name, base, weights), module.to(place), preprocessing, digest(module))
 
