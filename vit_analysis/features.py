@@ -63,8 +63,8 @@ class Reading:
     images: Images
     taps: Mapping[str, Sequence[str]]
     reduce: Callable[[str, str, Tensor], Any]
-    settings: Mapping[str, Any] = field(default_factory=dict)
     differentiate: Callable[[str, list[int], Tensor, dict[str, Any]], dict[str, Any]] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """What a table says of its origin, and what decides whether a state fits."""

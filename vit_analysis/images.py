@@ -1,16 +1,17 @@
 """Images, decoded once and given to every model in the same order, with that model's own resize, crop and normalisation."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from timm.data import create_dataset, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -116,6 +117,27 @@ class Images:
         names = getattr(getattr(self._files.data, "reader", self._files.data), "class_to_idx", {})
         return list(names) if len(names) > 1 else []
 
+    @property
+    def targets(self) -> dict[str, list[str]]:
+        """What can be asked of every image, with the names of the answers; empty where the source has no classes."""
+        if self.source == LAB:
+            return {name: list(answers) for name, answers in scenes.TARGETS.items()}
+        return {"class": self.classes} if self.classes else {}
+
+    def truth(self, numbers: Sequence[int]) -> dict[str, Int[Tensor, " image"]]:
+        """The right answer to each of `targets`, of images by their number in the source; no image is read for it."""
+        if self.source == LAB:
+            return scenes.truth(numbers, seed=UNSEEN + self.seed)
+        return {name: self._files.labels[list(numbers)] for name in self.targets}
+
+    def only(self, numbers: Sequence[int], batch: int | None = None) -> "Images":
+        """Images of the same source by their numbers, in that order."""
+        own = {field.name: getattr(self, field.name) for field in fields(Images)}
+        listed = Listed(**own | {"batch": batch or self.batch}, numbers=tuple(numbers))
+        if "_files" in vars(self):
+            vars(listed)["_files"] = self._files  # a large folder is not searched again
+        return listed
+
     def read(
         self, wanted: Sequence[Preprocessing], *, rank: int = 0, of: int = 1, start: int = 0
     ) -> Iterator[Batch]:
@@ -181,6 +203,23 @@ class Images:
             )
 
 
+@dataclass(frozen=True)
+class Listed(Images):
+    """Images by their numbers in the source, in that order."""
+
+    numbers: tuple[int, ...] = ()
+
+    @cached_property
+    def order(self) -> list[int]:
+        """The numbers."""
+        return list(self.numbers)
+
+    def facts(self) -> dict[str, Any]:
+        """What a table says of its images, with a digest of which."""
+        digest = hashlib.sha256(np.array(self.numbers, dtype=np.int64).tobytes()).hexdigest()[:16]
+        return {**super().facts(), "numbers": digest}
+
+
 def open_source(images: Images) -> Any:
     """Timm's data set for a folder, a tar or a factory name.
 
@@ -231,6 +270,18 @@ class _Files:
                 return Image.open(file).convert("RGB"), -1 if label is None else int(label)
         except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL, of some broken files
             raise OSError(str(error)) from error
+
+    @cached_property
+    def labels(self) -> Int[Tensor, " image"]:
+        """Class of every image, as the reader knows it; where it does not, images have to be read for it."""
+        reader = getattr(self.data, "reader", self.data)
+        if hasattr(reader, "label_key"):  # Hugging Face
+            return torch.tensor(reader.dataset[reader.label_key])
+        if hasattr(reader, "targets"):
+            return torch.as_tensor(reader.targets)
+        if hasattr(reader, "samples"):
+            return torch.tensor([label for _, label, *_ in reader.samples])
+        return torch.tensor([self.image(number)[1] for number in range(len(self))])
 
     def name(self, number: int) -> str:
         return str(self.data.filename(number)) if hasattr(self.data, "filename") else f"image {number}"

@@ -100,6 +100,22 @@ def draw(
     )
 
 
+def truth(
+    indices: Sequence[int] | Int[Tensor, " image"], *, seed: int = 0
+) -> dict[str, Int[Tensor, " image"]]:
+    """The right answer to each of `TARGETS`, without drawing: which shape, which texture, and in which cell its centre lies.
+
+    The cells are `CELLS` x `CELLS` equal parts of where centres may lie, so all are equally likely.
+    """
+    numbers = uniforms(np.asarray(indices, dtype=np.int64).astype(np.uint64), seed)
+    kinds = {"shape": len(SHAPES), "texture": len(TEXTURES), "row": CELLS, "column": CELLS}
+    found = {
+        name: torch.from_numpy((numbers[name] * count).astype(np.int64)) for name, count in kinds.items()
+    }
+    position = CELLS * found["row"] + found["column"]
+    return {"shape": found["shape"], "texture": found["texture"], "position": position}
+
+
 # The numbers of a scene.
 
 
@@ -190,6 +206,16 @@ OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     for outline in (disk, ring, half_disk, crescent, square, bar, cross, triangle, star, heart)
 }
 SHAPES: tuple[str, ...] = tuple(OUTLINES)
+
+CELLS = 3
+# What can be asked of a scene, with the names of the answers.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "texture": TEXTURES,
+    "position": tuple(
+        f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")
+    ),
+}
 
 
 def coverage(

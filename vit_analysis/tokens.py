@@ -11,13 +11,13 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
+from torch.nn import functional
 
 # A token is massive from this many times the median norm of its layer. On an ImageNet ViT-Ti/16 the massive tokens stand at
 # 30-50 times the median and ordinary ones reach 2, so any number between 4 and 20 finds the same tokens.
 MASSIVE = 5.0
 
 
-@dataclass(frozen=True)
 @dataclass(frozen=True)
 class Grid:
     """Where spatial tokens lie: row by row from the top left, ``height`` and ``width`` pixels of the input apart."""
@@ -34,6 +34,7 @@ class Grid:
         return torch.linalg.vector_norm(place[:, None] - place, dim=-1)
 
 
+@dataclass(frozen=True)
 class Layout:
     """How a model arranges its activations.
 
@@ -118,6 +119,39 @@ def as_tokens(activation: Tensor, layout: Layout) -> Float[Tensor, "image token 
         axes = "image row col channel" if layout.channels_last else "image channel row col"
         return rearrange(activation, f"{axes} -> image (row col) channel")
     return activation if activation.ndim == 3 else activation.flatten(1)[:, None]
+
+
+def channels_first(
+    map: Float[Tensor, "image a b c"], layout: Layout
+) -> Float[Tensor, "image channel row col"]:
+    """A map as ``image channel row col``, however the model arranges it."""
+    return rearrange(map, "image row col channel -> image channel row col") if layout.channels_last else map
+
+
+def aligned(
+    activation: Float[Tensor, "image channel row col"], channels: int, grid: tuple[int, int]
+) -> Float[Tensor, "image token feature"]:
+    """A map brought to another's size, so that layers of one network can be compared (Raghu et al. 2021, appendix).
+
+    Patches are flattened into channels until there are about as many as wanted, then the rest is pooled. In a ResNet-50, whose
+    last maps are 2048 channels of 7 x 7, that is 2 x 4 patches in stage 1, 2 x 2 in stage 2 and 1 x 2 in stage 3.
+
+    Args:
+        activation: the map, channels first.
+        channels: of the map it is brought to.
+        grid: rows and columns of that map.
+    """
+    patch, size = [1, 1], activation.shape[2:]
+    while activation.shape[1] * patch[0] * patch[1] * 2 <= channels:
+        side = 1 if patch[1] == patch[0] else 0  # columns first: 1 x 2, 2 x 2, 2 x 4
+        if size[side] % (2 * patch[side]) or size[side] // (2 * patch[side]) < grid[side]:
+            break
+        patch[side] *= 2
+    axes = "image channel (row down) (col across) -> image (channel down across) row col"
+    unfolded = rearrange(activation, axes, down=patch[0], across=patch[1])
+    return rearrange(
+        functional.adaptive_avg_pool2d(unfolded, grid), "image feature row col -> image (row col) feature"
+    )
 
 
 def on_grid(activation: Tensor, layout: Layout, layer: str) -> Float[Tensor, "image row col channel"]:

@@ -1,0 +1,386 @@
+"""What a linear classifier can read from each layer, from few examples: linear probes (figures 11, 13, D.4 and F.1-F.3).
+
+Raghu et al. (2021, appendix): frozen features, ridge regression onto targets -1 and +1 in closed form (`ridge`), ten images
+per class, argmax; the penalty of each probe is chosen on held-out training images. A Vision Transformer's layer is a block's
+raw output, of which a probe reads the class token, a mean over tokens, or one token; a CNN's map is first brought to the size
+of its last one (`tokens.aligned`) and then averaged, or read position by position.
+
+On the lab's scenes three things are asked of the same images: shape (10 answers), texture (4) and position (in which of 3 x 3
+equally likely cells the object's centre lies, so that all three are classifications).
+
+    python -m vit_analysis.probe
+    python -m vit_analysis.probe vit_base_patch16_224 resnet50 --train.source ~/imagenet/train --images.source ~/imagenet/val
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from einops import einsum
+from jaxtyping import Float32, Float64, Int
+from torch import Tensor, nn
+
+from vit_analysis import command, features, layers, plot, ridge
+from vit_analysis.capture import capture
+from vit_analysis.images import LAB, Images
+from vit_analysis.intervene import evaluating
+from vit_analysis.models import Model, load_all, named
+from vit_analysis.running import Sums, in_group
+from vit_analysis.similarity import full_float32
+from vit_analysis.spelling import did_you_mean
+from vit_analysis.table import with_provenance
+from vit_analysis.tokens import Layout, aligned, as_tokens, channels_first
+
+logger = logging.getLogger(__name__)
+
+Models = Sequence[Model] | Mapping[str, nn.Module]
+Place = tuple[str, str]  # model, layer
+
+AGGREGATES = ("cls", "mean", "mean_spatial")
+EACH = "each"
+# Scenes cost nothing, and ten of a kind do not tell a linear classifier what a texture is.
+FREE_SHOTS = 100
+
+
+@dataclass(frozen=True)
+class Shots:
+    """The examples that probes learn from.
+
+    Attributes:
+        images: to choose from.
+        count: examples per class.
+        draws: independent choices of examples, no image in two of them; one more is held out, to choose penalties on.
+    """
+
+    images: Images
+    count: int = 10
+    draws: int = 5
+
+    def chosen(self) -> dict[str, Int[Tensor, "draw example"]]:
+        """Numbers of the examples, by what is asked: the classes in order, ``count`` of each; the last draw is held out.
+
+        Raises:
+            ValueError: there are no classes, or too few images of one.
+        """
+        if min(self.count, self.draws) < 1:
+            raise ValueError(f"a probe needs at least 1 shot and 1 draw, got {self.count} and {self.draws}")
+        if not self.images.targets:
+            raise ValueError(f"{self.images.source!r} has no classes to probe: it needs a folder for each")
+        truth = self.images.truth(self.images.order)
+        return {target: self._draws(self.images.targets[target], labels) for target, labels in truth.items()}
+
+    def _draws(self, answers: Sequence[str], labels: Int[Tensor, " pool"]) -> Int[Tensor, "draw example"]:
+        pool, needed, found = torch.tensor(self.images.order), (self.draws + 1) * self.count, []
+        for label, answer in enumerate(answers):
+            own = pool[labels == label][:needed]
+            if len(own) < needed:
+                raise ValueError(
+                    f"{self.draws} draws of {self.count} shots and as many held out need {needed} images of each class; of "
+                    f"{answer!r} there are {len(own)} among {len(pool)}; lower shots or draws, or raise train.limit"
+                )
+            found.append(own.view(self.draws + 1, self.count))
+        return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True)
+class Correct(Sums):
+    """Right answers of every probe."""
+
+    correct: Float64[Tensor, "group probe draw"]
+    images: Float64[Tensor, " group"]
+    probes: list[list[str]]
+    """[model, layer, target, tokens] of each probe, in order of execution."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What of a model's activations is probed.
+
+    Attributes:
+        tokens: as given to `compare`.
+        layout: of the model.
+        last: channels, rows and columns of the model's last map; None where it has none.
+    """
+
+    tokens: tuple[str, ...]
+    layout: Layout
+    last: tuple[int, int, int] | None = None
+
+    def __call__(self, activation: Tensor) -> dict[str, Float32[Tensor, "image feature"]]:
+        """The representations, by name; single tokens are named by their number, row by row."""
+        prefix = self.layout.prefix_of(activation)
+        if activation.ndim == 4 and self.last:
+            activation = aligned(channels_first(activation, self.layout), self.last[0], self.last[1:])
+        every = as_tokens(activation, self.layout).float()
+        spatial = every[:, prefix:]
+        parts: dict[str, Tensor] = {}
+        for token in self.tokens:
+            if token == "cls" and prefix and self.layout.class_token:
+                parts[token] = every[:, 0]
+            elif token == "mean" or (token == "mean_spatial" and prefix):
+                parts[token] = (every if token == "mean" else spatial).mean(1)
+            elif token == EACH:
+                parts |= {str(place): one for place, one in enumerate(spatial.unbind(1))}
+            elif token.isdigit() and int(token) < spatial.shape[1]:
+                parts[token] = spatial[:, int(token)]
+        return parts
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The probes of one layer and one target, of every token and draw: logits are ``(x - centre) @ weight + bias``."""
+
+    centre: Float32[Tensor, "token feature"]
+    weight: Float32[Tensor, "token draw feature answer"]
+    bias: Float32[Tensor, "token draw answer"]
+
+    def __call__(self, x: Float32[Tensor, "image token feature"]) -> Int[Tensor, "image token draw"]:
+        """What each probe answers."""
+        axes = "image token feature, token draw feature answer -> image token draw answer"
+        with full_float32(x.device):
+            return (einsum(x - self.centre, self.weight, axes) + self.bias).argmax(-1)
+
+
+def compare(
+    models: Models,
+    images: Images,
+    shots: Shots,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    tokens: Sequence[str] = AGGREGATES,
+    state: Path | None = None,
+) -> pd.DataFrame:
+    """Accuracy of linear probes on every layer of all models.
+
+    Args:
+        models: loaded models, or any modules under names of your own (then with layer patterns).
+        images: which images the probes are judged on; those among them that are examples are left out.
+        shots: which images the probes learn from.
+        layers: ``paper``, ``blocks``, or one or several glob patterns over module paths.
+        tokens: what of a layer is probed: ``cls``, ``mean`` (all tokens), ``mean_spatial`` (all but class token and registers;
+            only where there are some), ``each`` (every spatial token on its own) or the number of one, row by row.
+        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+
+    Returns:
+        Columns model, layer, depth, tokens, target, shots, draw, accuracy: one row per probe, in order of execution. ``attrs``
+        has the chance level of each target, what each model's own head reads (``native``), and the rows and columns of single
+        tokens (``grids``).
+
+    Raises:
+        ValueError: images without classes, other classes in either source, too few examples, or tokens that no layer has.
+
+    >>> table = compare([load("lab/vit")], Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
+    """
+    loaded, chosen = named(models), shots.chosen()
+    examples = shots.images.only(torch.cat([draws.flatten() for draws in chosen.values()]).unique().tolist())
+    images = _judged(images, examples)
+    taps = _taps(loaded, layers)
+    readers, names = _readers(loaded, taps, tokens, examples)
+    probes = _learn(features.Reading(loaded, examples, taps, partial(_stack, readers)), chosen)
+    settings = {"shots": shots.count, "draws": shots.draws, "tokens": list(tokens), "train": examples.facts()}
+    reading = features.Reading(loaded, images, taps, partial(_answer, readers, probes), settings=settings)
+    sums = features.measure(reading, partial(_fold, images, names), Correct, state)
+    return with_provenance(
+        _table(sums, shots.count),
+        "probe",
+        **reading.facts(),
+        **settings,
+        layers=layers,
+        chance={target: 1 / len(answers) for target, answers in images.targets.items()},
+        native=_native(loaded),
+        grids=_grids(loaded, readers),
+    )
+
+
+def _judged(images: Images, examples: Images) -> Images:
+    """The images to judge on, without the examples where they come from the same source."""
+    if images.targets != examples.targets:
+        raise ValueError(
+            f"probes learn the classes of {examples.source!r} ({_told(examples.targets)}) and are judged on those of "
+            f"{images.source!r} ({_told(images.targets)}); give train.source and images.source the same classes"
+        )
+    if _origin(images) != _origin(examples):
+        return images
+    learned = set(examples.order)
+    rest = [number for number in images.order if number not in learned]
+    if not rest:
+        raise ValueError(
+            f"all {len(images.order)} images of {images.source!r} are examples; there are none to judge on"
+        )
+    return images.only(rest)
+
+
+def _origin(images: Images) -> tuple[Any, ...]:
+    """Equal where the same number is the same image."""
+    if images.source == LAB:
+        return LAB, images.seed
+    path = Path(images.source).expanduser()
+    return (path.resolve(),) if path.exists() else (images.source, images.root, images.split)
+
+
+def _told(targets: Mapping[str, Sequence[str]]) -> str:
+    names = [f"{len(answers)}: {', '.join(answers[:3])} ..." for answers in targets.values()]
+    return names[0] if names else "none"
+
+
+def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[str]]:
+    return layers.choose({name: model.module for name, model in models.items()}, chosen)
+
+
+def _readers(
+    models: Mapping[str, Model], taps: Mapping[str, Sequence[str]], tokens: Sequence[str], images: Images
+) -> tuple[dict[str, Reader], dict[Place, list[str]]]:
+    """The reader of every model, and what it reads of every layer, known from one image."""
+    if unknown := [token for token in tokens if token not in (*AGGREGATES, EACH) and not token.isdigit()]:
+        near = did_you_mean(unknown[0], (*AGGREGATES, EACH))
+        raise ValueError(f"no tokens {unknown[0]!r} to probe; {near} Or the number of a spatial token")
+    readers: dict[str, Reader] = {}
+    names: dict[Place, list[str]] = {}
+    for name, model in models.items():
+        (one,) = images.only(images.order[:1]).read([model.preprocessing])
+        layout, modules = layers.layout(model.module), [*taps[name], *layers.last_block(model.module)]
+        with evaluating(model.module), torch.inference_mode(), capture(model.module, modules) as run:
+            seen = run(one.inputs[0].to(model.device))
+        maps = [channels_first(value, layout) for value in seen.values() if value.ndim == 4]
+        last = (maps[-1].shape[1], maps[-1].shape[2], maps[-1].shape[3]) if maps else None
+        readers[name] = Reader(tuple(dict.fromkeys(tokens)), layout, last)
+        read = {layer: list(readers[name](value)) for layer, value in seen.items()}
+        names |= {(name, layer): parts for layer, parts in read.items() if parts}
+    if not names:
+        raise ValueError(f"no chosen layer has any of the tokens {', '.join(tokens)}")
+    return readers, names
+
+
+def _stack(readers: Mapping[str, Reader], model: str, _: str, activation: Tensor) -> Tensor | None:
+    """The representations of some images, ``image token feature``; None where the layer has none of those wanted."""
+    parts = readers[model](activation)
+    return torch.stack(list(parts.values()), dim=1) if parts else None
+
+
+def _learn(reading: features.Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
+    """The probes of every layer and target. All layers of a model with as many tokens and features are solved as one."""
+    images, found = reading.images, features.gather(reading)
+    alike: dict[tuple[str, torch.Size], list[Place]] = {}
+    for place, values in found.items():
+        alike.setdefault((place[0], values.shape), []).append(place)
+    row = {number: place for place, number in enumerate(images.order)}
+    probes: dict[Place, dict[str, Probe]] = {place: {} for place in found}
+    for places in alike.values():
+        stacked = torch.stack([found.pop(place) for place in places])
+        centre = stacked.mean(1)
+        stacked -= centre[:, None]
+        for target, draws in chosen.items():
+            rows = torch.tensor(
+                [[row[number] for number in draw] for draw in draws.tolist()], device=stacked.device
+            )
+            labels = images.truth(draws[0].tolist())[target].to(stacked.device)
+            solved = ridge.fit(stacked, rows, labels, len(images.targets[target]))
+            for place, *parts in zip(places, centre, *solved, strict=True):
+                probes[place][target] = Probe(*parts)
+    return probes
+
+
+def _answer(
+    readers: Mapping[str, Reader],
+    probes: Mapping[Place, Mapping[str, Probe]],
+    model: str,
+    layer: str,
+    activation: Tensor,
+) -> dict[str, Int[Tensor, "image token draw"]] | None:
+    """What the probes of a layer answer, by what is asked."""
+    values = _stack(readers, model, layer, activation)
+    return None if values is None else {target: own(values) for target, own in probes[model, layer].items()}
+
+
+def _fold(images: Images, names: Mapping[Place, Sequence[str]], batch: features.Pass) -> Correct:
+    truth = images.truth(batch.images)
+    rows: list[Tensor] = []
+    probes: list[list[str]] = []
+    for model, seen in batch.seen.items():
+        for layer, answers in seen.items():
+            for target, given in answers.items():
+                right = given == truth[target].to(given.device)[:, None, None]
+                rows.append(right.sum(0).double().to(rows[0].device if rows else given.device))
+                probes += [[model, layer, target, token] for token in names[model, layer]]
+    correct = torch.cat(rows)
+    return Correct(
+        correct=in_group(correct, batch.number),
+        images=in_group(correct.new_tensor(float(batch.size)), batch.number),
+        probes=probes,
+    )
+
+
+def _table(sums: Correct, shots: int) -> pd.DataFrame:
+    accuracy = (sums.correct.sum(0) / sums.images.sum()).cpu().numpy()
+    probes = pd.DataFrame(sums.probes, columns=["model", "layer", "target", "tokens"])
+    layers = probes[["model", "layer"]].drop_duplicates()
+    number = layers.groupby("model").cumcount()
+    last = layers.groupby("model")["layer"].transform("size") - 1
+    probes = probes.merge(layers.assign(depth=number / last.clip(lower=1)), on=["model", "layer"], how="left")
+    draws = accuracy.shape[1]
+    table = probes.loc[probes.index.repeat(draws)].reset_index(drop=True)
+    table = table.assign(shots=shots, draw=list(range(draws)) * len(probes), accuracy=accuracy.flatten())
+    return table[["model", "layer", "depth", "tokens", "target", "shots", "draw", "accuracy"]]
+
+
+def _native(models: Mapping[str, Model]) -> dict[str, str]:
+    return {name: layers.representation(model.module) for name, model in models.items()}
+
+
+def _grids(models: Mapping[str, Model], readers: Mapping[str, Reader]) -> dict[str, list[int]]:
+    """Rows and columns of each model's single tokens, where they have a place."""
+    grids = {}
+    for name, model in models.items():
+        if last := readers[name].last:
+            grids[name] = list(last[1:])
+        else:
+            with contextlib.suppress(ValueError):
+                grid = layers.grid(model.module)
+                grids[name] = [grid.rows, grid.columns]
+    return grids
+
+
+def main(
+    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
+    /,
+    *,
+    images: Images = Images(limit=2000),  # noqa: B008  (frozen)
+    train: Images = Images(limit=100_000, seed=1),  # noqa: B008
+    layers: tuple[str, ...] = ("blocks",),
+    tokens: tuple[str, ...] = AGGREGATES,
+    shots: int | None = None,
+    draws: int = 5,
+    out: Path = Path("figures/probe"),
+    device: str | None = None,
+) -> None:
+    """Accuracy of linear probes, layer by layer (figures 11, 13, D.4 and F.* of Raghu et al. 2021).
+
+    Args:
+        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
+        images: which images the probes are judged on.
+        train: which images their examples are chosen from.
+        layers: blocks, paper, or glob patterns over module paths such as 'blocks.*.attn'.
+        tokens: cls, mean, mean_spatial, each (every spatial token on its own), or the number of one.
+        shots: examples per class; by default 10 as in the paper, and 100 of the lab's scenes, which are free.
+        draws: choices of examples; their spread is the band in the picture.
+        out: .parquet and .png are added.
+        device: cpu, cuda ...; the GPU if there is one.
+    """
+    chosen = layers[0] if len(layers) == 1 else layers
+    loaded = load_all(models, device=device)
+    examples = Shots(train, shots or (FREE_SHOTS if train.source == LAB else 10), draws)
+    table = compare(loaded, images, examples, layers=chosen, tokens=tokens, state=out)
+    command.write(table, out)
+    command.draw(table, out, plot.probe)
+    if set(tokens) != {"cls"}:
+        command.draw(table, command.beside(out, "_tokens"), plot.probe_tokens)
+
+
+if __name__ == "__main__":
+    command.run(main)
