@@ -34,7 +34,7 @@ from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Sums, in_group
 from vit_analysis.similarity import full_float32
 from vit_analysis.spelling import did_you_mean
-from vit_analysis.table import with_provenance
+from vit_analysis.table import placed, with_provenance
 from vit_analysis.tokens import Layout, aligned, as_tokens, channels_first
 
 logger = logging.getLogger(__name__)
@@ -319,10 +319,8 @@ def _fold(images: Images, names: Mapping[Place, Sequence[str]], batch: features.
 def _table(sums: Correct, shots: int) -> pd.DataFrame:
     accuracy = (sums.correct.sum(0) / sums.images.sum()).cpu().numpy()
     probes = pd.DataFrame(sums.probes, columns=["model", "layer", "target", "tokens"])
-    layers = probes[["model", "layer"]].drop_duplicates()
-    number = layers.groupby("model").cumcount()
-    last = layers.groupby("model")["layer"].transform("size") - 1
-    probes = probes.merge(layers.assign(depth=number / last.clip(lower=1)), on=["model", "layer"], how="left")
+    depths = placed(probes[["model", "layer"]].drop_duplicates().to_numpy().tolist())
+    probes = probes.merge(depths, on=["model", "layer"], how="left")
     draws = accuracy.shape[1]
     table = probes.loc[probes.index.repeat(draws)].reset_index(drop=True)
     table = table.assign(shots=shots, draw=list(range(draws)) * len(probes), accuracy=accuracy.flatten())

@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,13 @@ def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.Data
     """The table with ``attrs`` that say which analysis made it, of what, and with which versions. Values must be JSON's."""
     table.attrs.update(analysis=analysis, **facts, versions={name: version(name) for name in VERSIONS})
     return table
+
+
+def placed(places: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """Columns model, layer, depth, from [model, layer] pairs in order of execution: each model's layers go from 0 to 1."""
+    table = pd.DataFrame(places, columns=["model", "layer"])
+    last = table.groupby("model")["layer"].transform("size") - 1
+    return table.assign(depth=table.groupby("model").cumcount() / last.clip(lower=1))
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

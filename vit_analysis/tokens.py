@@ -6,6 +6,7 @@ A *map* is ``image channel row col`` (or channels last); its positions count as 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -102,6 +103,7 @@ def inliers(activation: Tensor, layout: Layout) -> Tensor:
     return torch.where(ordinary, tokens, typical)
 
 
+Selection = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers"]
 SELECTIONS: Mapping[str, Callable[[Tensor, Layout], Tensor | None]] = {
     "all": everything,
     "spatial": spatial,
