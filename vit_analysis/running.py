@@ -6,8 +6,9 @@ duplicated image puts its own norm off the diagonal of a Gram matrix and turns a
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ from vit_analysis.table import write_whole
 GROUPS = 20
 CONFIDENCE = 0.95
 
+SameName = TypeVar("SameName")
 Same = TypeVar("Same", bound="Sums")  # typing.Self cannot be checked at run time
 
 
@@ -103,6 +105,20 @@ def in_group(value: Tensor, batch: int) -> Tensor:
     grouped = torch.zeros(GROUPS, *value.shape, dtype=value.dtype, device=value.device)
     grouped[batch % GROUPS] = value
     return grouped
+
+
+def with_differences(values: Float64[Tensor, "model *statistic"]) -> Float64[Tensor, "row *statistic"]:
+    """Every model's values, then those of every two: the first's less the second's. `pairs` names the rows.
+
+    As one statistic of all sums, a difference has an interval in which errors that both share cancel.
+    """
+    first, second = torch.triu_indices(len(values), len(values), 1, device=values.device)
+    return torch.cat([values, values[first] - values[second]])
+
+
+def pairs(names: Sequence[SameName]) -> list[tuple[SameName, SameName | None]]:
+    """Who is compared with whom in each row of `with_differences`; None where it is a value of its own."""
+    return [*((name, None) for name in names), *combinations(names, 2)]
 
 
 class Interval(NamedTuple):
