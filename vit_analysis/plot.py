@@ -5,8 +5,9 @@ python -m vit_analysis.plot figures/cka.parquet figures/cka.png
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,17 +15,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, YAxis
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-COLOURS = mpl.colormaps["magma"].with_extremes(bad="0.75")
+SKIPPED = {
+    ("attention", "spatial"): ("#5fa8d3", "attention, spatial tokens"),
+    ("mlp", "spatial"): ("#1f4e9c", "MLP, spatial tokens"),
+    ("attention", "cls"): ("#f2a33a", "attention, class token"),
+    ("mlp", "cls"): ("#b3261e", "MLP, class token"),
+    ("unit", "spatial"): ("0.35", "residual units"),
+}
+SUBLAYERS = {"attention": "attention", "mlp": "MLP"}
 ENDS = ("#1f4e9c", "#5fa8d3", "#f2a33a", "#b3261e")  # two lowest blocks (blue), two highest (red)
 # How the representations that probes read are told apart; a model has one colour.
 REPRESENTATIONS = {"mean": "--", "mean_spatial": ":", "first token": "-."}
 MAPS = 5  # layers shown of each model, from the first to the last
+COLOURS = mpl.colormaps["magma"].with_extremes(bad="0.75")
 LINES = ("#1f4e9c", "#b3261e", "#2e7d32", "#8e44ad", "#e67e22", "#555555")  # a model's colour
 BRANCHES = {"residual": "after the addition", "long": "long branch alone"}
 FIELDS = 5  # panels in a row, as in figure 6
@@ -76,80 +85,6 @@ def cka(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def radius_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Radius of the receptive field over depth: a line per model and branch, with its interval.
-
-    Args:
-        table: columns model, depth, branch, radius_px, low, high.
-        ax: where to draw; None makes a figure.
-    """
-    return _branches(table, ("radius_px", "low", "high"), "radius of the receptive field (px)", ax)
-
-
-def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Share of the receptive field in the position's own patch, as a multiple of a constant field's, over depth.
-
-    Args:
-        table: columns model, depth, branch, centre_share, centre_low, centre_high, uniform_centre_share.
-        ax: where to draw; None makes a figure.
-    """
-    columns = ("centre_share", "centre_low", "centre_high")
-    relative = table.assign(**{name: table[name] / table["uniform_centre_share"] for name in columns})
-    ax = _branches(relative, columns, "share in the centre patch / constant field", ax)
-    ax.set_yscale("log")
-    ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
-    return ax
-
-
-def receptive_field(table: pd.DataFrame) -> Figure:
-    """How wide receptive fields are and how much of them is their own patch, over depth (figures 6 and C.1-C.4 in numbers)."""
-    figure = Figure(figsize=(2 * (PANEL + 0.6), PANEL + 0.5), layout="constrained", dpi=200)
-    left, right = figure.subplots(1, 2)
-    radius_over_depth(table, left)
-    centre_over_depth(table, right)
-    lines, labels = left.get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    return figure
-
-
-def field(row: pd.Series, ax: Axes | None = None) -> Axes:
-    """One receptive field, divided by its maximum, with its step and radius as the title.
-
-    Args:
-        row: of a table with columns step, radius_px, rows, columns, map.
-        ax: where to draw; None makes a figure.
-    """
-    ax = ax if ax is not None else Figure(figsize=(PANEL, PANEL), layout="constrained").subplots()
-    values = np.asarray(row["map"]).reshape(row["rows"], row["columns"])
-    shown = values / max(values.max(), 1e-30)
-    ax.imshow(shown, cmap=COLOURS, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    ax.set_title(f"{row['step']}\n{row['radius_px']:.3g} px", fontsize=8)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    return ax
-
-
-def receptive_field_maps(table: pd.DataFrame) -> Figure:
-    """Figure 6 of the paper, and C.4 below it: five steps of every model, after and before the residual addition."""
-    rows = list(_by_branch(table))
-    figure = Figure(figsize=(1.35 * FIELDS + 1.2, 1.7 * len(rows) + 0.3), layout="constrained", dpi=200)
-    axes = figure.subplots(len(rows), FIELDS, squeeze=False)
-    for line, (model, branch, own) in zip(axes, rows, strict=True):
-        for ax, step in zip(line, _spread(table[table["model"] == model]), strict=False):
-            for _, row in own[own["step"] == step].iterrows():
-                field(row, ax)
-        for ax in line:
-            ax.set(xticks=[], yticks=[], frame_on=bool(ax.images))
-        line[0].set_ylabel(f"{model}\n{BRANCHES[branch]}", fontsize=8)
-    shades = ScalarMappable(PowerNorm(0.5, 0, 1), COLOURS)
-    bar = figure.colorbar(shades, ax=axes, shrink=0.6, aspect=30, pad=0.01, ticks=[0, 0.1, 0.5, 1])
-    bar.set_label("mean |gradient| / maximum of the panel (square-root scale)", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    return figure
-
-
-PICTURES = {"cka": cka}
-PICTURES |= {"receptive_field": receptive_field, "receptive_field_maps": receptive_field_maps}
 def head_distances(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Mean distance of the sorted heads of a model's two lowest and two highest blocks, and of uniform attention (dashed).
 
@@ -227,7 +162,217 @@ def head_subsets(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def radius_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Radius of the receptive field over depth: a line per model and branch, with its interval.
 
+    Args:
+        table: columns model, depth, branch, radius_px, low, high.
+        ax: where to draw; None makes a figure.
+    """
+    return _branches(table, ("radius_px", "low", "high"), "radius of the receptive field (px)", ax)
+
+
+def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Share of the receptive field in the position's own patch, as a multiple of a constant field's, over depth.
+
+    Args:
+        table: columns model, depth, branch, centre_share, centre_low, centre_high, uniform_centre_share.
+        ax: where to draw; None makes a figure.
+    """
+    columns = ("centre_share", "centre_low", "centre_high")
+    relative = table.assign(**{name: table[name] / table["uniform_centre_share"] for name in columns})
+    ax = _branches(relative, columns, "share in the centre patch / constant field", ax)
+    ax.set_yscale("log")
+    ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
+    return ax
+
+
+def receptive_field(table: pd.DataFrame) -> Figure:
+    """How wide receptive fields are and how much of them is their own patch, over depth (figures 6 and C.1-C.4 in numbers)."""
+    figure = Figure(figsize=(2 * (PANEL + 0.6), PANEL + 0.5), layout="constrained", dpi=200)
+    left, right = figure.subplots(1, 2)
+    radius_over_depth(table, left)
+    centre_over_depth(table, right)
+    lines, labels = left.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def field(row: pd.Series, ax: Axes | None = None) -> Axes:
+    """One receptive field, divided by its maximum, with its step and radius as the title.
+
+    Args:
+        row: of a table with columns step, radius_px, rows, columns, map.
+        ax: where to draw; None makes a figure.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL, PANEL), layout="constrained").subplots()
+    values = np.asarray(row["map"]).reshape(row["rows"], row["columns"])
+    shown = values / max(values.max(), 1e-30)
+    ax.imshow(shown, cmap=COLOURS, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    ax.set_title(f"{row['step']}\n{row['radius_px']:.3g} px", fontsize=8)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
+
+
+def receptive_field_maps(table: pd.DataFrame) -> Figure:
+    """Figure 6 of the paper, and C.4 below it: five steps of every model, after and before the residual addition."""
+    rows = list(_by_branch(table))
+    figure = Figure(figsize=(1.35 * FIELDS + 1.2, 1.7 * len(rows) + 0.3), layout="constrained", dpi=200)
+    axes = figure.subplots(len(rows), FIELDS, squeeze=False)
+    for line, (model, branch, own) in zip(axes, rows, strict=True):
+        for ax, step in zip(line, _spread(table[table["model"] == model]), strict=False):
+            for _, row in own[own["step"] == step].iterrows():
+                field(row, ax)
+        for ax in line:
+            ax.set(xticks=[], yticks=[], frame_on=bool(ax.images))
+        line[0].set_ylabel(f"{model}\n{BRANCHES[branch]}", fontsize=8)
+    shades = ScalarMappable(PowerNorm(0.5, 0, 1), COLOURS)
+    bar = figure.colorbar(shades, ax=axes, shrink=0.6, aspect=30, pad=0.01, ticks=[0, 0.1, 0.5, 1])
+    bar.set_label("mean |gradient| / maximum of the panel (square-root scale)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm | None = None) -> Axes:
+    """Norm ratio of the first tokens (columns) of every block (rows), first block at the bottom.
+
+    Args:
+        table: columns block, token, norm_ratio, of one sublayer of one model.
+        ax: where to draw; None makes a figure.
+        norm: of the colours.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    own = table[table["token"].str.isdigit()]
+    cells = own.pivot(index="block", columns="token", values="norm_ratio")
+    cells = cells.loc[own["block"].unique(), own["token"].unique()]
+    ax.imshow(
+        cells.to_numpy(), origin="lower", cmap=COLOURS, norm=norm, interpolation="nearest", aspect="auto"
+    )
+    labels = ["0 (cls)" if name == "0" and "cls" in set(table["token"]) else name for name in cells.columns]
+    ax.set_xticks(range(len(labels)), labels, fontsize=8)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("token", fontsize=9)
+    ax.set_ylabel("block", fontsize=9)
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes:
+    """A statistic of skip connections over the blocks, one line per model, sublayer and kind of token.
+
+    Args:
+        table: columns model, block, sublayer, token and ``value``; low and high where that is norm_ratio.
+        value: which column.
+        ax: where to draw; None makes a figure.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    dashes = dict(zip(dict.fromkeys(table["model"]), ("-", "--", ":", "-."), strict=False))
+    summary = table[table["token"].isin(["cls", "spatial"])]
+    for (model, sublayer, token), rows in summary.groupby(["model", "sublayer", "token"], sort=False):
+        colour, kind = SKIPPED[str(sublayer), str(token)]
+        label = f"{model!s}: {kind}"
+        place = np.arange(len(rows))
+        ax.plot(
+            place, rows[value], "o", linestyle=dashes.get(model, "-"), color=colour, markersize=3, label=label
+        )
+        if value == "norm_ratio":
+            ax.fill_between(place, rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("block", fontsize=9)
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def skip(table: pd.DataFrame) -> Figure:
+    """Figures 7, E.1 and E.2: tokens of each Vision Transformer, then norm ratios and cosines of all models over blocks."""
+    branches = table[table["token"].str.isdigit()][["model", "sublayer"]].drop_duplicates()
+    maps = list(branches.itertuples(index=False, name=None))
+    lines = -(-len(maps) // 2) + 1
+    figure = Figure(figsize=(2.6 * PANEL, (PANEL + 0.2) * lines + 0.5), layout="constrained", dpi=200)
+    axes = figure.subplots(lines, 2, squeeze=False)
+    shown = table.loc[table["token"].str.isdigit(), "norm_ratio"]
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    norm = LogNorm(shown.min(), shown.max()) if len(shown) else None
+    upper = axes[:-1].flatten()
+    for ax, (model, sublayer) in zip(upper, maps, strict=False):
+        token_ratios(table[(table["model"] == model) & (table["sublayer"] == sublayer)], ax, norm=norm)
+        ax.set_title(f"{model}, {SUBLAYERS.get(sublayer, sublayer)}", fontsize=9)
+    for ax in upper[len(maps) :]:
+        ax.set_axis_off()
+    if maps:
+        bar = figure.colorbar(upper[0].images[0], ax=list(upper), aspect=25, pad=0.01)
+        bar.set_label("norm of skip / norm of long branch", fontsize=9)
+        bar.ax.tick_params(labelsize=8, which="both")
+        _plain_decades(bar.ax.yaxis)
+    for ax, value in zip(axes[-1], ("norm_ratio", "cosine"), strict=True):
+        over_blocks(table, value, ax)
+        ax.set_ylabel(
+            {"norm_ratio": "norm of skip / norm of long branch", "cosine": "cosine of output and skip"}[value]
+        )
+        ax.yaxis.label.set_fontsize(9)
+    axes[-1][0].set_yscale("log")
+    _plain_decades(axes[-1][0].yaxis)
+    handles, labels = axes[-1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def lesions(table: pd.DataFrame) -> Figure:
+    """What becomes of accuracy, and of similarity across a block, without that block's skip connections (figure 8)."""
+    figure = Figure(figsize=(2.6 * PANEL, PANEL + 0.6), layout="constrained", dpi=200)
+    left, right = figure.subplots(1, 2)
+    trained = table.attrs.get("analysis") == "skip_trained"
+    by_labels = set(table["reference"]) == {"labels"}
+    groups = [table] if trained else [rows for _, rows in table.groupby("model", sort=False)]
+    for rows, colour in zip(groups, LINES, strict=False):
+        name = table.attrs.get("intact", "") if trained else rows["model"].iloc[0]
+        without_skip(rows, "accuracy", left, colour=colour, name=name)
+        without_skip(rows, "across", right, colour=colour, name=name)
+    left.set_ylabel("accuracy" if by_labels else "agreement with the intact model", fontsize=9)
+    right.set_ylabel("mean CKA across the block", fontsize=9)
+    left.set_ylim(0, 1.02)
+    right.set_ylim(bottom=min(0, right.get_ylim()[0]))
+    told = "trained" if trained else "run"
+    for ax in (left, right):
+        ax.set_xlabel(f"block {told} without its skip connections", fontsize=9)
+        if trained:
+            ax.set_xticks(range(len(table)), list(table["block"]))
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.tick_params(labelsize=8)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
+    )
+    return figure
+
+
+def without_skip(
+    table: pd.DataFrame, value: str, ax: Axes | None = None, *, colour: str = LINES[0], name: str = ""
+) -> Axes:
+    """A value without each block's skip connections, and of the intact model (dashed); the band is that of the difference.
+
+    Args:
+        table: columns accuracy, drop, low, high, or across, across_drop, across_low, across_high; one row per block.
+        value: ``accuracy`` or ``across``.
+        ax: where to draw; None makes a figure.
+        colour: of the lines.
+        name: of the model, for the legend.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    drop, low, high = (
+        ("drop", "low", "high") if value == "accuracy" else (f"{value}_{x}" for x in ("drop", "low", "high"))
+    )
+    place, whole = np.arange(len(table)), table[value] + table[drop]
+    ax.plot(place, whole, linestyle="--", color=colour, linewidth=1, label=f"{name} with all".strip())
+    ax.plot(place, table[value], "o-", color=colour, markersize=4, label=f"{name} without".strip())
+    ax.fill_between(place, whole - table[high], whole - table[low], color=colour, alpha=0.2, linewidth=0)
+    return ax
+
+
+PICTURES = {"cka": cka}
+PICTURES |= {"receptive_field": receptive_field, "receptive_field_maps": receptive_field_maps}
+PICTURES |= {"skip": skip, "skip_lesions": lesions, "skip_trained": lesions}
 PICTURES |= {"attention_distance": attention_distance, "head_subsets": head_subsets}
 
 
@@ -244,11 +389,11 @@ def accuracies(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for (model, tokens), rows in table.groupby(["model", "tokens"], sort=False):
         draws = rows.assign(percent=100 * rows["accuracy"]).groupby("depth")["percent"]
         line = REPRESENTATIONS.get(str(tokens), "-") if several else "-"
-        style = {"color": f"C{models.index(model)}", "linestyle": line}
+        style = {"color": LINES[models.index(model) % len(LINES)], "linestyle": line}
         _band(ax, draws.mean(), draws.min(), draws.max(), label=f"{model}; {tokens}", **style)
     ax.set_xlabel("depth", fontsize=9)
     ax.set_ylabel("accuracy (%)", fontsize=9)
-    ax.set_ylim(0, 100)
+    ax.set_ylim(0, 102)
     ax.tick_params(labelsize=8)
     return ax
 
@@ -310,7 +455,7 @@ def probe_tokens(table: pd.DataFrame) -> Figure:
         _chance(ax, 100 * table.attrs["chance"][rows["target"].iloc[0]])
         ax.set_title(f"{rows['target'].iloc[0]}: {title} ({table['shots'].iloc[0]} shots)", fontsize=9)
         ax.label_outer()
-        ax.legend(fontsize=7, frameon=False)
+        ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     top = 100 * single.groupby(["model", "layer", "tokens"])["accuracy"].mean().max() if mapped else 0
     for part, model in zip(parts[1:], mapped, strict=True):
         _maps(part, single[single["model"] == model], table.attrs["grids"][model], top)
@@ -325,9 +470,9 @@ def entanglement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax: where to draw; None makes a figure.
     """
     ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
-    for model, rows in table.groupby("model", sort=False):
+    for (model, rows), colour in zip(table.groupby("model", sort=False), cycle(LINES), strict=False):
         place = rows.set_index("depth")
-        _band(ax, place["loss"], place["low"], place["high"], label=str(model))
+        _band(ax, place["loss"], place["low"], place["high"], color=colour, label=str(model))
     _chance(ax, table["chance"].iloc[0])
     ax.set_xlabel("depth", fontsize=9)
     ax.set_ylabel("soft nearest neighbour loss (nats)", fontsize=9)
@@ -350,6 +495,7 @@ def soft_nearest_neighbor(table: pd.DataFrame) -> Figure:
 
 PICTURES |= {"probe": probe, "soft_nearest_neighbor": soft_nearest_neighbor}
 
+
 def main(table: Path, picture: Path, /) -> None:
     """Draw a table again without computing it again.
 
@@ -369,37 +515,13 @@ def main(table: Path, picture: Path, /) -> None:
     PICTURES[analysis](rows).savefig(picture)
 
 
-def _branches(table: pd.DataFrame, columns: Sequence[str], label: str, ax: Axes | None) -> Axes:
-    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
-    colours = dict(zip(table["model"].unique(), LINES, strict=False))
-    for model, branch, own in _by_branch(table):
-        style = {"color": colours.get(model, "0.5"), "linestyle": "-" if branch == "residual" else "--"}
-        own = own.sort_values("depth")
-        value, low, high = (own[name] for name in columns)
-        ax.plot(own["depth"], value, **style, linewidth=1.3, label=f"{model}, {BRANCHES[branch]}")
-        ax.fill_between(own["depth"], low, high, color=style["color"], alpha=0.15, linewidth=0)
-    ax.set_xlabel("depth", fontsize=9)
-    ax.set_ylabel(label, fontsize=9)
-    ax.tick_params(labelsize=8)
-    return ax
+def _plain_decades(axis: Axis) -> None:
+    """0.5, 1, 2, 5, 10 ... on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _by_branch(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    for model in table["model"].unique():
-        for branch in BRANCHES:
-            own = table[(table["model"] == model) & (table["branch"] == branch)]
-            if len(own):
-                yield model, branch, own
-
-
-def _spread(own: pd.DataFrame) -> list[str]:
-    """Five steps of a model from the first to the last; of a transformer, attentions, as in the paper."""
-    steps = own.loc[~own["step"].str.startswith("MLP"), "step"].unique()
-    steps = steps if len(steps) else own["step"].unique()
-    return [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, FIELDS).round().astype(int))]
-
-
-def _layers(table: pd.DataFrame, side: str) -> pd.DataFrame:
 def _legend_below(ax: Axes) -> None:
     """Where no line can run through it."""
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, fontsize=7, frameon=False)
@@ -436,6 +558,37 @@ def _maps(figure: SubFigure, table: pd.DataFrame, grid: Sequence[int], top: floa
     figure.supylabel(table["model"].iloc[0], fontsize=9)
 
 
+def _branches(table: pd.DataFrame, columns: Sequence[str], label: str, ax: Axes | None) -> Axes:
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    colours = dict(zip(table["model"].unique(), LINES, strict=False))
+    for model, branch, own in _by_branch(table):
+        style = {"color": colours.get(model, "0.5"), "linestyle": "-" if branch == "residual" else "--"}
+        own = own.sort_values("depth")
+        value, low, high = (own[name] for name in columns)
+        ax.plot(own["depth"], value, **style, linewidth=1.3, label=f"{model}, {BRANCHES[branch]}")
+        ax.fill_between(own["depth"], low, high, color=style["color"], alpha=0.15, linewidth=0)
+    ax.set_xlabel("depth", fontsize=9)
+    ax.set_ylabel(label, fontsize=9)
+    ax.tick_params(labelsize=8)
+    return ax
+
+
+def _by_branch(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    for model in table["model"].unique():
+        for branch in BRANCHES:
+            own = table[(table["model"] == model) & (table["branch"] == branch)]
+            if len(own):
+                yield model, branch, own
+
+
+def _spread(own: pd.DataFrame) -> list[str]:
+    """Five steps of a model from the first to the last; of a transformer, attentions, as in the paper."""
+    steps = own.loc[~own["step"].str.startswith("MLP"), "step"].unique()
+    steps = steps if len(steps) else own["step"].unique()
+    return [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, FIELDS).round().astype(int))]
+
+
+def _layers(table: pd.DataFrame, side: str) -> pd.DataFrame:
     names = {f"{side}{name}": name for name in ("model", "layer", "depth")}
     return table[list(names)].rename(columns=names).drop_duplicates(["model", "layer"]).reset_index(drop=True)
 
