@@ -71,3 +71,22 @@ def test_the_package_imports_nothing():
     code = "import sys; before = set(sys.modules); import vit_analysis; print(len(set(sys.modules) - before))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(ran.stdout) <= 2
+
+
+def test_the_allocator_is_left_alone_where_the_environment_says_so(monkeypatch):
+    calls = []
+
+    class Library:
+        @staticmethod
+        def mallopt(parameter, size):
+            calls.append((parameter.value, size.value))
+
+    monkeypatch.setattr(command.ctypes, "CDLL", lambda _: Library)
+    monkeypatch.setattr(command.sys, "platform", "linux")
+    for name in [name for name in command.os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    command.keep_memory()
+    assert calls == [(-3, 2**30), (-1, 2**31 - 1)]
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    command.keep_memory()
+    assert len(calls) == 2
