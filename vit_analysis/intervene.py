@@ -1,7 +1,9 @@
 """Temporary changes to a model. Each is a ``with`` block that leaves the model as it found it, whatever happens inside."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,3 +57,92 @@ def edited(model: nn.Module, edits: Mapping[str, Callable[[Tensor], Tensor]]) ->
             hook = find(model, path).register_forward_hook(lambda _, __, output, edit=edit: edit(output))
             hooks.callback(hook.remove)
         yield model
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A long branch f beside a skip connection: what goes on is activation(z + f(z)).
+
+    Attributes:
+        block: that it is part of.
+        sublayer: ``attention``, ``mlp`` or ``unit``.
+        skip: tap of z, after its projection if it has one.
+        long: path of the module that returns f(z).
+        joined: tap of what goes on.
+        activation: path of a module between the addition and `joined`; None where there is none.
+    """
+
+    block: str
+    sublayer: str
+    skip: str
+    long: str
+    joined: str
+    activation: str | None = None
+
+    def join(self, model: nn.Module, total: Tensor) -> Tensor:
+        """Activation(total), which may overwrite total; no hook sees it."""
+        return total if self.activation is None else find(model, self.activation).forward(total)
+
+
+@contextmanager
+def without_skips(model: nn.Module, branches: Sequence[Branch]) -> Iterator[nn.Module]:
+    """Let activation(f(z)) go on instead of activation(z + f(z)); taps see what goes on, also those attached before.
+
+    Raises:
+        KeyError: there is no module of that path in the model.
+    """
+    held: dict[Branch, Tensor] = {}
+
+    def hold(branch: Branch, output: Tensor) -> None:
+        held[branch] = output.clone()  # the addition may be done in place
+
+    def replace(branch: Branch, joined: Tensor) -> Tensor:
+        return branch.join(model, held.pop(branch)).reshape(joined.shape)
+
+    with ExitStack() as hooks:
+        for branch in branches:
+            for handle in _hooked(model, branch, hold, replace):
+                hooks.callback(handle.remove)
+        yield model
+
+
+def _hooked(
+    model: nn.Module,
+    branch: Branch,
+    hold: Callable[[Branch, Tensor], None],
+    replace: Callable[[Branch, Tensor], Tensor],
+) -> list[Any]:
+    def replace_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return replace(branch, args[0]), *args[1:]
+
+    joined = find(model, branch.joined)
+    return [
+        find(model, branch.long).register_forward_hook(
+            lambda _, __, output: hold(branch, output), prepend=True
+        ),
+        joined.register_forward_pre_hook(replace_input, prepend=True)
+        if branch.joined.endswith(":in")
+        else joined.register_forward_hook(lambda _, __, output: replace(branch, output), prepend=True),
+    ]
+
+
+class Repeated(nn.Module):
+    """A model that runs once under each of several changes, so that one pass over the images measures them all.
+
+    Its layers are called ``model.`` and their path, with ``#2``, ``#3`` ... under the second, third ... change. It returns
+    what the last run returned.
+    """
+
+    def __init__(
+        self, model: nn.Module, changes: Sequence[Callable[[nn.Module], AbstractContextManager[Any]]]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.changes = list(changes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Run the model under every change in turn."""
+        for change in self.changes:
+            with change(self.model):
+                output = self.model(images)
+        return output

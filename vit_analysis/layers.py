@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from vit_analysis.intervene import Branch
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.tokens import Grid, Layout
 
@@ -124,6 +125,29 @@ def attentions(model: nn.Module) -> list[str]:
     return [path for unit in blocks(model) if (path := f"{unit}.attn") in modules]
 
 
+def branches(model: nn.Module) -> list[Branch]:
+    """Every long branch beside a skip connection, in order of execution; none for a block without its skip connections.
+
+    The long branch ends with what its last module returns: stochastic depth, LayerScale or squeeze-and-excitation included.
+
+    Raises:
+        ValueError: no block is of a kind that is known.
+    """
+    modules = dict(model.named_modules())
+    found = [branch for unit in blocks(model) for branch in _branches(unit, modules[unit])]
+    if not found:
+        raise ValueError(
+            f"the skip connections of {type(model).__name__} are not known; choose a Vision Transformer or a ResNet"
+        )
+    return found
+
+
+def without_skips(model: nn.Module) -> list[str]:
+    """The blocks that were made without skip connections."""
+    modules = dict(model.named_modules())
+    return [unit for unit in blocks(model) if getattr(modules[unit], "skip", True) is False]
+
+
 def lower_units(model: nn.Module) -> list[str]:
     """The units of figure 5: the first three of a CNN's first stage and the first two of its second."""
     stages: dict[str, list[str]] = {}
@@ -221,6 +245,25 @@ def _sublayers(path: str, unit: nn.Module) -> Iterator[str]:
             f"{path}.{name}" for name in [*pattern, *shortcut] if not isinstance(modules[name], nn.Identity)
         )
     yield path
+
+
+def _branches(path: str, unit: nn.Module) -> Iterator[Branch]:
+    own = dict(unit.named_modules())
+
+    def last(*names: str) -> str | None:
+        return next((f"{path}.{name}" for name in names if name in own), None)
+
+    if getattr(unit, "skip", True) is False:
+        return
+    if _is_transformer_block(unit):
+        if attention := last("drop_path1", "ls1", "attn"):
+            yield Branch(path, "attention", f"{path}:in", attention, f"{path}.norm2:in")
+        if mlp := last("drop_path2", "ls2", "mlp"):
+            yield Branch(path, "mlp", f"{path}.norm2:in", mlp, path)
+    elif long := last("drop_path", "se", "bn3", "norm3", "conv3", "bn2", "norm2", "conv2"):
+        skip = last("downsample", "shortcut") or f"{path}:in"
+        activation = last("act3", *(() if "conv3" in own else ("act2",)), "relu")
+        yield Branch(path, "unit", skip, long, path, activation)
 
 
 def _is_transformer_block(unit: nn.Module) -> bool:

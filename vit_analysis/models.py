@@ -12,12 +12,12 @@ import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.data import resolve_model_data_config
+from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from vit_analysis import zoo
-from vit_analysis.images import Preprocessing
+from vit_analysis.images import LAB, Images, Preprocessing
 from vit_analysis.spelling import did_you_mean
 
 RANDOM = "random"
@@ -162,6 +162,21 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             f"{source!r} does not fit {type(module).__name__} of {len(own)} tensors: {'; '.join(told)}"
         )
     module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
+
+
+def truth(model: Model, images: Images) -> list[int] | None:
+    """The model's class of each label of the images: the lab's shapes for its models, ImageNet's 1000 by their wnids.
+
+    None where it is not known that the images' labels are among the model's classes.
+    """
+    if images.source == LAB and model.name.removesuffix(f"@{RANDOM}") in [
+        zoo.PREFIX + name for name in zoo.RECIPES
+    ]:
+        return list(range(len(images.classes)))
+    wnids = ImageNetInfo().label_names()
+    known = {wnid: number for number, wnid in enumerate(wnids)}
+    fits = getattr(model.module, "num_classes", None) == len(wnids) and images.classes
+    return [known[name] for name in images.classes] if fits and known.keys() >= set(images.classes) else None
 
 
 def digest(module: nn.Module) -> str:

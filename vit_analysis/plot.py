@@ -270,7 +270,7 @@ def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes
     dashes = dict(zip(dict.fromkeys(table["model"]), ("-", "--", ":", "-."), strict=False))
     summary = table[table["token"].isin(["cls", "spatial"])]
     for (model, sublayer, token), rows in summary.groupby(["model", "sublayer", "token"], sort=False):
-        colour, kind = SKIPPED[str(sublayer), str(token)]
+        colour, kind = SKIPPED.get((str(sublayer), str(token)), ("0.6", f"{sublayer}, {token}"))
         label = f"{model!s}: {kind}"
         place = np.arange(len(rows))
         ax.plot(
