@@ -7,7 +7,7 @@ import torch
 from conftest import Given, Layers, cell, oracle_cka
 from torch import nn
 
-from vit_analysis import cka, models
+from vit_analysis import cka, features, models
 from vit_analysis.capture import capture
 from vit_analysis.images import Images
 
@@ -266,3 +266,31 @@ def test_the_untrained_lab_pair_in_one_pass_with_provenance():
     alone = cka.compare(loaded[:1], Images(limit=48, batch=16), layers="blocks")
     inside = table[(table["model"] == loaded[0].name) & (table["other_model"] == loaded[0].name)]
     np.testing.assert_allclose(alone["cka"], inside["cka"], rtol=1e-10)
+
+
+def test_a_killed_run_goes_on_and_another_selection_of_tokens_does_not_pick_it_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SAVE_EVERY", 0.0)
+    images = Given(batch=16, pixels=torch.randn(64, 6, 8))
+    calls = []
+
+    def function(x):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return x.square()
+
+    module = Layers(x=lambda x: x, y=function)
+    with pytest.raises(KeyboardInterrupt):
+        cka.compare({"m": module}, images, layers=["x", "y"], state=tmp_path / "run")
+    assert len(list(tmp_path.iterdir())) == 1
+    normalized = cka.compare(
+        {"m": module}, images, layers=["x", "y"], tokens="normalized", state=tmp_path / "run"
+    )
+    assert len(calls) == 3 + 4
+    resumed = cka.compare({"m": module}, images, layers=["x", "y"], state=tmp_path / "run")
+    assert len(calls) == 3 + 4 + 2
+    fresh = cka.compare({"m": module}, images, layers=["x", "y"])
+    np.testing.assert_array_equal(resumed["cka"], fresh["cka"])
+    np.testing.assert_array_equal(resumed["low"], fresh["low"])
+    assert cell(normalized, "x", "y") != cell(fresh, "x", "y")
+    assert list(tmp_path.iterdir()) == []

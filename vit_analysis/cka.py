@@ -138,7 +138,8 @@ def _measure(
     if unknown := [name for name in selections if name not in SELECTIONS]:
         raise ValueError(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], SELECTIONS)}")
     taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
-    reading = features.Reading(loaded, images, taps, _reducer(loaded, selections))
+    reducer = _reducer(loaded, selections)
+    reading = features.Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
     if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
     sums = features.measure(reading, _fold, PairSums, state)
