@@ -6,8 +6,9 @@ from conftest import Given, oracle_cka
 from torch import nn
 from torch.nn import functional as F
 
-from vit_analysis import attention_distance, layers, models, plot, running, zoo
-from vit_analysis.attention_distance import HeadSums, Scale, distances, head_distances, head_subsets
+from vit_analysis import attention, layers, models, plot, running, zoo
+from vit_analysis.attention import Scale, head_distances
+from vit_analysis.attention_distance import HeadSums, distances, head_subsets
 from vit_analysis.capture import Heads, capture
 from vit_analysis.images import Images
 from vit_analysis.models import Model
@@ -160,7 +161,7 @@ def test_pieces_and_half_precision_do_not_matter(monkeypatch):
     query, key, value = torch.randn(3, 5, 4, 17, 8)
     scale = place(4, 16, prefix=1)
     whole = head_distances(Heads(query, key, value, None, 0.4), scale)
-    monkeypatch.setattr(attention_distance, "CPU_PIECE", 1)
+    monkeypatch.setattr(attention, "CPU_PIECE", 1)
     torch.testing.assert_close(head_distances(Heads(query, key, value, None, 0.4), scale), whole)
     half = head_distances(Heads(query.bfloat16(), key.bfloat16(), value, None, 0.4), scale)
     torch.testing.assert_close(half, whole, atol=0.2, rtol=0)

@@ -322,7 +322,7 @@ def lesions(table: pd.DataFrame) -> Figure:
     """What becomes of accuracy, and of similarity across a block, without that block's skip connections (figure 8)."""
     figure = Figure(figsize=(2.6 * PANEL, PANEL + 0.6), layout="constrained", dpi=200)
     left, right = figure.subplots(1, 2)
-    trained = table.attrs.get("analysis") == "skip_trained"
+    trained = table.attrs.get("analysis") == "lesions_trained"
     by_labels = set(table["reference"]) == {"labels"}
     groups = [table] if trained else [rows for _, rows in table.groupby("model", sort=False)]
     for rows, colour in zip(groups, LINES, strict=False):
@@ -372,7 +372,7 @@ def without_skip(
 
 PICTURES = {"cka": cka}
 PICTURES |= {"receptive_field": receptive_field, "receptive_field_maps": receptive_field_maps}
-PICTURES |= {"skip": skip, "skip_lesions": lesions, "skip_trained": lesions}
+PICTURES |= {"skip": skip, "lesions": lesions, "lesions_trained": lesions}
 PICTURES |= {"attention_distance": attention_distance, "head_subsets": head_subsets}
 
 

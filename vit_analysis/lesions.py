@@ -1,0 +1,243 @@
+"""What accuracy, and similarity across a block, lose without the block's skip connections (figure 8).
+
+Two experiments ask it, and they are not the same. `lesions` removes them from a trained model, which was never asked to do
+without; it takes Vision Transformers and ResNets alike, so the two can be compared. `trained_without_skips` is the paper's
+(Raghu et al. 2021, section 5): models that were trained without both skip connections of one block.
+
+    python -m vit_analysis.lesions
+    python -m vit_analysis.lesions vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/lesions
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from vit_analysis import command, features, layers, plot, similarity, zoo
+from vit_analysis.images import Images
+from vit_analysis.intervene import Branch, Repeated, without_skips
+from vit_analysis.models import Model, load, load_all, named, truth
+from vit_analysis.running import Sums, in_group, jackknife
+from vit_analysis.table import column, with_provenance
+
+logger = logging.getLogger(__name__)
+
+Models = Sequence[Model] | Mapping[str, nn.Module]
+
+TRAINED = tuple(f"lab/vit_no_skip_{where}" for where in ("first", "middle", "last"))
+
+
+@dataclass(frozen=True)
+class RunSums(Sums):
+    """What is compared between runs of models with equally many blocks, with and without some skip connections."""
+
+    hsic: Float64[Tensor, "group run layer layer"]
+    """The input of the first block, then every block's output."""
+    right: Float64[Tensor, "group run"]
+    images: Float64[Tensor, " group"]
+
+
+def lesions(models: Models, images: Images, *, state: Path | None = None) -> pd.DataFrame:
+    """Each block of trained models in turn without its skip connections: what becomes of accuracy and of similarity across it.
+
+    Accuracy is by the images' labels where the model's classes are known to hold them (`models.truth`), and else agreement
+    with the intact model; `reference` says which. Similarity across is the mean CKA between what is before the block (the
+    outputs of earlier blocks, and the input of the first) and what is after (its own output and those of later blocks).
+
+    Returns:
+        Columns model, block, reference, accuracy, drop (intact less accuracy) with its 95 % interval low, high; across,
+        across_intact, and their difference across_drop with across_low, across_high.
+    """
+    tables, facts = [], dict[str, Any]()
+    for name, model in named(models).items():
+        parts: dict[str, list[Branch]] = {}
+        for branch in layers.branches(model.module):
+            parts.setdefault(branch.block, []).append(branch)
+        changes: list[Any] = [nullcontext, *(partial(without_skips, branches=own) for own in parts.values())]
+        repeated = replace(model, module=Repeated(model.module, changes))
+        taps = [f"model.{tap}" for tap in _outputs(model.module)] + ["model"]
+        reading = features.Reading({name: repeated}, images, {name: taps}, _keep_gram_or_choice("model"))
+        known = truth(model, images)
+        sums = features.measure(reading, partial(_fold_runs, known=known, split=_by_number), RunSums, state)
+        tables.append(_run_rows(sums, layers.blocks(model.module), list(parts)).assign(model=name))
+        tables[-1]["reference"] = _reference(known)
+        facts = {**reading.facts(), "models": {**facts.get("models", {}), **reading.facts()["models"]}}
+    return with_provenance(_ordered(pd.concat(tables, ignore_index=True)), "lesions", **facts)
+
+
+def trained_without_skips(
+    intact: Model, trained: Sequence[Model], images: Images, *, state: Path | None = None
+) -> pd.DataFrame:
+    """Models trained without the skip connections of one block (figure 8) against one that has them all.
+
+    Returns:
+        The columns of `lesions`, where model is the one trained without, and block the one that lacks them.
+
+    Raises:
+        ValueError: a model lacks none or more than one block's, or has more or fewer blocks than the intact one.
+    """
+    loaded = named([intact, *trained])
+    blocks = layers.blocks(intact.module)
+    lacking = [layers.without_skips(model.module) for model in trained]
+    for model, lacks in zip(trained, lacking, strict=True):
+        if len(lacks) != 1 or layers.blocks(model.module) != blocks:
+            raise ValueError(
+                f"{model.name} has {len(layers.blocks(model.module))} blocks, and {len(lacks)} without skip connections; "
+                f"wanted are {len(blocks)}, as {intact.name} has, and 1"
+            )
+    taps = {name: [*_outputs(model.module), ""] for name, model in loaded.items()}
+    reading = features.Reading(loaded, images, taps, _keep_gram_or_choice(""))
+    known = truth(intact, images)
+    fold = partial(_fold_runs, known=known, split=lambda seen: [list(own.values()) for own in seen.values()])
+    sums = features.measure(reading, fold, RunSums, state)
+    table = _run_rows(sums, blocks, [lacks[0] for lacks in lacking])
+    table = table.assign(model=[model.name for model in trained], reference=_reference(known))
+    return with_provenance(_ordered(table), "lesions_trained", **reading.facts(), intact=intact.name)
+
+
+def partition(table: pd.DataFrame, model: str, block: str) -> float:
+    """Mean CKA between a model's layers before a block and those from its output on: how far the block divides them.
+
+    Args:
+        table: of CKA: columns model, layer, other_model, other_layer, cka.
+        model: whose layers.
+        block: its output, such as ``blocks.3``, must be among them; layers inside it count for neither side.
+    """
+    within = table[(column(table, "model") == model) & (column(table, "other_model") == model)]
+    names = list(dict.fromkeys(within["layer"]))
+    if block not in names:
+        raise ValueError(f"the table holds no layer {block!r} of {model}, only {', '.join(names[:8])} ...")
+    inside = [name for name in names if name.startswith(f"{block}.") or name == block]
+    before, after = names[: names.index(inside[0])], names[names.index(block) :]
+    return float(within[within["layer"].isin(before) & within["other_layer"].isin(after)]["cka"].mean())
+
+
+def _outputs(model: nn.Module) -> list[str]:
+    blocks = layers.blocks(model)
+    return [f"{blocks[0]}:in", *blocks]
+
+
+def _keep_gram_or_choice(output: str) -> Callable[[str, str, Tensor], Tensor]:
+    """Of a model's output the chosen classes; of other layers their Gram vector."""
+
+    def reduce(model: str, layer: str, activation: Tensor) -> Tensor:  # noqa: ARG001
+        if layer.partition("#")[0] == output:
+            return activation.argmax(-1)
+        enough = len(activation) >= similarity.SMALLEST_BATCH
+        return similarity.centred_gram(activation) if enough else activation.new_zeros(0)
+
+    return reduce
+
+
+def _by_number(seen: Mapping[str, Mapping[str, Tensor]]) -> list[list[Tensor]]:
+    """What each run of the one model left, its choices last."""
+    (own,) = seen.values()
+    runs: dict[str, list[Tensor]] = {}
+    for layer, kept in own.items():
+        runs.setdefault(layer.partition("#")[2], []).append(kept)
+    return list(runs.values())
+
+
+def _fold_runs(
+    batch: features.Pass,
+    known: Sequence[int] | None,
+    split: Callable[[Mapping[str, Mapping[str, Tensor]]], list[list[Tensor]]],
+) -> RunSums | None:
+    if batch.size < similarity.SMALLEST_BATCH:
+        return None
+    runs = split(batch.seen)
+    hsic = torch.stack([similarity.hsic(torch.stack(grams)) for *grams, _ in runs])
+    if not hsic.isfinite().all():
+        raise ValueError(f"{' or '.join(batch.seen)} has values that are not finite in batch {batch.number}")
+    choices = torch.stack([choices for *_, choices in runs])
+    expected = choices[0] if known is None else torch.tensor(known)[batch.labels].to(choices.device)
+    return RunSums(
+        hsic=in_group(batch.size * hsic, batch.number),
+        right=in_group((choices == expected).sum(1).double(), batch.number),
+        images=in_group(hsic.new_tensor(float(batch.size)), batch.number),
+    )
+
+
+def _run_rows(sums: RunSums, blocks: Sequence[str], changed: Sequence[str]) -> pd.DataFrame:
+    """One row per run but the first, which is the intact one, with the block that it lacks skip connections in."""
+    shape = sums.hsic.shape[1:]
+    size = shape.numel()
+    places = [blocks.index(block) + 1 for block in changed]
+
+    def statistic(total: Tensor) -> Tensor:
+        cka = similarity.cka(total[:size].view(shape))
+        accuracy = total[size:-1] / total[-1]
+        across = torch.stack([cka[run, :at, at:].nanmean() for run, at in enumerate(places, 1)])
+        whole = torch.stack([cka[0, :at, at:].nanmean() for at in places])
+        return torch.stack([accuracy[1:], accuracy[0] - accuracy[1:], across, whole, whole - across])
+
+    groups = torch.cat([sums.hsic.flatten(1), sums.right, sums.images[:, None]], dim=1).cpu()
+    interval = jackknife(statistic, groups, sums.images.cpu() > 0)
+    names = ("accuracy", "drop", "across", "across_intact", "across_drop")
+    table = pd.DataFrame(dict(zip(names, interval.value.numpy(), strict=True))).assign(block=list(changed))
+    low, high = interval.low.numpy(), interval.high.numpy()
+    return table.assign(low=low[1], high=high[1], across_low=low[4], across_high=high[4])
+
+
+def _reference(known: Sequence[int] | None) -> str:
+    return "intact model" if known is None else "labels"
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    columns = ["model", "block", "reference", "accuracy", "drop", "low", "high"]
+    return table[[*columns, "across", "across_intact", "across_drop", "across_low", "across_high"]]
+
+
+def main(
+    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
+    /,
+    *,
+    images: Images = Images(),  # noqa: B008  (frozen)
+    trained: tuple[str, ...] | None = None,
+    out: Path = Path("figures/lesions"),
+    device: str | None = None,
+) -> None:
+    """What happens without the skip connections of a block (figure 8 of Raghu et al. 2021).
+
+    Args:
+        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
+        images: which images.
+        trained: models trained without the skip connections of one block, each against the first model; where that is lab/vit,
+            the lab's unless said.
+        out: .parquet and .png are added; models trained without stand beside, with _trained in the name.
+        device: cpu, cuda ...; the GPU if there is one.
+    """
+    loaded = load_all(models, device=device)
+    removed = lesions(loaded, images, state=out)
+    command.write(removed, out)
+    command.draw(removed, out, plot.lesions)
+    others = _trained(models[0], trained, device)
+    if others:
+        beside = command.beside(out, "_trained")
+        table = trained_without_skips(loaded[0], others, images, state=beside)
+        command.write(table, beside)
+        command.draw(table, beside, plot.lesions)
+
+
+def _trained(intact: str, names: Sequence[str] | None, device: str | None) -> list[Model]:
+    """The models named, or those of the lab that there are."""
+    if names is not None or intact != "lab/vit":
+        return load_all(names, device=device) if names else []
+    missing = [name for name in TRAINED if not zoo.home(name).exists()]
+    for name in missing:
+        logger.warning(
+            "no weights of %r yet, so it is left out; train it: python -m vit_analysis.train %s", name, name
+        )
+    return [load(name, device=device) for name in TRAINED if name not in missing]
+
+
+if __name__ == "__main__":
+    command.run(main)
