@@ -16,6 +16,8 @@ import tyro
 
 from vit_analysis import running, table
 
+logger = logging.getLogger(__name__)
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 # What a user can mend: said in one sentence. Anything else is a fault of ours and shows its traceback.
@@ -37,10 +39,16 @@ def run(main: Callable[..., None]) -> None:
         if os.environ.get("VIT_ANALYSIS_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error
-        logging.error("error: %s", message)
+        # Sentences meant for a user are of these kinds; of others, where they come from may matter.
+        hint = (
+            ""
+            if isinstance(error, ValueError | KeyError | OSError)
+            else " (VIT_ANALYSIS_TRACEBACK=1 shows where)"
+        )
+        logger.error("error: %s%s", message, hint)
         sys.exit(2)
     except KeyboardInterrupt:
-        logging.error("stopped; the same command goes on where it was")
+        logger.error("stopped; the same command goes on from the sums last written")
         sys.exit(130)
     finally:
         if processes > 1:
@@ -52,6 +60,7 @@ def write(result: pd.DataFrame, out: Path) -> None:
     if running.processes()[0] == 0:
         result.attrs["command"] = line()
         table.write(result, beside(out, ".parquet"))
+        logger.info("wrote %s", beside(out, ".parquet"))
 
 
 def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]) -> None:
@@ -59,6 +68,7 @@ def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]
     if running.processes()[0] == 0:
         figure = picture(result)
         table.write_whole(beside(out, ".png"), lambda part: figure.savefig(part))
+        logger.info("wrote %s", beside(out, ".png"))
 
 
 def beside(out: Path, ending: str) -> Path:

@@ -1,6 +1,5 @@
 """Tables: tidy DataFrames that carry where they came from, on disk whole or not at all."""
 
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,8 +10,6 @@ from typing import Any
 import pandas as pd
 
 from vit_analysis.spelling import did_you_mean
-
-logger = logging.getLogger(__name__)
 
 VERSIONS = ("vit-analysis", "torch", "timm", "numpy")
 
@@ -75,4 +72,3 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    logger.info("wrote %s", path)
