@@ -1,7 +1,7 @@
 """What several tests need: images that are given tensors, an oracle for CKA, real weights and images where there are some."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,36 @@ class Given(Images):
                 yield Batch(
                     number, [part] * len(wanted), torch.full((len(part),), -1), list(range(len(part))), []
                 )
+
+
+@dataclass(frozen=True)
+class Labelled(Given):
+    """Given images with labels; a choice of them keeps their numbers."""
+
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    numbers: tuple[int, ...] | None = None
+
+    @property
+    def order(self) -> list[int]:
+        return list(range(len(self.pixels)) if self.numbers is None else self.numbers)
+
+    @property
+    def targets(self) -> dict[str, list[str]]:
+        return {"class": [f"kind {label}" for label in self.labels.unique().tolist()]}
+
+    def truth(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        return {"class": self.labels[list(numbers)]}
+
+    def only(self, numbers: Sequence[int], batch: int | None = None) -> "Labelled":
+        return replace(self, numbers=tuple(numbers), batch=batch or self.batch)
+
+    def read(
+        self, wanted: Sequence[Preprocessing], *, rank: int = 0, of: int = 1, start: int = 0
+    ) -> Iterator[Batch]:
+        for number in range(rank, self.batches, of):
+            part = self.order[number * self.batch :][: self.batch]
+            if number >= start:
+                yield Batch(number, [self.pixels[part]] * len(wanted), self.labels[part], part, [])
 
 
 class Layers(nn.Module):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -162,9 +163,11 @@ def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
     Raises:
         ValueError: there is no batch for some process.
         OSError: an image cannot be read.
+        MemoryError: what is kept of all images is more than the free memory of its device.
     """
     rank, of = _dealt(reading)
-    images, parts = reading.images, []
+    images = reading.images
+    parts: list[tuple[slice, dict[str, dict[str, Any]]]] = []
     with tqdm(total=images.batches // of, unit="batch", disable=_quiet(rank)) as bar:
         for batch in stream(reading):
             first = batch.number * images.batch
@@ -172,6 +175,8 @@ def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
                 raise OSError(
                     "every one of these images is needed, and one of them cannot be read: it is named above"
                 )
+            if not parts:
+                _refuse_too_large(batch, len(images.order))
             parts.append((slice(first, first + batch.size), batch.seen))
             bar.update()
     gathered = {}
@@ -182,6 +187,28 @@ def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
             whole[rows] = piece
         gathered[model, layer] = running.over_processes(_Rows(whole)).kept
     return gathered
+
+
+def _refuse_too_large(batch: Pass, images: int) -> None:
+    """Known after the first batch; what is kept is there twice for a moment, when it is put in one place."""
+    needed: dict[torch.device, int] = {}
+    for kept in (kept for seen in batch.seen.values() for kept in seen.values()):
+        needed[kept.device] = needed.get(kept.device, 0) + 2 * kept.nbytes * images // batch.size
+    for device, size in needed.items():
+        if size > (free := _free_memory(device)):
+            raise MemoryError(
+                f"what is kept of {images} images takes {size / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free; "
+                f"choose fewer images (shots, draws), layers or tokens"
+            )
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    # Pages that hold files count as taken here although they would be given up, so half of all memory is always allowed.
+    page, known = os.sysconf("SC_PAGE_SIZE"), os.sysconf_names
+    free = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in known else 0
+    return page * max(free, os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 def _dealt(reading: Reading) -> tuple[int, int]:

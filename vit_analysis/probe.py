@@ -225,8 +225,13 @@ def _origin(images: Images) -> tuple[Any, ...]:
 
 
 def _told(targets: Mapping[str, Sequence[str]]) -> str:
-    names = [f"{len(answers)}: {', '.join(answers[:3])} ..." for answers in targets.values()]
-    return names[0] if names else "none"
+    """Of the first thing asked: how many answers, and some."""
+    answers = next(iter(targets.values()), [])
+    return (
+        f"{len(answers)}: {', '.join(answers[:3])}{', ...' if len(answers) > 3 else ''}"
+        if answers
+        else "none"
+    )
 
 
 def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[str]]:
@@ -272,7 +277,10 @@ def _learn(reading: features.Reading, chosen: Mapping[str, Tensor]) -> dict[Plac
     row = {number: place for place, number in enumerate(images.order)}
     probes: dict[Place, dict[str, Probe]] = {place: {} for place in found}
     for places in alike.values():
-        stacked = torch.stack([found.pop(place) for place in places])
+        first = found[places[0]]
+        stacked = first.new_empty(len(places), *first.shape)
+        for layer, place in enumerate(places):  # one by one, so that no layer is held twice for long
+            stacked[layer] = found.pop(place)
         centre = stacked.mean(1)
         stacked -= centre[:, None]
         for target, draws in chosen.items():

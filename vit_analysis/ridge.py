@@ -42,7 +42,7 @@ def fit(
     draws: Int[Tensor, "draw example"],
     labels: Int[Tensor, " example"],
     answers: int,
-) -> tuple[Float32[Tensor, "layer token draw feature answer"], Float32[Tensor, "layer token draw answer"]]:
+) -> tuple[Float32[Tensor, "layer token learned feature answer"], Float32[Tensor, "layer token learned answer"]]:
     """Weights and biases of a classifier per layer, token and draw; each has the penalty that answers best on the last draw.
 
     Args:
@@ -71,7 +71,7 @@ def fit(
 
 def best(
     examples: Float64[Tensor, "probe example feature"],
-    held_out: Float64[Tensor, "probe example feature"],
+    held_out: Float64[Tensor, "#probe example feature"],
     labels: Int[Tensor, " example"],
     answers: int,
 ) -> tuple[Float64[Tensor, "probe feature answer"], Float64[Tensor, "probe answer"]]:

@@ -8,9 +8,10 @@ minus the log probability that a neighbour picked by distance is of the same cla
 they are separated. It is not scale invariant, so a comparison of layers at one T means nothing; as in the paper, T is the one
 that minimises the loss, here found by search instead of a gradient step. Raghu et al. (2021) do not use this loss.
 
-Temperatures are in units of each batch's median squared distance, on a grid from 1/1000 to 1000. So features of any scale have
-the same sums, which merge without a look at the data beforehand, and 1 is the fixed temperature that layers can be compared at.
-Between grid points the minimum is that of a parabola in log T.
+One temperature serves all batches of a layer. It is known only after the last batch, so every batch adds its losses at 61
+points of a grid that is the same for all data, from 1/1000 to 1000 times its own median squared distance. Such sums merge. The
+minimum is that of a parabola through the smallest point that all batches reached and its neighbours. Beside it is the loss at
+a temperature that needs no search, each batch's median squared distance.
 
 Batches are balanced: as many classes as have 16 images in a batch, as many images of each. Frosst et al.'s published code is
 not followed: its default temperature gives log C in any layer, and an anchor without a mate adds 11.5 to its loss.
@@ -20,7 +21,6 @@ not followed: its default temperature gives log C in any layer, and an anchor wi
 """
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,9 +45,9 @@ logger = logging.getLogger(__name__)
 Models = Sequence[Model] | Mapping[str, nn.Module]
 
 MATES = 16  # images of each class in a batch
-TEMPERATURES = torch.logspace(-3, 3, 61, dtype=torch.float64)
-FIXED = 30  # where the temperature is the median squared distance itself
 STEP = 0.1  # of log10 of the temperature
+SPAN = 30  # steps from a batch's median squared distance to either end of its search
+ENDS = 300  # steps from 1 to either end of the grid: squared distances of float32 do not go further
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ class Curves(Sums):
     """The loss at every temperature, summed over anchors: images that have a mate, another image of their class."""
 
     loss: Float64[Tensor, "group layer temperature"]
-    median: Float64[Tensor, "group layer"]
-    """Logarithm of the median squared distance, once per anchor."""
+    reached: Float64[Tensor, "group layer temperature"]
+    """Anchors whose loss at this temperature is in the sum."""
+    fixed: Float64[Tensor, "group layer"]
+    """The loss at the median squared distance of the batch."""
     anchors: Float64[Tensor, " group"]
     dropped: Float64[Tensor, " group"]
     chance: Float64[Tensor, " group"]
@@ -69,8 +71,7 @@ class Minimum(NamedTuple):
     """Where a loss is smallest."""
 
     loss: Float64[Tensor, "*layer"]
-    log_temperature: Float64[Tensor, "*layer"]
-    """log10, in units of the median squared distance."""
+    temperature: Float64[Tensor, "*layer"]
     at_bound: Bool[Tensor, "*layer"]
 
 
@@ -157,36 +158,42 @@ def balanced(images: Images, target: str) -> Images:
 
 def curve(
     distances: Float64[Tensor, "layer image image"], labels: Int[Tensor, " image"]
-) -> tuple[Float64[Tensor, "layer temperature"], Float64[Tensor, " layer"]]:
-    """The loss at every temperature, summed over images that have a mate, and the median squared distance.
+) -> tuple[Float64[Tensor, "layer point"], Float64[Tensor, "layer point"]]:
+    """Temperatures around the median squared distance of every layer, and the loss there, summed over images that have a mate.
 
-    NaN for a layer that is constant over images.
+    The first point is the median itself; the others are points of the grid, in rising order, as log10 of the temperature. NaN
+    for the loss of a layer that is constant over images.
     """
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     mates = (labels[:, None] == labels) & ~itself
     anchors = mates.any(1)
     median = distances[:, ~itself].median(dim=1).values
-    near = (-distances[:, anchors] / median[:, None, None]).masked_fill(itself[anchors], -torch.inf)
+    middle = median.clamp(min=10.0 ** (STEP * (SPAN - ENDS))).log10()
+    grid = STEP * ((middle / STEP).round()[:, None] + torch.arange(-SPAN, SPAN + 1, device=middle.device))
+    points = torch.cat([middle[:, None], grid], dim=1)
+    near = (-distances[:, anchors]).masked_fill(itself[anchors], -torch.inf)
     losses = []
-    for temperature in TEMPERATURES.tolist():
-        logits = near / temperature
+    for temperature in (10**points).unbind(1):
+        logits = near / temperature[:, None, None]
         mated = logits.masked_fill(~mates[anchors], -torch.inf)
         losses.append((logits.logsumexp(-1) - mated.logsumexp(-1)).sum(-1))
-    return torch.stack(losses, dim=1), median
+    return points, torch.stack(losses, dim=1).where(median[:, None] > 0, torch.nan)
 
 
-def minimum(curve: Float64[Tensor, "layer temperature"]) -> Minimum:
-    """The smallest loss over temperatures, by the parabola through the smallest grid point and its neighbours."""
-    last = curve.shape[1] - 1
-    place = curve.argmin(1, keepdim=True)
-    inner = place.clamp(1, last - 1)
-    before, here, after = (curve.gather(1, inner + step) for step in (-1, 0, 1))
+def minimum(loss: Float64[Tensor, "layer temperature"]) -> Minimum:
+    """The minimum of the parabola through the smallest point and its neighbours; infinite points are not there."""
+    there = ~loss.isposinf()
+    first = there.double().argmax(1, keepdim=True)
+    last = loss.shape[1] - 1 - there.flip(1).double().argmax(1, keepdim=True)
+    place = loss.argmin(1, keepdim=True)
+    inner = torch.minimum(torch.maximum(place, first + 1), last - 1)
+    before, here, after = (loss.gather(1, inner + step) for step in (-1, 0, 1))
     bend = before - 2 * here + after
     shift = torch.where(bend > 0, (before - after) / (2 * bend), 0.0)
-    at_bound = (place == 0) | (place == last)
-    loss = torch.where(at_bound, curve.gather(1, place), here - (before - after) * shift / 4)
-    steps = torch.where(at_bound, place, inner + shift) - FIXED
-    return Minimum(loss[:, 0], STEP * steps[:, 0], at_bound[:, 0])
+    at_bound = (place == first) | (place == last)
+    smallest = torch.where(at_bound, loss.gather(1, place), here - (before - after) * shift / 4)
+    steps = torch.where(at_bound, place, inner + shift) - ENDS
+    return Minimum(smallest[:, 0], 10 ** (STEP * steps[:, 0]), at_bound[:, 0])
 
 
 def _target(images: Images, asked: str | None) -> str:
@@ -227,44 +234,48 @@ def _fold(images: Images, target: str, batch: features.Pass) -> Curves | None:
     mates = mates[mates > 0]  # of each anchor
     if not len(mates):
         return None
-    loss, median = curve(distances, labels)
+    points, losses = curve(distances, labels)
+    places_on_grid = (points[:, 1:] / STEP).round().long() + ENDS
+    empty = losses.new_zeros(len(places), 2 * ENDS + 1)
+    count = losses.new_tensor(float(len(mates)))
     sums = {
-        "loss": loss,
-        "median": len(mates) * median.log(),
-        "anchors": loss.new_tensor(float(len(mates))),
-        "dropped": loss.new_tensor(float(len(labels) - len(mates))),
+        "loss": empty.scatter(1, places_on_grid, losses[:, 1:]),
+        "reached": empty.scatter(1, places_on_grid, count.expand_as(places_on_grid)),
+        "fixed": losses[:, 0],
+        "anchors": count,
+        "dropped": losses.new_tensor(float(len(labels) - len(mates))),
         "chance": ((len(labels) - 1) / mates).log().sum(),
     }
     return Curves(**{name: in_group(value, batch.number) for name, value in sums.items()}, places=places)
 
 
 def _table(sums: Curves) -> pd.DataFrame:
-    """Anchors ride along as one more column of the curves, so that the jackknife divides by what is left."""
-    anchors = sums.anchors[:, None, None].expand(-1, sums.loss.shape[1], 1)
-    interval = jackknife(_smallest, torch.cat([sums.loss, anchors], dim=2), sums.anchors > 0)
-    mean = sums.loss.sum(0) / sums.anchors.sum()
-    found = minimum(mean)
+    held, count = sums.anchors > 0, sums.anchors.sum()
+    groups = torch.stack([sums.loss, sums.reached], dim=1)
+    found, interval = _smallest(groups.sum(0)), jackknife(lambda own: _smallest(own).loss, groups, held)
     columns = {
-        "loss": interval.value,
-        "temperature": (found.log_temperature * math.log(10) + sums.median.sum(0) / sums.anchors.sum()).exp(),
+        "loss": found.loss,
+        "temperature": found.temperature,
         "at_bound": found.at_bound,
-        "loss_fixed": mean[:, FIXED],
+        "loss_fixed": sums.fixed.sum(0) / count,
         "low": interval.low,
         "high": interval.high,
     }
     return placed(sums.places).assign(
         **{name: value.cpu().numpy() for name, value in columns.items()},
-        anchors=int(sums.anchors.sum()),
-        chance=float(sums.chance.sum() / sums.anchors.sum()),
+        anchors=int(count),
+        chance=float(sums.chance.sum() / count),
     )
 
 
-def _smallest(sums: Float64[Tensor, "layer column"]) -> Float64[Tensor, " layer"]:
-    return minimum(sums[:, :-1] / sums[:, -1:]).loss
+def _smallest(sums: Float64[Tensor, "2 layer temperature"]) -> Minimum:
+    """Over the temperatures that all batches reached."""
+    loss, reached = sums
+    return minimum(torch.where(reached == reached.amax(1, keepdim=True), loss / reached, torch.inf))
 
 
 def _warn(sums: Curves) -> None:
-    constant = sums.loss.sum((0, 2)).isnan().tolist()
+    constant = sums.fixed.sum(0).isnan().tolist()
     told = [
         f"{layer} of {model}" for (model, layer), never in zip(sums.places, constant, strict=True) if never
     ]
