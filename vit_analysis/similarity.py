@@ -31,6 +31,8 @@ RESOLUTION = 2.0**-42
 # Features are centred in pieces: about 1 MB stays in a CPU core's cache between reading, centring and multiplying, where whole
 # tensors would cost 23 % of a ResNet-50's forward pass. On a GPU pieces need only be small beside the activation itself.
 CPU_PIECE, GPU_PIECE = 2**18, 2**27
+# Numbers in the Gram vectors that `hsic_between` holds of tokens, and as many of patches: 256 MB each.
+VECTORS = 2**26
 
 
 def centred_gram(features: Float[Tensor, "image ..."]) -> Float32[Tensor, " pair"]:
@@ -88,6 +90,28 @@ def hsic(vectors: Float32[Tensor, "layer pair"]) -> Float64[Tensor, "layer layer
     return total
 
 
+def hsic_between(
+    tokens: Float[Tensor, "image token channel"], patches: Float[Tensor, "image patch pixel"]
+) -> tuple[Float64[Tensor, "token patch"], Float64[Tensor, " token"], Float64[Tensor, " patch"]]:
+    """Unbiased HSIC of every token with every patch, of every token with itself and of every patch with itself.
+
+    Gram vectors are made for so many tokens and patches at once as fit `VECTORS`; where not all do, they are made again.
+    """
+    most = max(1, VECTORS // (len(tokens) ** 2 // 2))
+    between, own, theirs = [], [], []
+    for some in patches.split(most, dim=1):
+        columns = torch.stack([centred_gram(patch) for patch in some.unbind(1)])
+        theirs.append(columns.double().square().sum(1))
+        rows = []
+        for part in tokens.split(most, dim=1):
+            vectors = torch.stack([centred_gram(token) for token in part.unbind(1)])
+            rows.append(_products(vectors, columns))
+            if len(theirs) == 1:
+                own.append(vectors.double().square().sum(1))
+        between.append(torch.cat(rows))
+    return torch.cat(between, dim=1), torch.cat(own), torch.cat(theirs)
+
+
 def cka(hsic: Float64[Tensor, "*group layer layer"]) -> Float64[Tensor, "*group layer layer"]:
     """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)). Never clamped; NaN where a layer is constant (0 / 0)."""
     scale = hsic.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -142,6 +166,18 @@ def _gram_without_offset(rows: Float[Tensor, "image feature"]) -> Float64[Tensor
             offset += n * mean.square().sum()
     varies = total.trace() > RESOLUTION * (total.trace() + offset)
     return torch.where(varies | ~total.isfinite().all(), total, torch.zeros_like(total))
+
+
+def _products(
+    rows: Float32[Tensor, "row pair"], columns: Float32[Tensor, "column pair"]
+) -> Float64[Tensor, "row column"]:
+    """Inner products, in float64, piece by piece."""
+    size = max(1, CPU_PIECE // (len(rows) + len(columns)))
+    pieces = zip(rows.split(size, dim=1), columns.split(size, dim=1), strict=True)
+    total = torch.zeros(len(rows), len(columns), dtype=torch.float64, device=rows.device)
+    for row, column in pieces:
+        total += row.double() @ column.double().T
+    return total
 
 
 def _pack(centred: Float64[Tensor, "image image"]) -> Float32[Tensor, " pair"]:

@@ -1,0 +1,290 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import Given, Layers, oracle_cka
+from torch import nn
+
+from vit_analysis import localization, models, plot, similarity
+from vit_analysis.images import Images
+from vit_analysis.localization import STATISTICS, chances, compare, neighbours, patches, statistics, summary
+
+
+def given(images: int = 160, size: int = 8, batch: int = 16) -> Given:
+    return Given(batch=batch, pixels=torch.randn(images, 3, size, size))
+
+
+def cells(x: torch.Tensor, side: int = 4) -> torch.Tensor:
+    """A map whose position is all pixels of its cell."""
+    height = x.shape[2] // side
+    return nn.functional.pixel_unshuffle(x, height)
+
+
+def maps(table, layer: str | None = None) -> np.ndarray:
+    own = table if layer is None else table[table["layer"] == layer]
+    count = own["token"].max() + 1
+    return own["cka"].to_numpy().reshape(count, count)
+
+
+def values(table, layer: str) -> dict[str, float]:
+    found = summary(table)
+    own = found[(found["layer"] == layer) & found["other_layer"].isna()]
+    return dict(zip(own["statistic"], own["value"], strict=True))
+
+
+def test_tokens_that_are_their_own_patch_find_it_every_time():
+    table = compare({"m": Layers(x=cells)}, given(), layers="x")
+    found = maps(table)
+    np.testing.assert_allclose(found.diagonal(), 1, atol=1e-6)
+    assert np.abs(found - np.diag(found.diagonal())).max() < 0.2
+    own = values(table, "x")
+    assert own["own"] == pytest.approx(1)
+    assert own["hit_rate"] == own["near_hit_rate"] == 1
+    assert own["contrast"] > 3.5  # of one in sixteen, at most sqrt(15)
+    assert abs(own["edge_effect"]) < 0.02
+
+
+def test_moved_tokens_find_the_patch_they_came_from():
+    order = torch.randperm(16)
+
+    def moved(x: torch.Tensor) -> torch.Tensor:
+        return cells(x).flatten(2)[:, :, order].unflatten(2, (4, 4))
+
+    table = compare({"m": Layers(x=moved)}, given(), layers="x")
+    assert maps(table).argmax(1).tolist() == order.tolist()
+
+
+def test_tokens_of_shuffled_images_are_similar_to_no_patch():
+    module = Layers(x=lambda x: cells(x)[torch.randperm(len(x))])
+    table = compare({"m": module}, given(640, batch=64), layers="x")
+    assert np.abs(maps(table)).max() < 0.05
+    assert abs(values(table, "x")["own"]) < 0.01
+
+
+def test_constant_tokens_are_undefined_counted_and_named(caplog):
+    def half(x: torch.Tensor) -> torch.Tensor:
+        y = cells(x)
+        y[:, :, :2] = 7.3
+        return y
+
+    table = compare(
+        {"m": Layers(x=half, flat=lambda x: torch.ones(len(x), 5, 4, 4))}, given(), layers=["x", "flat"]
+    )
+    found = maps(table, "x")
+    assert np.isnan(found[:8]).all()
+    assert np.isfinite(found[8:]).all()
+    assert values(table, "x")["hit_rate"] == 1  # of those that are defined
+    assert np.isnan(maps(table, "flat")).all()
+    assert np.isnan(list(values(table, "flat").values())).all()
+    assert (
+        "8 of 16 tokens of x of m are constant over all images, so their CKA is undefined (NaN)"
+        in caplog.text
+    )
+    assert "16 of 16 tokens of flat of m" in caplog.text
+
+
+def test_cells_are_the_three_term_formula_on_tokens_and_pixels():
+    # An incomplete last batch, an offset, correlated pixels, a rectangular grid.
+    pixels = (torch.randn(42, 20) @ torch.randn(20, 3 * 8 * 12) + 2).view(42, 3, 8, 12)
+
+    def mixed(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(
+            nn.functional.avg_pool2d(x, 4)[:, [0, 1, 2, 0]] + 0.1 * x.mean((1, 2, 3), keepdim=True)
+        )
+
+    table = compare({"m": Layers(x=mixed)}, Given(batch=16, pixels=pixels), layers="x")
+    assert len(table) == 36
+    for row in table.iloc[::5].itertuples():
+        assert row.token == 3 * row.token_row + row.token_col
+        top, left = 4 * row.patch_row, 4 * row.patch_col
+        expected = oracle_cka(
+            [mixed(batch)[:, :, row.token_row, row.token_col] for batch in pixels.split(16)],
+            [batch[:, :, top : top + 4, left : left + 4] for batch in pixels.split(16)],
+        )
+        assert row.cka == pytest.approx(expected, abs=1e-5)
+        assert row.low < row.cka < row.high
+
+
+def test_a_vision_transformers_tokens_are_numbered_without_the_class_token():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=12, num_heads=2).eval()
+    images = Given(batch=16, pixels=torch.randn(32, 3, 32, 32))
+    table = compare({"m": module}, images)
+    assert list(table["layer"].unique()) == ["blocks.1"]
+    assert maps(table).shape == (4, 4)
+    with torch.inference_mode():
+        kept = module.forward_intermediates(
+            images.pixels, indices=[1], output_fmt="NLC", intermediates_only=True
+        )[0]
+    for token, patch in ((0, 0), (1, 3), (3, 2)):
+        top, left = 16 * (patch // 2), 16 * (patch % 2)
+        expected = oracle_cka(
+            kept[:, token].split(16), images.pixels[:, :, top : top + 16, left : left + 16].split(16)
+        )
+        assert maps(table)[token, patch] == pytest.approx(expected, abs=1e-4)
+    penultimate = compare({"m": module}, images, layers="penultimate")
+    assert list(penultimate["layer"].unique()) == ["blocks.0"]
+
+
+@pytest.mark.parametrize("budget", [1, 16 * 15 // 2 * 5])
+def test_pieces_of_any_size_give_the_same_answer(monkeypatch, budget):
+    module, images = Layers(x=lambda x: cells(x).exp()), given(32)
+    whole = compare({"m": module}, images, layers="x")
+    monkeypatch.setattr(similarity, "VECTORS", budget)
+    monkeypatch.setattr(similarity, "CPU_PIECE", 500)
+    np.testing.assert_allclose(
+        compare({"m": module}, images, layers="x")["cka"], whole["cka"], rtol=1e-9, atol=1e-12
+    )
+
+
+def test_scale_rotation_and_offset_of_a_token_do_not_matter():
+    rotation = torch.linalg.qr(torch.randn(12, 12))[0]
+    plain = Layers(x=lambda x: cells(x).tanh())
+    turned = Layers(x=lambda x: 30 * torch.einsum("nirc,oi->norc", cells(x).tanh(), rotation) + 5)
+    images = given()
+    one, other = (compare({"m": module}, images, layers="x") for module in (plain, turned))
+    np.testing.assert_allclose(one["cka"], other["cka"], atol=1e-5)
+
+
+def test_sums_of_two_halves_are_those_of_all():
+    images, module = given(64), Layers(x=lambda x: cells(x).exp())
+    table = compare({"m": module}, images, layers="x")
+    reversed_batches = torch.cat(images.pixels.split(16)[::-1])
+    again = compare({"m": module}, Given(batch=16, pixels=reversed_batches), layers="x")
+    for column in ("cka", "low", "high"):
+        np.testing.assert_allclose(table[column], again[column], rtol=1e-9, atol=1e-12)
+
+
+def test_normalized_tokens_see_past_the_few_that_are_massive():
+    def massive(x: torch.Tensor) -> torch.Tensor:
+        y = cells(x).clone()
+        y[::16] *= 300
+        return y
+
+    images = given(320)
+    plain, robust = (
+        compare({"m": Layers(x=massive)}, images, layers="x", tokens=tokens)
+        for tokens in ("all", "normalized")
+    )
+    assert values(plain, "x")["own"] < 0.5
+    assert values(robust, "x")["own"] > 0.9
+    assert robust.attrs["tokens"] == "normalized"
+
+
+def test_neighbours_and_edges_of_a_grid_by_hand():
+    near, edge = neighbours(3, 4)
+    assert near[5].nonzero().flatten().tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+    assert near[0].nonzero().flatten().tolist() == [0, 1, 4, 5]
+    assert (~edge).nonzero().flatten().tolist() == [5, 6]
+    assert chances(3, 4)[1:3] == pytest.approx([1 / 12, 9 / 12])
+
+
+def test_statistics_of_maps_by_hand():
+    found = torch.zeros(16, 16, dtype=torch.float64)
+    _, edge = neighbours(4, 4)
+    found[5, 5] = 1.0  # own
+    found[6, 7] = 1.0  # touches 6
+    found[9, 0] = 1.0  # far from 9
+    found[10] = torch.nan  # constant
+    found[edge] = edge.double() * 0.5 + 0.1
+    own, hit, near_hit, contrast, edge_effect = statistics(found, 4, 4).tolist()
+    assert own == pytest.approx(1 / 3)
+    assert hit == pytest.approx(1 / 3)
+    assert near_hit == pytest.approx(2 / 3)
+    spread = np.sqrt(1 / 16 * 15 / 16)
+    assert contrast == pytest.approx((1 - 2 / 15) / spread / 3)
+    assert edge_effect == pytest.approx(0.5)
+
+
+def test_a_grid_without_an_interior_has_no_interior_statistics():
+    assert statistics(torch.rand(4, 4, dtype=torch.float64), 2, 2)[:4].isnan().all()
+
+
+def test_patches_are_cut_row_by_row():
+    pixels = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6).float()
+    cut = patches(pixels, 2, 3)
+    assert cut.shape == (2, 6, 12)
+    assert torch.equal(cut[:, 4], pixels[:, :, 2:4, 2:4].flatten(1))
+
+
+def test_differences_are_of_every_two_layers_with_their_own_interval():
+    modules = {"a": Layers(x=cells), "b": Layers(x=lambda x: cells(x) + 2 * torch.randn_like(cells(x)))}
+    found = summary(compare(modules, given(), layers="x"))
+    assert len(found) == 3 * len(STATISTICS)
+    one, other, difference = (found.iloc[start : start + 5].reset_index() for start in (0, 5, 10))
+    assert difference[["model", "other_model"]].iloc[0].tolist() == ["a", "b"]
+    np.testing.assert_allclose(difference["value"], one["value"] - other["value"])
+    contrast = difference.set_index("statistic").loc["contrast"]
+    assert contrast["low"] > 0.1  # b's tokens are mostly noise
+
+
+def test_a_layer_without_places_is_refused_with_what_was_expected():
+    module = Layers(vector=lambda x: x.flatten(1), sequence=lambda x: x.flatten(2).mT)
+    for layer in ("vector", "sequence"):
+        with pytest.raises(
+            ValueError, match=f"'{layer}' of m is .* neither image x token x channel .* nor a map"
+        ):
+            compare({"m": module}, given(16), layers=layer)
+
+
+def test_a_map_too_large_to_pair_is_refused_before_it_is_tried():
+    with pytest.raises(
+        ValueError, match=r"'x' of m has 40 x 40 positions, so 2,560,000 pairs .* at most 1024 positions"
+    ):
+        compare({"m": Layers(x=lambda x: x)}, given(16, 40), layers="x")
+
+
+def test_a_grid_that_does_not_divide_the_input_is_refused():
+    with pytest.raises(ValueError, match="8 x 8 px does not divide into 3 x 3 patches"):
+        compare({"m": Layers(x=lambda x: x[:, :, :3, :3])}, given(16), layers="x")
+
+
+def test_a_value_that_is_not_finite_names_layer_model_and_batch():
+    calls = []
+
+    def spoilt(x):
+        calls.append(1)
+        return cells(x) / (0 if len(calls) == 3 else 1)
+
+    with pytest.raises(ValueError, match="'x' of m has values that are not finite in batch 2"):
+        compare({"m": Layers(x=spoilt)}, given(), layers="x")
+
+
+def test_a_last_batch_too_small_is_left_out_with_a_warning(caplog):
+    images = given(35)
+    table = compare({"m": Layers(x=cells)}, images, layers="x")
+    whole = compare({"m": Layers(x=cells)}, replace(images, pixels=images.pixels[:32]), layers="x")
+    np.testing.assert_array_equal(table["cka"], whole["cka"])
+    assert caplog.text.count("fewer than 4 images and is left out") == 1
+
+
+def test_class_token_and_average_pooling_side_by_side_with_a_picture():
+    loaded = [
+        models.load(name, device="cpu")
+        for name in ("lab/vit@random", "lab/vit_gap@random", "lab/resnet@random")
+    ]
+    table = compare(loaded, Images(limit=48, batch=16))
+    assert table.groupby("model", sort=False)["token"].max().tolist() == [63, 63, 15]
+    assert table.attrs["analysis"] == "localization"
+    figure = plot.localization(table)
+    panels = [ax for ax in figure.axes if ax.images and ax.get_title()]
+    assert [ax.get_title() for ax in panels[:4]] == [
+        "token (0, 0)",
+        "token (2, 1)",
+        "token (5, 2)",
+        "token (5, 5)",
+    ]
+    assert [ax.get_title() for ax in panels[8:]] == [
+        "token (0, 0)",
+        "token (1, 1)",
+        "token (2, 1)",
+        "token (2, 2)",
+    ]
+    for start in (0, 4, 8):
+        assert len({ax.images[0].get_clim() for ax in panels[start : start + 4]}) == 1
+    np.testing.assert_array_equal(
+        panels[3].images[0].get_array(),
+        table[(table["model"] == "lab/vit@random") & (table["token"] == 45)]["cka"].to_numpy().reshape(8, 8),
+    )
+    assert localization.summary(table)["value"].notna().any()

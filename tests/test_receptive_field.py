@@ -1,0 +1,303 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import Given, Layers
+from torch import nn
+
+from vit_analysis import layers, models, plot, receptive_field
+from vit_analysis.capture import capture
+from vit_analysis.images import Images
+from vit_analysis.receptive_field import compare, drawn, mean_gradient, offsets, summary, with_maps
+
+
+def given(images: int = 4, size: int = 16, batch: int = 4) -> Given:
+    return Given(batch=batch, pixels=torch.randn(images, 3, size, size))
+
+
+def fields(module: nn.Module, images: Images, taps, **kwargs) -> dict[str, np.ndarray]:
+    _, maps = with_maps({"m": module}, images, layers=taps, channels=None, **kwargs)
+    return {row.layer: row.map.reshape(row.rows, row.columns) for row in maps.itertuples()}
+
+
+def small_vit(**config) -> nn.Module:
+    settings = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 12,
+        "num_heads": 2,
+        "depth": 2,
+        "num_classes": 3,
+    }
+    return timm.create_model("vit_tiny_patch16_224", **settings | config).eval()
+
+
+def small_resnet() -> nn.Module:
+    torch.manual_seed(3)
+    module = timm.models.resnet.ResNet(
+        timm.models.resnet.BasicBlock,
+        layers=(1, 1, 1, 1),
+        channels=(4, 6, 6, 8),
+        num_classes=3,
+        zero_init_last=False,
+    )
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.bias, std=0.5)
+    return module.eval()
+
+
+def test_one_convolution_sees_exactly_3_by_3_pixels_and_two_see_5_by_5():
+    convolutions = [nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 4, 3, padding=1)]
+    seen = fields(nn.Sequential(*convolutions), given(), ["0", "1"])
+    for layer, side in (("0", 3), ("1", 5)):
+        rows, columns = np.nonzero(seen[layer])
+        assert len(rows) == side**2
+        assert {rows.min(), columns.min()} == {8 - side // 2}
+        assert {rows.max(), columns.max()} == {8 + side // 2}
+
+
+def test_one_convolution_is_the_mean_of_its_absolute_weights():
+    convolution = nn.Conv2d(3, 5, 3, padding=1)
+    expected = convolution.weight.detach().abs().mean((0, 1))
+    seen = fields(nn.Sequential(convolution), given(), ["0"])["0"]
+    np.testing.assert_allclose(seen[7:10, 7:10], expected.numpy(), rtol=1e-6)
+
+
+def test_a_global_mean_is_constant_with_the_radius_and_the_share_of_a_constant_field():
+    module = Layers(average=lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4))
+    table, maps = with_maps({"m": module}, given(), layers="average")
+    np.testing.assert_allclose(maps["map"].iloc[0], 1 / 16**2 / 3, rtol=1e-6)  # one colour of three
+    row, column = np.mgrid[:16, :16] - 9.5  # the middle of the third of four cells
+    assert table["radius_px"].item() == pytest.approx(np.sqrt((row**2 + column**2).mean()))
+    assert table["centre_share"].item() == pytest.approx(1 / 16)
+    assert table["uniform_centre_share"].item() == 1 / 16
+
+
+def test_channels_of_opposite_gradients_do_not_cancel():
+    module = Layers(
+        once=lambda x: x[:, :1, ::2, ::2].repeat(1, 2, 1, 1),
+        opposite=lambda x: torch.cat([x[:, :1], -x[:, :1]], dim=1)[:, :, ::2, ::2],
+    )
+    seen = fields(module, given(), ["once", "opposite"])
+    assert seen["once"].max() > 0
+    np.testing.assert_array_equal(seen["once"], seen["opposite"])
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_every_layer_is_the_loop_over_images_and_channels_one_by_one(name):
+    module = {"vit": small_vit, "resnet": small_resnet}[name]()
+    images = given(3, 32, batch=2)
+    seen = fields(module, images, "paper")
+    taps = [tap for step in layers.sublayers(module) for tap in (step.residual, step.long) if tap]
+    assert sorted(seen) == sorted(taps)
+
+    def centre(activation: torch.Tensor) -> torch.Tensor:
+        if activation.ndim == 3:
+            activation = activation[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+        return activation[0, :, activation.shape[2] // 2, activation.shape[3] // 2]
+
+    for tap in taps:
+        total = 0
+        for image in images.pixels:
+            pixels = image[None].clone().requires_grad_()
+            with capture(module, [tap]) as run:
+                values = centre(run(pixels)[tap])
+            gradients = [torch.autograd.grad(value, pixels, retain_graph=True)[0][0] for value in values]
+            total = total + torch.stack(gradients).abs().mean((0, 1))
+        np.testing.assert_allclose(seen[tap], (total / 3).numpy(), rtol=1e-4, atol=1e-9)
+
+
+def test_a_long_branch_is_read_before_the_shortcut_is_added_in_place():
+    # The branch is scaled down to a thousandth; with the shortcut added it would not be small.
+    module = small_resnet()
+    nn.init.constant_(module.layer1[0].bn2.weight, 1e-3)
+    seen = fields(module, given(), ["layer1.0", "layer1.0.bn2"])
+    assert seen["layer1.0.bn2"].max() < 0.01 * seen["layer1.0"].max()
+
+
+def test_moments_are_of_the_mean_field_and_the_radius_that_of_the_table():
+    module = small_vit()
+    table, maps = with_maps({"m": module}, given(5, 32), channels=None)
+    for row, own in zip(table.itertuples(), maps.itertuples(), strict=True):
+        field = own.map.reshape(32, 32).astype(float)
+        down, across = np.mgrid[:32, :32] - 19.5  # token (2, 2) of 4 x 4 is pixels 16 to 23
+        assert row.radius_px == pytest.approx(np.sqrt((field * (down**2 + across**2)).sum() / field.sum()))
+        assert row.centre_share == pytest.approx(field[16:24, 16:24].sum() / field.sum())
+        assert row.uniform_centre_share == 1 / 16
+
+
+def test_a_position_lies_where_its_convolutions_put_it():
+    # Of a ResNet-50's 7 x 7 positions the fourth lies at pixel 96; the middle of its cell would be 111.5.
+    assert layers.is_padded(small_resnet())
+    assert not layers.is_padded(nn.Conv2d(3, 4, 4, stride=4))
+    assert not layers.is_padded(small_vit())
+    distance, inside = offsets(224, 7, padded=True)
+    assert distance[96] == 0
+    assert inside.nonzero().flatten().tolist() == list(range(80, 112))
+    distance, inside = offsets(224, 14, padded=False)
+    assert distance[[112, 127]].tolist() == [-7.5, 7.5]
+    assert inside.nonzero().flatten().tolist() == list(range(112, 128))
+    module = small_resnet()
+    field = fields(module, given(2, 64), ["conv1"])["conv1"]
+    rows, columns = np.nonzero(field)
+    assert {rows.min(), columns.min(), rows.max(), columns.max()} == {29, 35}  # 7 x 7 around 32
+
+
+def test_a_scale_of_the_features_changes_the_field_and_not_the_numbers():
+    plain = Layers(x=lambda x: torch.tanh(nn.functional.avg_pool2d(x, 3, 1, 1)))
+    large = Layers(x=lambda x: 1000 * torch.tanh(nn.functional.avg_pool2d(x, 3, 1, 1)))
+    images = given()
+    one, other = (with_maps({"m": module}, images, layers="x") for module in (plain, large))
+    np.testing.assert_allclose(one[0]["radius_px"], other[0]["radius_px"], rtol=1e-6)
+    np.testing.assert_allclose(1000 * one[1]["map"].iloc[0], other[1]["map"].iloc[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_size_of_batches_does_not_matter_nor_do_the_channels_drawn_depend_on_it(batch):
+    loaded = [models.load("lab/vit@random", device="cpu")]
+    whole, split = (
+        compare(loaded, Images(limit=8, batch=size), layers="blocks.0", channels=5) for size in (8, batch)
+    )
+    for column in ("radius_px", "low", "high", "centre_share"):
+        np.testing.assert_allclose(whole[column], split[column], rtol=1e-4)
+
+
+def small_vit_seeded() -> nn.Module:
+    torch.manual_seed(5)
+    return small_vit()
+
+
+def test_a_killed_run_goes_on_to_the_same_table(tmp_path, monkeypatch):
+    monkeypatch.setattr("vit_analysis.features.SAVE_EVERY", 0.0)
+    images, module = given(6, 32, batch=2), small_vit_seeded()
+    calls = []
+
+    def stop(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return mean_gradient(*args, **kwargs)
+
+    monkeypatch.setattr(receptive_field, "mean_gradient", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare({"m": module}, images, state=tmp_path / "rf")
+    assert list(tmp_path.iterdir())
+    again = compare({"m": module}, images, state=tmp_path / "rf")
+    assert not list(tmp_path.iterdir())
+    assert len(calls) < 20 + 3 * 8  # not from the start
+    whole = compare({"m": module}, images)
+    np.testing.assert_allclose(again["radius_px"], whole["radius_px"], rtol=1e-12)
+
+
+def test_drawn_channels_are_different_ones_and_belong_to_the_image():
+    chosen = drawn([7, 9, 7], 10, 4)
+    assert chosen.shape == (3, 4)
+    assert all(len(set(row.tolist())) == 4 for row in chosen)
+    assert torch.equal(chosen[0], chosen[2])
+    assert not torch.equal(chosen[0], chosen[1])
+    for draws in (None, 10, 50):
+        assert torch.equal(drawn([7, 9], 10, draws), torch.arange(10).expand(2, 10))
+
+
+def test_a_few_channels_estimate_all_of_them_within_the_interval():
+    images, module = given(32, 32, batch=16), small_vit_seeded()
+    some, every = (compare({"m": module}, images, layers="blocks", channels=c) for c in (3, None))
+    assert not np.allclose(some["radius_px"], every["radius_px"], rtol=1e-6)
+    assert (some["low"] < every["radius_px"]).all()
+    assert (every["radius_px"] < some["high"]).all()
+    assert ((some["high"] - some["low"]) > 0).all()
+
+
+def test_a_layer_that_does_not_depend_on_its_input_is_undefined():
+    module = Layers(flat=lambda x: torch.ones(len(x), 4, 2, 2), same=lambda x: 0 * x)
+    table = compare({"m": module}, given(), layers=["flat", "same"])
+    assert table["radius_px"].isna().all()
+    assert table["centre_share"].isna().all()
+
+
+def test_rows_name_steps_and_branches_in_the_depth_of_the_stream():
+    table = compare({"v": small_vit(), "r": small_resnet()}, given(4, 32), channels=2)
+    own = table[table["model"] == "v"].set_index("layer")
+    assert own.loc["blocks.0.norm2:in", ["step", "branch"]].tolist() == ["attention 1", "residual"]
+    assert own.loc["blocks.1.mlp", ["step", "branch", "depth"]].tolist() == ["MLP 2", "long", 1.0]
+    residual = table[(table["model"] == "r") & (table["branch"] == "residual")]
+    assert residual["step"].tolist() == ["initial conv", "unit 1", "unit 2", "unit 3", "unit 4"]
+    assert residual["depth"].tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_the_summary_holds_the_statistics_of_each_model_and_the_differences():
+    table = compare({"v": small_vit(), "r": small_resnet()}, given(8, 32), channels=2)
+    found = summary(table).set_index(["model", "statistic"])
+    own, difference = found[found["other_model"].isna()], found[found["other_model"] == "r"]
+    rows = table.set_index(["model", "layer"])
+    assert own.loc[("v", "first_radius_px"), "value"] == rows.loc[("v", "blocks.0.norm2:in"), "radius_px"]
+    assert own.loc[("r", "half_to_last_radius"), "value"] == pytest.approx(
+        rows.loc[("r", "layer2.0"), "radius_px"] / rows.loc[("r", "layer4.0"), "radius_px"]
+    )
+    assert own.loc[("v", "last_centre_to_uniform"), "value"] == pytest.approx(
+        rows.loc[("v", "blocks.1"), "centre_share"] * 16
+    )
+    assert own.loc[("v", "centre_less_long"), "value"] == pytest.approx(
+        rows.loc[("v", "blocks.1.norm2:in"), "centre_share"]
+        - rows.loc[("v", "blocks.1.attn"), "centre_share"]
+    )
+    for name in receptive_field.STATISTICS:
+        assert difference.loc[("v", name), "value"] == pytest.approx(
+            own.loc[("v", name), "value"] - own.loc[("r", name), "value"]
+        )
+        assert (own["low"] < own["high"]).all()
+
+
+def test_a_statistic_whose_layers_were_not_chosen_is_undefined():
+    table = compare({"v": small_vit()}, given(4, 32), layers="blocks.1", channels=2)
+    found = summary(table).set_index("statistic")["value"]
+    assert found[["first_radius_px", "half_to_last_radius", "centre_less_long"]].isna().all()
+    assert found["last_centre_to_uniform"] > 0
+
+
+def test_a_layer_without_places_is_refused_with_what_was_expected():
+    with pytest.raises(
+        ValueError, match=r"'head' of m is 4 x 3, neither image x token x channel with 4 x 4 tokens nor a map"
+    ):
+        compare({"m": small_vit()}, given(4, 32), layers="head")
+
+
+def test_no_channels_at_all_are_refused():
+    with pytest.raises(ValueError, match="channels must be at least 1, or None for all, got 0"):
+        compare({"m": small_vit()}, given(4, 32), channels=0)
+
+
+def test_a_gradient_that_is_not_finite_names_layer_and_model():
+    module = Layers(root=lambda x: (0 * x).sqrt())
+    with pytest.raises(ValueError, match="'root' of m has gradients that are not finite"):
+        compare({"m": module}, given(), layers="root")
+
+
+def test_gradients_leave_the_model_and_the_caller_as_they_were():
+    module = small_vit().train()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    with torch.no_grad():
+        compare({"m": module}, given(4, 32), layers="blocks", channels=2)
+        assert not torch.is_grad_enabled()
+    assert module.training
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_lab_pair_with_pictures():
+    loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
+    table, maps = with_maps(loaded, Images(limit=4, batch=4), channels=1)
+    assert table.attrs["analysis"] == "receptive_field"
+    assert table.attrs["channels"] == 1
+    left, right = plot.receptive_field(table).axes
+    assert [line.get_label() for line in left.get_lines()] == [
+        f"{model}, {branch}"
+        for model in ("lab/vit@random", "lab/resnet@random")
+        for branch in ("after the addition", "long branch alone")
+    ]
+    assert right.get_yscale() == "log"
+    figure = plot.receptive_field_maps(maps)
+    panels = [ax for ax in figure.axes if ax.images]
+    assert len(panels) == 5 + 5 + 5 + 4  # the initial convolution has no long branch
+    assert panels[0].get_title().startswith("attention 1\n")
+    assert all(ax.images[0].get_array().max() == pytest.approx(1) for ax in panels[:15])
