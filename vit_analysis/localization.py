@@ -195,10 +195,10 @@ def _reducer(models: Mapping[str, Model], tokens: Tokens) -> Callable[[str, str,
             )
         if len(activation) < SMALLEST_BATCH:
             return Grid(activation.new_zeros(0).double(), rows, columns)
-        features = grid.flatten(1, 2)
+        own = grid.flatten(1, 2)
         if tokens == "normalized":
-            features = torch.nn.functional.normalize(features.float(), dim=-1)
-        parts = similarity.hsic_between(features, patches(inputs[model], rows, columns))
+            own = torch.nn.functional.normalize(own.float(), dim=-1)
+        parts = similarity.hsic_between(own, patches(inputs[model], rows, columns))
         return Grid(torch.cat([part.flatten() for part in parts]), rows, columns)
 
     return reduce

@@ -115,33 +115,12 @@ def with_maps(
         The fields have columns model, layer, step, depth, branch, radius_px, rows, columns, map: E row by row, in units of the
         layer per unit of the normalised input.
     """
-    if channels is not None and channels < 1:
-        raise ValueError(f"channels must be at least 1, or None for all, got {channels}")
-    loaded = named(models)
-    steps = {name: _steps(model.module, layers) for name, model in loaded.items()}
-    reading = features.Reading(
-        models=loaded,
-        images=images,
-        taps={name: list(own["layer"]) for name, own in steps.items()},
-        reduce=_reducer(loaded),
-        differentiate=_differentiator(loaded, channels),
-        settings={"channels": channels},
-    )
-    sums = features.measure(reading, partial(_fold, images.batch), FieldSums, state)
-    origin = {**reading.facts(), "layers": layers, "channels": channels}
+    sums, steps, origin = _measure(models, images, layers, channels, state)
     table = _table(sums, steps)
-    shared = ["model", "layer", "step", "depth", "branch", "radius_px"]
-    sizes = [rows * columns for _, _, rows, columns, _ in sums.places]
-    means = (sums.maps / sums.images.sum()).float().cpu().split(sizes)
-    maps = table[shared].assign(
-        rows=[place[2] for place in sums.places],
-        columns=[place[3] for place in sums.places],
-        map=[field.numpy() for field in means],
-    )
-    found = _summary(sums, table)
+    found = _summary(sums, table).to_dict("records")
     return (
-        with_provenance(table, "receptive_field", **origin, summary=found.to_dict("records")),
-        with_provenance(maps, "receptive_field_maps", **origin),
+        with_provenance(table, "receptive_field", **origin, summary=found),
+        with_provenance(_maps(sums, table), "receptive_field_maps", **origin),
     )
 
 
@@ -159,16 +138,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_gradient(
-    pixels: Tensor, features: Float[Tensor, "image channel"], chosen: Int[Tensor, "image draw"]
+    pixels: Tensor, values: Float[Tensor, "image channel"], chosen: Int[Tensor, "image draw"]
 ) -> Float64[Tensor, "image row col"]:
-    """Mean, over each image's chosen channels and over colours, of |d feature / d pixel|: one backward pass per draw."""
+    """Mean, over each image's chosen channels and over colours, of |d value / d pixel|: one backward pass per draw."""
     total = torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.float64, device=pixels.device)
-    if not features.requires_grad:
+    if not values.requires_grad:
         return total  # a constant
     for channel in chosen.T:
-        one = torch.zeros_like(features).scatter_(1, channel[:, None], 1)
+        one = torch.zeros_like(values).scatter_(1, channel[:, None], 1)
         # No image depends on another, so the gradient of the sum over images holds that of each.
-        (gradient,) = torch.autograd.grad(features, pixels, one, retain_graph=True, materialize_grads=True)
+        (gradient,) = torch.autograd.grad(values, pixels, one, retain_graph=True, materialize_grads=True)
         total += gradient.abs().double().mean(1)
     return total / chosen.shape[1]
 
@@ -189,6 +168,25 @@ def offsets(
     place = stride * middle if padded else stride * (middle + 0.5) - 0.5
     distance = torch.arange(size, dtype=torch.float64) - place
     return distance, (distance >= -stride / 2) & (distance < stride / 2)
+
+
+def _measure(
+    models: Models, images: Images, chosen: str | Sequence[str], channels: int | None, state: Path | None
+) -> tuple[FieldSums, dict[str, pd.DataFrame], dict[str, Any]]:
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels must be at least 1, or None for all, got {channels}")
+    loaded = named(models)
+    steps = {name: _steps(model.module, chosen) for name, model in loaded.items()}
+    reading = features.Reading(
+        models=loaded,
+        images=images,
+        taps={name: list(own["layer"]) for name, own in steps.items()},
+        reduce=_reducer(loaded),
+        differentiate=_differentiator(loaded, channels),
+        settings={"channels": channels},
+    )
+    sums = features.measure(reading, partial(_fold, images.batch), FieldSums, state)
+    return sums, steps, {**reading.facts(), "layers": chosen, "channels": channels}
 
 
 def _steps(model: nn.Module, chosen: str | Sequence[str]) -> pd.DataFrame:
@@ -291,6 +289,16 @@ def _table(sums: FieldSums, steps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         centre_low=low[:, 1],
         centre_high=high[:, 1],
         uniform_centre_share=place["uniform_centre_share"],
+    )
+
+
+def _maps(sums: FieldSums, table: pd.DataFrame) -> pd.DataFrame:
+    sizes = [(rows, columns) for _, _, rows, columns, _ in sums.places]
+    means = (sums.maps / sums.images.sum()).float().cpu().split([rows * columns for rows, columns in sizes])
+    return table[["model", "layer", "step", "depth", "branch", "radius_px"]].assign(
+        rows=[rows for rows, _ in sizes],
+        columns=[columns for _, columns in sizes],
+        map=[mean.numpy() for mean in means],
     )
 
 
