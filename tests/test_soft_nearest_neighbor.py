@@ -90,7 +90,7 @@ def test_features_without_structure_have_the_loss_of_chance():
     row = measured(clusters(0.0))
     assert row["chance"] == pytest.approx(CHANCE)
     assert row["loss"] == pytest.approx(CHANCE, abs=0.05)
-    for images, loss in ((64, CHANCE), (1000, np.log(4))):
+    for images, loss in ((64, CHANCE), (300, np.log(299 / 74))):
         _, losses = snn.curve(
             similarity.squared_distances(torch.randn(images, 9))[None], torch.arange(images) % 4
         )
@@ -165,7 +165,7 @@ def single() -> list[snn.Curves]:
         snn.features.Pass(
             batch.number,
             64,
-            {"m": {"x": similarity.squared_distances(batch.inputs[0])}},
+            {"m": {"x": (similarity.squared_distances(batch.inputs[0]), torch.zeros(2).double())}},
             batch.labels,
             batch.images,
         )
@@ -209,6 +209,18 @@ def test_a_constant_layer_has_no_loss_and_is_named(caplog):
     row = measured(clusters(1.0), lambda x: torch.ones_like(x))
     assert np.isnan(row["loss"])
     assert "constant over all images, so its loss is undefined (NaN): x of m" in caplog.text
+
+
+def test_massive_tokens_that_make_the_distances_are_said(caplog):
+    images = Labelled(pixels=torch.randn(64, 10, 8), labels=torch.arange(64) % 2, batch=64)
+    plain = Layers(x=lambda x: x)
+    massive = Layers(x=lambda x: torch.cat([100 * x[:, :1], x[:, 1:]], dim=1))
+    assert snn.dominated(snn.compare({"m": plain}, images, layers=["x"])) == []
+    assert "massive" not in caplog.text
+    assert snn.dominated(snn.compare({"m": massive}, images, layers=["x"])) == ["x of m"]
+    assert "massive tokens make up most of the distances in 1 layers (x of m" in caplog.text
+    robust = [snn.compare({"m": net}, images, layers=["x"], tokens="normalized") for net in (plain, massive)]
+    assert robust[0]["loss"].item() == pytest.approx(robust[1]["loss"].item(), abs=1e-6)
 
 
 def test_what_cannot_be_measured_says_why():

@@ -295,7 +295,8 @@ def skip(table: pd.DataFrame) -> Figure:
     axes = figure.subplots(lines, 2, squeeze=False)
     shown = table.loc[table["token"].str.isdigit(), "norm_ratio"]
     shown = shown[np.isfinite(shown) & (shown > 0)]
-    norm = LogNorm(shown.min(), shown.max()) if len(shown) else None
+    # A few massive tokens are a hundred times the others: colours end at the 5th and 95th percentile.
+    norm = LogNorm(*np.quantile(shown, (0.05, 0.95))) if len(shown) else None
     upper = axes[:-1].flatten()
     for ax, (model, sublayer) in zip(upper, maps, strict=False):
         token_ratios(table[(table["model"] == model) & (table["sublayer"] == sublayer)], ax, norm=norm)
@@ -303,7 +304,7 @@ def skip(table: pd.DataFrame) -> Figure:
     for ax in upper[len(maps) :]:
         ax.set_axis_off()
     if maps:
-        bar = figure.colorbar(upper[0].images[0], ax=list(upper), aspect=25, pad=0.01)
+        bar = figure.colorbar(upper[0].images[0], ax=list(upper), aspect=25, pad=0.01, extend="both")
         bar.set_label("norm of skip / norm of long branch", fontsize=9)
         bar.ax.tick_params(labelsize=8, which="both")
         _plain_decades(bar.ax.yaxis)
@@ -529,12 +530,15 @@ def soft_nearest_neighbor(table: pd.DataFrame) -> Figure:
     """The loss with the best temperature, and with one fixed in units of the layer's distances, over depth."""
     figure = Figure(figsize=(2 * PANEL, PANEL + 0.4), layout="constrained", dpi=200)
     axes = figure.subplots(1, 2, sharey=True)
+    axes[0].set_ylim(min(0, 1.1 * table["low"].min()), 1.08 * table["chance"].max())
     entanglement(table, axes[0])
     entanglement(table.assign(loss=table["loss_fixed"], low=np.nan, high=np.nan), axes[1])
-    for ax, title in zip(axes, ("best temperature", "temperature = median squared distance"), strict=True):
+    for ax, title in zip(axes, (f"best temperature{_tokens(table)}", "temperature = median squared distance"), strict=True):
         ax.set_title(title, fontsize=9)
         ax.label_outer()
     _legend(figure, axes[0])
+    if told := _dominated(table, "distances"):
+        figure.supxlabel(told, fontsize=8, style="italic")
     return figure
 
 
@@ -561,8 +565,8 @@ def main(table: Path, picture: Path, /) -> None:
 
 
 def _plain_decades(axis: Axis) -> None:
-    """0.5, 1, 2, 5, 10 ... on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """0.5, 1, 2, 3, 5, 10 ... on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -678,10 +682,10 @@ def _boundaries(layers: pd.DataFrame) -> list[float]:
     return [place - 0.5 for place in range(1, len(keys)) if keys[place] != keys[place - 1]]
 
 
-def _dominated(table: pd.DataFrame) -> str:
-    """Which models have layers whose similarity is mostly about a few massive tokens."""
-    shares = pd.DataFrame(table.attrs.get("massive", []), columns=["model", "layer", "tokens", "hsic"])
-    dominated = shares[shares["hsic"] > 0.5]
+def _dominated(table: pd.DataFrame, share: str = "hsic") -> str:
+    """Which models have layers whose similarity or distances are mostly about a few massive tokens."""
+    shares = pd.DataFrame(table.attrs.get("massive", []), columns=["model", "layer", share])
+    dominated = shares[shares[share] > 0.5]
     if table.attrs.get("tokens", "all") != "all" or dominated.empty:
         return ""
     counts = [

@@ -21,11 +21,12 @@ not followed: its default temperature gives log C in any layer, and an anchor wi
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -38,12 +39,13 @@ from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Sums, in_group, jackknife
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tokens import SELECTIONS, Layout, Selection
+from vit_analysis.tokens import SELECTIONS, Layout, Selection, inliers
 
 logger = logging.getLogger(__name__)
 
 Models = Sequence[Model] | Mapping[str, nn.Module]
 
+WATCHED = 4  # massive tokens are looked for in one of four images of every batch
 MATES = 16  # images of each class in a batch
 STEP = 0.1  # of log10 of the temperature
 SPAN = 30  # steps from a batch's median squared distance to either end of its search
@@ -63,6 +65,8 @@ class Curves(Sums):
     dropped: Float64[Tensor, " group"]
     chance: Float64[Tensor, " group"]
     """The loss of features that do not depend on the class, summed over anchors: log((images - 1) / mates)."""
+    massive: Float64[Tensor, "layer 2"]
+    """Of token layers: squared distances of the watched images, summed, as they are and with massive tokens made ordinary."""
     places: list[list[str]]
     """[model, layer] of each row, in order of execution."""
 
@@ -116,15 +120,17 @@ def compare(
         loaded, images, taps, partial(_distances, _layouts(loaded), tokens), settings=settings
     )
     sums = features.measure(reading, partial(_fold, images, target), Curves, state)
-    _warn(sums)
-    return with_provenance(
+    table = with_provenance(
         _table(sums),
         "soft_nearest_neighbor",
         **reading.facts(),
         **settings,
         layers=layers,
         dropped=int(sums.dropped.sum()),
+        massive=_massive(sums),
     )
+    _warn(sums, table)
+    return table
 
 
 def balanced(images: Images, target: str) -> Images:
@@ -215,17 +221,25 @@ def _layouts(models: Mapping[str, Model]) -> dict[str, Layout]:
 
 def _distances(
     layouts: Mapping[str, Layout], tokens: str, model: str, _: str, activation: Tensor
-) -> Float64[Tensor, "image image"] | None:
-    """Squared distances of the images; None where the layer has no such tokens."""
+) -> tuple[Float64[Tensor, "image image"], Float64[Tensor, "2"]] | None:
+    """Squared distances of the images, and how far massive tokens make them; None where the layer has no such tokens."""
     values = SELECTIONS[tokens](activation, layouts[model])
-    return None if values is None else similarity.squared_distances(values)
+    if values is None:
+        return None
+    distances = similarity.squared_distances(values)
+    if activation.ndim != 3:
+        return distances, distances.new_zeros(2)
+    some = activation[: max(2, len(activation) // WATCHED)]
+    both = (some, inliers(some, layouts[model]))
+    return distances, torch.stack([similarity.squared_distances(own).sum() for own in both])
 
 
 def _fold(images: Images, target: str, batch: features.Pass) -> Curves | None:
     places = [[model, layer] for model, seen in batch.seen.items() for layer in seen]
     if not places:
         raise ValueError("no chosen layer has what --tokens asks for (a class token?)")
-    distances = torch.stack([own for seen in batch.seen.values() for own in seen.values()])
+    kept = [kept for seen in batch.seen.values() for kept in seen.values()]
+    distances = torch.stack([own for own, _ in kept])
     if not distances.isfinite().all():
         model, layer = places[int(distances.isfinite().all(2).all(1).logical_not().nonzero()[0])]
         raise ValueError(f"{layer!r} of {model} has values that are not finite in batch {batch.number}")
@@ -246,7 +260,8 @@ def _fold(images: Images, target: str, batch: features.Pass) -> Curves | None:
         "dropped": losses.new_tensor(float(len(labels) - len(mates))),
         "chance": ((len(labels) - 1) / mates).log().sum(),
     }
-    return Curves(**{name: in_group(value, batch.number) for name, value in sums.items()}, places=places)
+    grouped = {name: in_group(value, batch.number) for name, value in sums.items()}
+    return Curves(**grouped, massive=torch.stack([share for _, share in kept]), places=places)
 
 
 def _table(sums: Curves) -> pd.DataFrame:
@@ -274,7 +289,27 @@ def _smallest(sums: Float64[Tensor, "2 layer temperature"]) -> Minimum:
     return minimum(torch.where(reached == reached.amax(1, keepdim=True), loss / reached, torch.inf))
 
 
-def _warn(sums: Curves) -> None:
+def _massive(sums: Curves) -> list[dict[str, Any]]:
+    """Of each token layer, the share of its squared distances that is gone when massive tokens are made ordinary."""
+    shares = (1 - sums.massive[:, 1] / sums.massive[:, 0]).tolist()
+    return [
+        {"model": model, "layer": layer, "distances": share}
+        for (model, layer), share in zip(sums.places, shares, strict=True)
+        if not math.isnan(share)  # 0 / 0 where there are no tokens
+    ]
+
+
+def dominated(table: pd.DataFrame) -> list[str]:
+    """The layers of a table whose distances are mostly those of massive tokens."""
+    asked = table.attrs["tokens"] in ("all", "spatial", "mean")
+    return [
+        f"{row['layer']} of {row['model']}"
+        for row in table.attrs["massive"]
+        if asked and row["distances"] > 0.5
+    ]
+
+
+def _warn(sums: Curves, table: pd.DataFrame) -> None:
     constant = sums.fixed.sum(0).isnan().tolist()
     told = [
         f"{layer} of {model}" for (model, layer), never in zip(sums.places, constant, strict=True) if never
@@ -284,6 +319,12 @@ def _warn(sums: Curves) -> None:
     if dropped := int(sums.dropped.sum()):
         logger.warning(
             "%d images have no other image of their class in their batch and are left out", dropped
+        )
+    if layers := dominated(table):
+        logger.warning(
+            "massive tokens make up most of the distances in %d layers (%s ... %s): the loss there is about those tokens; "
+            "compare with normalized tokens",
+            *(len(layers), layers[0], layers[-1]),
         )
 
 
@@ -306,7 +347,7 @@ def main(
         layers: blocks, paper, or glob patterns over module paths such as 'blocks.*.attn'.
         tokens: what of a token layer is compared.
         target: what the labels tell; of scenes shape, texture or position.
-        out: .parquet and .png are added.
+        out: .parquet and .png are added; where massive tokens dominate, _normalized is the same of normalized tokens.
         device: cpu, cuda ...; the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
@@ -314,6 +355,11 @@ def main(
     table = compare(loaded, images, layers=chosen, tokens=tokens, target=target, state=out)
     command.write(table, out)
     command.draw(table, out, plot.soft_nearest_neighbor)
+    if dominated(table):
+        robust = command.beside(out, "_normalized")
+        table = compare(loaded, images, layers=chosen, tokens="normalized", target=target, state=robust)
+        command.write(table, robust)
+        command.draw(table, robust, plot.soft_nearest_neighbor)
 
 
 if __name__ == "__main__":
