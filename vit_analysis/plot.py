@@ -183,8 +183,12 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     columns = ("centre_share", "centre_low", "centre_high")
     relative = table.assign(**{name: table[name] / table["uniform_centre_share"] for name in columns})
+    # A logarithmic axis has no place for the lower end of an interval that reaches 0: it ends at the frame.
+    bottom = 0.5 * np.nanmin([1.0, relative["centre_share"].min()])
+    relative["centre_low"] = relative["centre_low"].clip(lower=bottom)
     ax = _branches(relative, columns, "share in the centre patch / constant field", ax)
     ax.set_yscale("log")
+    ax.set_ylim(bottom=bottom)
     ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
     return ax
 
