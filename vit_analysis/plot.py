@@ -390,7 +390,9 @@ def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, 
     values = table.pivot(index="patch_row", columns="patch_col", values="cka").to_numpy()
     ax.imshow(values, cmap=COLOURS, vmin=least, vmax=most, interpolation="nearest")
     row, column = table[["token_row", "token_col"]].iloc[0]
-    own = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color="#35d0ff", linewidth=1.6, clip_on=False)
+    own = Rectangle(
+        (column - 0.5, row - 0.5), 1, 1, fill=False, color="#35d0ff", linewidth=1.6, clip_on=False
+    )
     ax.add_patch(own)
     ax.set_title(f"token ({row}, {column})", fontsize=8)
     ax.set(xticks=[], yticks=[])
