@@ -1,7 +1,7 @@
 """Build the wheel, install it alone into an empty environment, and run the main job there on the weights inside it.
 
-Not collected by pytest: it takes a network or a package cache. The environment gets its own installation of the wheel; torch and
-the other dependencies are those of the environment that runs this script, since installing them again would test the index only.
+Not collected by pytest, as it builds and installs. The environment gets its own installation of the wheel; torch and the other
+dependencies are those of the environment that runs this script, since installing them again would test the index only.
 """
 
 import subprocess

@@ -34,7 +34,7 @@ def solve(
     eye = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
     added = torch.tensor(penalties, dtype=x.dtype, device=x.device)[:, None, None] * eye
     solved = torch.cholesky_solve(right[:, None], torch.linalg.cholesky(gram[:, None] + added))
-    return x.mT[:, None] @ solved if wide else solved
+    return _each_penalty(x.mT, solved) if wide else solved
 
 
 def fit(
@@ -42,7 +42,9 @@ def fit(
     draws: Int[Tensor, "draw example"],
     labels: Int[Tensor, " example"],
     answers: int,
-) -> tuple[Float32[Tensor, "layer token learned feature answer"], Float32[Tensor, "layer token learned answer"]]:
+) -> tuple[
+    Float32[Tensor, "layer token learned feature answer"], Float32[Tensor, "layer token learned answer"]
+]:
     """Weights and biases of a classifier per layer, token and draw; each has the penalty that answers best on the last draw.
 
     Args:
@@ -83,8 +85,17 @@ def best(
     deviation, mean = torch.std_mean(examples, dim=1, keepdim=True, correction=0)
     scale = torch.where(deviation > CONSTANT * mean.abs(), 1 / deviation, 0.0)
     weights = solve((examples - mean) * scale, y - y.mean(0), PENALTIES)
-    logits = ((held_out - mean) * scale)[:, None] @ weights + y.mean(0)
+    logits = _each_penalty((held_out - mean) * scale, weights) + y.mean(0)
     right = reduce((logits.argmax(-1) == labels).double(), "probe penalty example -> probe penalty", "mean")
     chosen = len(PENALTIES) - 1 - right.flip(1).argmax(1)
     weight = scale.mT * weights[torch.arange(len(chosen), device=chosen.device), chosen]
     return weight, y.mean(0) - (mean @ weight)[:, 0]
+
+
+def _each_penalty(
+    x: Float64[Tensor, "probe row inner"], by_penalty: Float64[Tensor, "probe penalty inner answer"]
+) -> Float64[Tensor, "probe penalty row answer"]:
+    """``x @ by_penalty``, penalties side by side: broadcasting would copy `x` for each of them."""
+    penalties = by_penalty.shape[1]
+    product = x @ rearrange(by_penalty, "probe penalty inner answer -> probe inner (penalty answer)")
+    return rearrange(product, "probe row (penalty answer) -> probe penalty row answer", penalty=penalties)
