@@ -95,7 +95,9 @@ def probe_tokens(table: pd.DataFrame) -> Figure:
         )
         panels = {"single tokens, on average": average.assign(tokens="each"), **panels}
     heights = [PANEL + 0.4, *[1.7] * len(mapped)]
-    figure = Figure(figsize=(2.5 * PANEL, sum(heights)), layout="constrained", dpi=200)
+    figure = Figure(
+        figsize=(2.5 * PANEL if mapped else 1.6 * PANEL, sum(heights)), layout="constrained", dpi=200
+    )
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     axes = parts[0].subplots(1, len(panels), squeeze=False, sharey=True).flatten()
     for ax, (title, panel) in zip(axes, panels.items(), strict=True):
@@ -103,7 +105,14 @@ def probe_tokens(table: pd.DataFrame) -> Figure:
         chance_line(ax, 100 * table.attrs["chance"][rows["target"].iloc[0]])
         ax.set_title(f"{rows['target'].iloc[0]}: {title} ({table['shots'].iloc[0]} shots)", fontsize=9)
         ax.label_outer()
-        ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+        ax.legend(
+            fontsize=7,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.13),
+            ncols=2,
+            handlelength=4,
+        )
     top = 100 * single.groupby(["model", "layer", "tokens"])["accuracy"].mean().max() if mapped else 0
     for part, model in zip(parts[1:], mapped, strict=True):
         _maps(part, single[single["model"] == model], table.attrs["grids"][model], top)
