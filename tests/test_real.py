@@ -65,13 +65,17 @@ def test_the_models_recognise_what_they_see(pair, photographs):
     assert (right / 40).min() > 0.6
 
 
-def test_massive_activations_make_the_last_blocks_look_alike_and_normalizing_undoes_it(table, pair, photographs):
+def test_massive_activations_make_the_last_blocks_look_alike_and_normalizing_undoes_it(
+    table, pair, photographs
+):
     shares = {row["layer"]: row for row in table.attrs["massive"]}
     assert shares["blocks.6"]["tokens"] == 0
     assert 0.01 < shares["blocks.11"]["tokens"] < 0.03
     assert shares["blocks.11"]["hsic"] > 0.9
     assert cell(table, "blocks.8", "blocks.11") > 0.99
     assert cell(table, "blocks.6", "blocks.11") < 0.3
-    normalized = cka.compare(pair[:1], photographs, layers=[w for w in WANTED if "blocks" in w], tokens="normalized")
+    normalized = cka.compare(
+        pair[:1], photographs, layers=[w for w in WANTED if "blocks" in w], tokens="normalized"
+    )
     assert cell(normalized, "blocks.8", "blocks.11") < 0.95
     assert cell(normalized, "blocks.6", "blocks.11") > 0.5
