@@ -128,7 +128,7 @@ def test_rows_carry_the_layer_that_was_read_in_order_of_execution():
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_batchnorm_layers_are_read_before_they_are_overwritten(name):
-    # Hooks that keep a reference read what the in-place ReLU and `x += shortcut` left: 34 % of these cells off by > 0.05.
+    # Hooks that keep a reference read what the in-place ReLU and `x += shortcut` left.
     module = timm.create_model(name, zero_init_last=False).eval()
     for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.normal_(norm.bias, std=0.5)

@@ -6,7 +6,7 @@ is the empty path, so ``:in`` is the image as the model receives it. ``blocks.3.
 an attention: what the module hands to `scaled_dot_product_attention`, after its norms, rotations and biases (`Heads`).
 
 Two facts decide the design. (1) A later in-place operation (``x += shortcut``, ``ReLU(inplace=True)``) overwrites what a hook
-merely refers to: 34 % of the BatchNorm cells of a ResNet-18 similarity map were wrong by more than 0.05 that way. So an
+merely refers to, so that the BatchNorm layers of a ResNet would be read after their ReLU or the addition. So an
 activation is reduced, or copied, inside the hook. (2) A module that a fast path skips (timm's fused attention) fires no hook
 at all, silently. So a tap that saw nothing is an error.
 """

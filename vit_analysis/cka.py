@@ -230,7 +230,7 @@ def _warn_of_massive_tokens(shares: pd.DataFrame, selection: Tokens) -> None:
         return
     for model, rows in dominated.groupby("model", sort=False):
         logger.warning(
-            "%s: massive tokens, %.1f %% of all, make up %.0f %% or more of the self-similarity of %d of its layers "
+            "%s: massive tokens, %.1f %% of all, make up %.1f %% or more of the self-similarity of %d of its layers "
             "(%s ... %s). CKA there is about those tokens; compare with normalized tokens.",
             *(model, 100 * rows["tokens"].mean(), 100 * rows["hsic"].min(), len(rows)),
             *(rows["layer"].iloc[0], rows["layer"].iloc[-1]),

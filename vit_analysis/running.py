@@ -2,7 +2,8 @@
 
 Batches are dealt into `GROUPS` groups by their number, so the sums of any run, of one process or many, are the same sums, and
 the delete-one-group jackknife gives the interval of whatever is computed from them. Rows (images) are never resampled: a
-duplicated image puts its own norm off the diagonal of a Gram matrix and turns a CKA of 0.007 into 0.79 (PAPER.md 2.1).
+duplicated image puts its own norm off the diagonal of a Gram matrix and turns a CKA of 0.00 into 0.94
+(256 images, 4,000 independent features).
 """
 
 import json

@@ -7,7 +7,8 @@ and Rizzo's U-centring is the same estimator as an inner product,
     HSIC(K, L) = sum_{i != j} A_ij B_ij / (n (n - 3)),
 
 so once every layer is the vector of its U-centred entries, all pairs of all layers of all models are one product V V'. The
-biased estimator of the paper's text is not here: on independent features it reads 0.9 where the truth is 0 (PAPER.md 2.1).
+biased estimator of the paper's text is not here: on independent features it reads 0.97 where the truth is 0
+(128 images, 4,000 features).
 
 Precision: Grams are formed in float32 with TF32 and autocast off, centred in float64, kept in float32 and multiplied in
 float64. What float32 cannot bear is a common offset, which centring cancels only after it was rounded; `gram` removes it.
@@ -29,7 +30,7 @@ OFFSET = 100.0
 # Variation of features below float32's resolution of their size (2^-21, squared) is rounding: the layer is constant.
 RESOLUTION = 2.0**-42
 # Features are centred in pieces: about 1 MB stays in a CPU core's cache between reading, centring and multiplying, where whole
-# tensors would cost 23 % of a ResNet-50's forward pass. On a GPU pieces need only be small beside the activation itself.
+# tensors would travel through memory three times. On a GPU pieces need only be small beside the activation itself.
 CPU_PIECE, GPU_PIECE = 2**18, 2**27
 # Numbers in the Gram vectors that `hsic_between` holds of tokens, and as many of patches: 256 MB each.
 VECTORS = 2**26

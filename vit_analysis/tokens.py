@@ -60,7 +60,7 @@ class Layout:
 
 
 def everything(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
-    """All values: every token, class token included, and every channel (the paper's choice, PAPER 2.2)."""
+    """All values: every token, class token included, and every channel (the choice of the authors' released code)."""
     return activation
 
 
