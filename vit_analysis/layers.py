@@ -1,6 +1,6 @@
 """The paper's names for places in a model: the only file that knows module paths.
 
-Layers are chosen by ``"paper"`` (every sublayer, as in figure 1: six per Vision Transformer block, seven per ResNet bottleneck),
+Layers are chosen by ``"paper"`` (every sublayer, figure 1: six per Vision Transformer block, seven per ResNet bottleneck),
 ``"blocks"`` (block outputs), ``"last"`` or ``"penultimate"`` (of them), or glob patterns over
 module paths. In a pattern ``*`` stands for one path component or a part of
 one and ``**`` for any number of them: ``blocks.*`` is the twelve blocks, ``blocks.*.attn`` their attentions, ``**.bn1``
