@@ -7,9 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from vit_analysis.images import Batch, Images, Preprocessing
+
+# A shared machine may stall for a second: how long an example takes says nothing.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"
 

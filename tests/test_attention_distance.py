@@ -194,10 +194,10 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge(tmp_path):
     torch.testing.assert_close(
         (parts[0] + parts[1] + parts[2]).totals, (parts[2] + (parts[1] + parts[0])).totals
     )
-    running.save(tmp_path / "state", parts[0], 1)
-    restored, done = running.restore(tmp_path / "state", HeadSums, torch.device("cpu"))
+    running.save(tmp_path / "state", {"": parts[0]}, 1)
+    restored, done = running.restore(tmp_path / "state", {"": HeadSums}, torch.device("cpu"))
     assert done == 1
-    torch.testing.assert_close((restored + parts[1]).totals, (parts[0] + parts[1]).totals)
+    torch.testing.assert_close((restored[""] + parts[1]).totals, (parts[0] + parts[1]).totals)
 
 
 def test_the_interval_is_that_of_the_mean_over_groups():
@@ -345,6 +345,10 @@ def test_the_lab_by_default_and_pictures_on_one_scale():
             "uniform_px",
             "prefix_mass",
             "raw_distance_px",
+            "raw_low",
+            "raw_high",
+            "distance_px_without",
+            "raw_distance_px_without",
         )
     ]
     assert len(table) == 8 * 6

@@ -1,13 +1,14 @@
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 from conftest import Given, Layers, cell, oracle_cka
 from torch import nn
 
-from vit_analysis import cka, features, models
+from vit_analysis import cka, measure, models, running
 from vit_analysis.capture import capture
 from vit_analysis.images import Images
 
@@ -257,7 +258,7 @@ def test_the_untrained_lab_pair_in_one_pass_with_provenance():
     table = cka.compare(loaded, Images(limit=48, batch=16), layers="blocks")
     assert list(table.columns) == [
         *("model", "layer", "depth", "other_model", "other_layer", "other_depth"),
-        *("cka", "low", "high"),
+        *("cka", "low", "high", "cka_without"),
     ]  # fmt: skip
     assert set(table["model"]) == set(table["other_model"]) == {"lab/vit@random", "lab/resnet@random"}
     assert len(table) == (8 + 8) ** 2
@@ -269,7 +270,7 @@ def test_the_untrained_lab_pair_in_one_pass_with_provenance():
 
 
 def test_a_killed_run_goes_on_and_another_selection_of_tokens_does_not_pick_it_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
     images = Given(batch=16, pixels=torch.randn(64, 6, 8))
     calls = []
 
@@ -294,3 +295,41 @@ def test_a_killed_run_goes_on_and_another_selection_of_tokens_does_not_pick_it_u
     np.testing.assert_array_equal(resumed["low"], fresh["low"])
     assert cell(normalized, "x", "y") != cell(fresh, "x", "y")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_replicates_in_the_table_give_its_intervals():
+    images = Given(batch=16, pixels=torch.randn(160, 6, 8))
+    own = {"mine": Layers(a=lambda x: x, b=lambda x: 2 * x + torch.randn_like(x))}
+    table = cka.compare(own, images, layers=["a", "b"])
+    without = torch.tensor(np.stack(table["cka_without"]).T, dtype=torch.float64)
+    assert without.shape == (10, 4)
+    np.testing.assert_allclose(table["high"] - table["cka"], running.half_width(without), atol=1e-5)
+
+
+def test_controls_are_what_their_names_say():
+    # x and y share half of their variance; images 0 and 16 are dominant in both.
+    shared, dominant = torch.randn(128, 6, 8), torch.zeros(128, 1, 1)
+    dominant[::64] = 60.0
+    own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.flip(1) + pixels)}
+    images = Given(batch=64, pixels=shared + dominant * torch.randn(1, 1, 8))
+    table = measure.table(cka.plan_controls(own, images, layers=["x", "y"]))
+    assert list(table["control"].unique()) == list(cka.CONTROLS)
+    found = {name: cell(rows, "x", "y") for name, rows in table.groupby("control")}
+    pd.testing.assert_series_equal(
+        table.loc[table["control"] == "all", "cka"], cka.compare(own, images, layers=["x", "y"])["cka"]
+    )
+    assert abs(found["shuffled"]) < 0.05
+    assert found["all"] > 0.99 > found["typical"] > 0.2
+    assert cell(table[table["control"] == "shuffled"], "x", "x") == pytest.approx(1)
+
+
+def test_the_biased_control_is_the_formula_of_the_paper():
+    own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.relu())}
+    images = Given(batch=24, pixels=3 + torch.randn(24, 5, 8))
+    table = measure.table(cka.plan_controls(own, images, layers=["x", "y"]))
+    x = images.pixels.double().flatten(1).numpy()
+    centring = np.eye(24) - 1 / 24
+    k, l = (centring @ (rows @ rows.T) @ centring for rows in (x, x.clip(0)))
+    expected = (k * l).sum() / np.sqrt((k * k).sum() * (l * l).sum())
+    assert cell(table[table["control"] == "biased"], "x", "y") == pytest.approx(expected, abs=1e-6)
+    assert expected > cell(table[table["control"] == "all"], "x", "y")

@@ -208,6 +208,7 @@ def test_the_untrained_lab_pair_and_its_picture():
     assert list(table.columns) == [
         *("model", "block", "reference", "accuracy", "drop", "low", "high"),
         *("across", "across_intact", "across_drop", "across_low", "across_high"),
+        *("drop_without", "across_drop_without"),
     ]
     assert set(table["reference"]) == {"labels"}
     left, right = plot.lesions(table).axes

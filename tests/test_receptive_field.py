@@ -168,7 +168,7 @@ def small_vit_seeded() -> nn.Module:
 
 
 def test_a_killed_run_goes_on_to_the_same_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("vit_analysis.features.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("vit_analysis.measure.SAVE_EVERY", 0.0)
     images, module = given(6, 32, batch=2), small_vit_seeded()
     calls = []
 

@@ -243,7 +243,8 @@ def test_the_untrained_lab_pair_with_provenance():
     loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
     table = snn.compare(loaded, Images(limit=130, batch=32), target="texture")
     assert list(table.columns) == [
-        *("model", "layer", "depth", "loss", "temperature", "at_bound", "loss_fixed", "low", "high", "anchors", "chance")
+        *("model", "layer", "depth", "loss", "temperature", "at_bound", "loss_fixed", "low", "high", "anchors", "chance"),
+        "loss_without",
     ]  # fmt: skip
     assert len(table) == 16
     assert table.attrs["target"] == "texture"

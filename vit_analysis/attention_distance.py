@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, plot, similarity
+from vit_analysis import command, features, layers, measure, plot, similarity
 from vit_analysis.attention import Scale, head_distances
 from vit_analysis.capture import Heads
 from vit_analysis.images import Images
+from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Interval, Sums, in_group, jackknife
 from vit_analysis.table import with_provenance
@@ -70,22 +71,31 @@ def distances(
 
     Returns:
         Columns model, block, head, distance_px with its 95 % interval low, high; uniform_px (attention to all patches alike,
-        itself included); prefix_mass (share of attention to prefix tokens) and raw_distance_px (without scaling it away).
+        itself included); prefix_mass (share of attention to prefix tokens) and raw_distance_px (without scaling it away);
+        distance_px_without and raw_distance_px_without, the values without each group of batches.
 
     Raises:
         ValueError: a model without attention, without a fixed grid, or with attention in windows.
 
     >>> table = distances([load("lab/vit")], Images(limit=256))    # doctest: +SKIP
     """
+    return measure.table(plan(models, images, blocks=blocks), state)
+
+
+def plan(models: Models, images: Images, *, blocks: Sequence[int] | None = None) -> Measurement[HeadSums]:
+    """What `distances` measures, to share a pass with others."""
     loaded = named(models)
     scales = {name: scale(model) for name, model in loaded.items()}
     taps = {name: [f"{path}:heads" for path in _chosen(model, blocks)] for name, model in loaded.items()}
     reading = features.Reading(loaded, images, taps, _reducer(scales))
-    sums = features.measure(reading, _fold, HeadSums, state)
-    groups = torch.cat([sums.totals.flatten(1), sums.images[:, None]], dim=1)
-    interval = jackknife(_mean, groups, sums.images > 0)
     uniform = {name: one.pixels.mean().item() for name, one in scales.items()}
-    return with_provenance(_rows(sums.places, interval, uniform), "attention_distance", **reading.facts())
+
+    def finish(sums: HeadSums) -> pd.DataFrame:
+        groups = torch.cat([sums.totals.flatten(1), sums.images[:, None]], dim=1)
+        interval = jackknife(_mean, groups, sums.images > 0)
+        return with_provenance(_rows(sums.places, interval, uniform), "attention_distance", **reading.facts())
+
+    return Measurement(reading, _fold, HeadSums, finish)
 
 
 def head_subsets(vit: Model, cnn: Model, images: Images, *, state: Path | None = None) -> pd.DataFrame:
@@ -96,8 +106,13 @@ def head_subsets(vit: Model, cnn: Model, images: Images, *, state: Path | None =
     the HSIC of a subset is the sum of those of its heads, so it need not be known beforehand which heads it holds.
 
     Returns:
-        Columns vit, cnn, layer (of the CNN), subset (0 is the most local), heads, distance_px, cka, low, high.
+        Columns vit, cnn, layer (of the CNN), subset (0 is the most local), heads, distance_px, cka, low, high, cka_without.
     """
+    return measure.table(plan_subsets(vit, cnn, images), state)
+
+
+def plan_subsets(vit: Model, cnn: Model, images: Images) -> Measurement[SubsetSums]:
+    """What `head_subsets` measures, to share a pass with others."""
     loaded = named([vit, cnn])
     place = scale(vit)
     units = layers.lower_units(cnn.module)
@@ -111,9 +126,12 @@ def head_subsets(vit: Model, cnn: Model, images: Images, *, state: Path | None =
         return torch.stack(grams), head_distances(activation, place)[..., 0].sum(0)
 
     reading = features.Reading(loaded, images, taps, reduce)
-    sums = features.measure(reading, _fold_subsets, SubsetSums, state)
-    facts = {**reading.facts(), "heads": sums.distance.shape[1]}
-    return with_provenance(_subsets(sums, vit.name, cnn.name), "head_subsets", **facts)
+
+    def finish(sums: SubsetSums) -> pd.DataFrame:
+        facts = {**reading.facts(), "heads": sums.distance.shape[1]}
+        return with_provenance(_subsets(sums, vit.name, cnn.name), "head_subsets", **facts)
+
+    return Measurement(reading, _fold_subsets, SubsetSums, finish)
 
 
 def scale(model: Model) -> Scale:
@@ -190,15 +208,10 @@ def _mean(sums: Float64[Tensor, " sum"]) -> Float64[Tensor, "head 3"]:
 
 def _rows(places: list[list[Any]], interval: Interval, uniform: Mapping[str, float]) -> pd.DataFrame:
     table = pd.DataFrame(places, columns=["model", "block", "head"])
-    distance, mass, raw = interval.value.T.cpu().numpy()
-    return table.assign(
-        distance_px=distance,
-        low=interval.low[:, 0].cpu().numpy(),
-        high=interval.high[:, 0].cpu().numpy(),
-        uniform_px=table["model"].map(uniform),
-        prefix_mass=mass,
-        raw_distance_px=raw,
-    )
+    distance, mass, raw = (interval.of(column) for column in range(3))
+    table = table.assign(**distance.columns("distance_px"), uniform_px=table["model"].map(uniform))
+    table["prefix_mass"] = mass.value.cpu().numpy()
+    return table.assign(**raw.columns("raw_distance_px", "raw_low", "raw_high"))
 
 
 def _subsets(sums: SubsetSums, vit: str, cnn: str) -> pd.DataFrame:
@@ -219,15 +232,12 @@ def _subsets(sums: SubsetSums, vit: str, cnn: str) -> pd.DataFrame:
             **{"vit": vit, "cnn": cnn, "layer": layer, "subset": subset},
             "heads": ",".join(map(str, sorted(heads))),
             "distance_px": distance[heads].mean().item(),
-            **{
-                name: value[subset, unit].item()
-                for name, value in zip(("cka", "low", "high"), interval, strict=True)
-            },
         }
         for unit, layer in enumerate(sums.units)
         for subset, heads in enumerate(windows.tolist())
     ]
-    return pd.DataFrame(rows)
+    by_unit = Interval(*(part.transpose(-1, -2) for part in interval))
+    return pd.DataFrame(rows).assign(**by_unit.columns("cka"))
 
 
 def main(

@@ -12,6 +12,7 @@ incomplete last batch counts for what it holds. Intervals are a delete-one-group
 """
 
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, plot, similarity
+from vit_analysis import command, features, layers, measure, plot, similarity
 from vit_analysis.images import Images
+from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Interval, Sums, in_group, jackknife
 from vit_analysis.similarity import SMALLEST_BATCH
@@ -35,9 +37,12 @@ from vit_analysis.tokens import SELECTIONS, Layout, inliers, massive
 logger = logging.getLogger(__name__)
 
 Models = Sequence[Model] | Mapping[str, nn.Module]
-Tokens = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers"]
+Tokens = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers", "typical"]
 
 ROBUST: tuple[Tokens, ...] = ("all", "normalized", "standardized", "inliers")
+# Under which a finding is measured again: the paper's estimator; class token dropped; tokens that cannot dominate (two ways);
+# images that cannot dominate; the biased estimator; and every layer's images in another order, which must give 0.
+CONTROLS = ("all", "spatial", "normalized", "inliers", "typical", "biased", "shuffled")
 # Massive tokens are looked for in this share of every batch: all batches add up, and it costs little.
 WATCHED = 0.25
 # From this share of a layer's HSIC with itself on, its CKA is about the massive tokens and little else.
@@ -75,42 +80,82 @@ def compare(
 
     Returns:
         Columns model, layer, depth, other_model, other_layer, other_depth, cka, low, high: one row per ordered pair of layers,
-        in order of execution, with the 95 % interval. NaN where a layer is constant over images.
+        in order of execution, with the 95 % interval. NaN where a layer is constant over images. cka_without holds the values
+        without each group of batches, from which the interval of anything computed from this table follows.
 
     >>> table = compare([load("lab/vit"), load("lab/resnet")], Images(limit=256))    # doctest: +SKIP
     """
-    sums, origin = _measure(models, images, layers, (tokens,), state)
-    places, held = sums.places, sums.images > 0
-    interval = jackknife(similarity.cka, sums.hsic[0], held)
-    _warn_of_constant_layers(places, sums.hsic[0].sum(0))
-    shares = massive_shares(sums)
-    _warn_of_massive_tokens(shares, tokens)
-    return with_provenance(
-        _pairs(places, interval),
-        "cka",
-        **origin,
-        layers=layers,
-        tokens=tokens,
-        massive=shares.to_dict("records"),
-    )
+    return measure.table(plan(models, images, layers=layers, tokens=tokens), state)
+
+
+def plan(
+    models: Models, images: Images, *, layers: str | Sequence[str] = "paper", tokens: Tokens = "all"
+) -> Measurement[PairSums]:
+    """What `compare` measures, to share a pass with others."""
+
+    def finish(sums: PairSums) -> pd.DataFrame:
+        interval = jackknife(similarity.cka, sums.hsic[0], sums.images > 0)
+        _warn_of_constant_layers(sums.places, sums.hsic[0].sum(0))
+        shares = massive_shares(sums)
+        _warn_of_massive_tokens(shares, tokens)
+        facts = {"layers": layers, "tokens": tokens, "massive": shares.to_dict("records")}
+        return with_provenance(_pairs(sums.places, interval), "cka", **reading.facts(), **facts)
+
+    reading = _reading(models, images, layers, (tokens,))
+    return Measurement(reading, _fold, PairSums, finish)
+
+
+def plan_controls(
+    models: Models, images: Images, *, layers: str | Sequence[str] = "blocks"
+) -> Measurement[PairSums]:
+    """CKA under the paper's estimator and under every control, to share a pass with others.
+
+    Its table has the columns of `compare` and ``control``: one of `CONTROLS`.
+    """
+
+    def finish(sums: PairSums) -> pd.DataFrame:
+        held = sums.images > 0
+        parts = [
+            _pairs(sums.places, jackknife(similarity.cka, hsic, held)).assign(control=control)
+            for control, hsic in zip(CONTROLS, sums.hsic, strict=True)
+        ]
+        shares = massive_shares(sums).to_dict("records")
+        return with_provenance(
+            pd.concat(parts, ignore_index=True),
+            "cka_controls",
+            **reading.facts(),
+            layers=layers,
+            massive=shares,
+        )
+
+    reading = _reading(models, images, layers, CONTROLS)
+    return Measurement(reading, _fold, PairSums, finish)
 
 
 def robustness(models: Models, images: Images, *, layers: str | Sequence[str] = "paper") -> pd.DataFrame:
     """Mean CKA over a model's pairs of different layers, under the paper's estimator and three that no token can dominate.
 
     Returns:
-        Columns model, tokens, cka, low, high.
+        Columns model, tokens, cka, low, high, cka_without.
     """
-    sums, origin = _measure(models, images, layers, ROBUST, None)
-    rows = []
-    for name in dict.fromkeys(model for model, _ in sums.places):
-        own = torch.tensor([model == name for model, _ in sums.places])
-        for selection, hsic in zip(ROBUST, sums.hsic.cpu(), strict=True):
-            mean = jackknife(_mean_off_diagonal, hsic[:, own][:, :, own], sums.images.cpu() > 0)
-            rows.append(
-                {"model": name, "tokens": selection, **{k: v.item() for k, v in _columns(mean).items()}}
-            )
-    return with_provenance(pd.DataFrame(rows), "cka_robustness", **origin, layers=layers)
+
+    def finish(sums: PairSums) -> pd.DataFrame:
+        names = list(dict.fromkeys(model for model, _ in sums.places))
+        owns = [torch.tensor([model == name for model, _ in sums.places]) for name in names]
+
+        def means(hsic: Float64[Tensor, "selection layer layer"]) -> Float64[Tensor, " row"]:
+            return torch.stack([_mean_off_diagonal(one[own][:, own]) for own in owns for one in hsic])
+
+        interval = jackknife(means, sums.hsic.transpose(0, 1).cpu(), sums.images.cpu() > 0)
+        rows = pd.DataFrame(
+            [(name, tokens) for name in names for tokens in ROBUST], columns=["model", "tokens"]
+        )
+        return with_provenance(
+            rows.assign(**interval.columns("cka")), "cka_robustness", **reading.facts(), layers=layers
+        )
+
+    reading = _reading(models, images, layers, ROBUST)
+    return measure.table(Measurement(reading, _fold, PairSums, finish))
 
 
 def massive_shares(sums: PairSums) -> pd.DataFrame:
@@ -127,41 +172,47 @@ def massive_shares(sums: PairSums) -> pd.DataFrame:
     return table[counted > 0].reset_index(drop=True)
 
 
-def _measure(
-    models: Models,
-    images: Images,
-    chosen: str | Sequence[str],
-    selections: Sequence[Tokens],
-    state: Path | None,
-) -> tuple[PairSums, dict[str, object]]:
+def _reading(
+    models: Models, images: Images, chosen: str | Sequence[str], selections: Sequence[str]
+) -> features.Reading:
     loaded = named(models)
-    if unknown := [name for name in selections if name not in SELECTIONS]:
+    if unknown := [name for name in selections if name not in (*SELECTIONS, *CONTROLS)]:
         raise ValueError(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], SELECTIONS)}")
     taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
-    reducer = _reducer(loaded, selections)
-    reading = features.Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
     if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
-    sums = features.measure(reading, _fold, PairSums, state)
-    return sums, reading.facts()
+    reducer = _reducer(loaded, selections)
+    return features.Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
 
 
 def _reducer(
-    models: Mapping[str, Model], selections: Sequence[Tokens]
-) -> Callable[[str, str, Tensor], tuple[Tensor, Tensor | None] | None]:
-    """What is kept of an activation: a U-centred Gram vector per selection, and how far massive tokens dominate."""
+    models: Mapping[str, Model], selections: Sequence[str]
+) -> Callable[[str, str, Tensor], tuple[list[Tensor], Tensor | None] | None]:
+    """What is kept of an activation: a centred Gram vector per selection, and how far massive tokens dominate."""
     layouts = {name: layers.layout(model.module) for name, model in models.items()}
 
-    def reduce(model: str, layer: str, activation: Tensor) -> tuple[Tensor, Tensor | None] | None:  # noqa: ARG001
+    def vector(selection: str, model: str, layer: str, activation: Tensor) -> Tensor | None:
+        if selection == "biased":
+            return similarity.biased_gram(activation)
+        if selection == "shuffled":
+            return similarity.centred_gram(activation[_shuffle(f"{model} {layer}", len(activation))])
+        values = SELECTIONS[selection](activation, layouts[model])
+        return None if values is None else similarity.centred_gram(values)
+
+    def reduce(model: str, layer: str, activation: Tensor) -> tuple[list[Tensor], Tensor | None] | None:
         if len(activation) < SMALLEST_BATCH:
-            return activation.new_zeros(len(selections), 0), None
-        chosen = [SELECTIONS[selection](activation, layouts[model]) for selection in selections]
-        if any(values is None for values in chosen):
-            return None
-        vectors = torch.stack([similarity.centred_gram(values) for values in chosen if values is not None])
-        return vectors, _watch(activation, layouts[model]) if activation.ndim == 3 else None
+            return [], None
+        found = [vector(selection, model, layer, activation) for selection in selections]
+        vectors = [own for own in found if own is not None]
+        watched = _watch(activation, layouts[model]) if activation.ndim == 3 else None
+        return (vectors, watched) if len(vectors) == len(selections) else None
 
     return reduce
+
+
+def _shuffle(place: str, images: int) -> Int[Tensor, " image"]:
+    """An order of the images for each layer, the same in every run: no two layers see the same images in the same rows."""
+    return torch.randperm(images, generator=torch.Generator().manual_seed(zlib.crc32(place.encode())))
 
 
 def _watch(activation: Float[Tensor, "image token channel"], layout: Layout) -> Float64[Tensor, "4"]:
@@ -179,8 +230,8 @@ def _fold(batch: features.Pass) -> PairSums | None:
     kept = [kept for seen in batch.seen.values() for kept in seen.values()]
     if not kept:
         raise ValueError("no chosen layer has what --tokens asks for (a class token?)")
-    vectors = torch.stack([vectors for vectors, _ in kept], dim=1)
-    hsic = torch.stack([similarity.hsic(selection) for selection in vectors])
+    selections = zip(*(vectors for vectors, _ in kept), strict=True)
+    hsic = torch.stack([similarity.hsic(torch.stack(vectors)) for vectors in selections])
     finite = hsic.diagonal(dim1=1, dim2=2).isfinite().all(0)
     if not finite.all():
         model, layer = places[int(finite.logical_not().nonzero()[0])]
@@ -203,13 +254,7 @@ def _pairs(places: Sequence[Sequence[str]], interval: Interval) -> pd.DataFrame:
     row, other = np.divmod(np.arange(count * count), count)
     left = names.iloc[row].reset_index(drop=True)
     right = names.iloc[other].reset_index(drop=True).add_prefix("other_")
-    return pd.concat([left, right], axis=1).assign(
-        **{k: v.flatten().numpy() for k, v in _columns(interval).items()}
-    )
-
-
-def _columns(interval: Interval) -> dict[str, Tensor]:
-    return {"cka": interval.value.cpu(), "low": interval.low.cpu(), "high": interval.high.cpu()}
+    return pd.concat([left, right], axis=1).assign(**interval.columns("cka"))
 
 
 def _mean_off_diagonal(hsic: Float64[Tensor, "layer layer"]) -> Float64[Tensor, ""]:

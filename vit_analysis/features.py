@@ -1,15 +1,10 @@
-"""The one loop: images through models, what the taps saw reduced and summed, resumable, on one process or many."""
+"""The one loop: images through models, batch by batch, what the taps saw reduced inside the hooks."""
 
-import hashlib
-import json
-import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +16,7 @@ from vit_analysis.capture import Run, capture
 from vit_analysis.images import Images
 from vit_analysis.intervene import channels_last, evaluating
 from vit_analysis.models import Model
-from vit_analysis.running import Sums, SumsType
-
-logger = logging.getLogger(__name__)
-
-SAVE_EVERY = 10.0  # seconds between two writings of the sums; at most that much work is lost
+from vit_analysis.running import Sums
 
 
 class Pass(NamedTuple):
@@ -95,48 +86,6 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
             yield Pass(batch.number, len(batch.labels), seen, batch.labels, batch.images)
 
 
-def measure(
-    reading: Reading, fold: Callable[[Pass], SumsType | None], kind: type[SumsType], state: Path | None
-) -> SumsType:
-    """Sum ``fold(batch)`` over all batches and processes; killed and called again, it goes on from the sums last written.
-
-    Args:
-        reading: what is read.
-        fold: the sums of one batch; None leaves the batch out.
-        kind: of the sums.
-        state: where to write the sums meanwhile, gone when all is done; None never writes. The name gets a digest of all that
-            the sums depend on, so that no other command picks them up.
-
-    Raises:
-        ValueError: there is no batch for some process, or none that counts.
-    """
-    rank, of = _dealt(reading)
-    place = next(iter(reading.models.values())).device
-    path = _state_path(state, reading, kind) if state else None
-    total, done = running.restore(path, kind, place) if path and path.exists() else (None, 0)
-    if done:
-        logger.info("going on after batch %d of %d", done, reading.images.batches)
-    saved = time.monotonic()
-    with tqdm(
-        total=reading.images.batches // of, initial=done // of, unit="batch", disable=_quiet(rank)
-    ) as bar:
-        for batch in stream(reading, start=done):
-            sums = fold(batch)
-            total = (
-                total + sums if total is not None and sums is not None else total if sums is None else sums
-            )
-            bar.update()
-            if path and total is not None and time.monotonic() - saved > SAVE_EVERY:
-                running.save(path, total, batch.number + 1)
-                saved = time.monotonic()
-    if total is None:
-        raise ValueError(f"no batch of {reading.images.batches} could be used")
-    merged = running.over_processes(total)
-    if path:
-        path.unlink(missing_ok=True)
-    return merged
-
-
 def _look(reading: Reading, name: str, run: Run, pixels: Tensor, images: list[int]) -> dict[str, Any]:
     """One batch through one model. The gradient mode ends here: held across the yield, it would leak to the caller."""
     if reading.differentiate is None:
@@ -165,10 +114,10 @@ def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
         OSError: an image cannot be read.
         MemoryError: what is kept of all images is more than the free memory of its device.
     """
-    rank, of = _dealt(reading)
+    rank, of = dealt(reading.images)
     images = reading.images
     parts: list[tuple[slice, dict[str, dict[str, Any]]]] = []
-    with tqdm(total=images.batches // of, unit="batch", disable=_quiet(rank)) as bar:
+    with tqdm(total=images.batches // of, unit="batch", disable=quiet(rank)) as bar:
         for batch in stream(reading):
             first = batch.number * images.batch
             if batch.images != images.order[first:][: images.batch]:
@@ -211,29 +160,20 @@ def _free_memory(device: torch.device) -> int:
     return page * max(free, os.sysconf("SC_PHYS_PAGES") // 2)
 
 
-def _dealt(reading: Reading) -> tuple[int, int]:
-    """(rank of this process, number of processes), of which each must have a batch."""
+def dealt(images: Images) -> tuple[int, int]:
+    """(rank of this process, number of processes), of which each must have a batch.
+
+    Raises:
+        ValueError: there are fewer batches than processes.
+    """
     rank, of = running.processes()
-    if reading.images.batches < of:
+    if images.batches < of:
         raise ValueError(
-            f"{of} processes need at least {of} batches, there are {reading.images.batches}; lower images.batch"
+            f"{of} processes need at least {of} batches, there are {images.batches}; lower images.batch"
         )
     return rank, of
 
 
-def _quiet(rank: int) -> bool | None:
+def quiet(rank: int) -> bool | None:
     """No progress bar but on the first process, and there only in a terminal."""
     return True if rank else None
-
-
-def _state_path(state: Path, reading: Reading, kind: type) -> Path:
-    facts = {
-        **reading.facts(),
-        "taps": {name: list(taps) for name, taps in reading.taps.items()},
-        "sums": kind.__name__,
-        "settings": dict(reading.settings),
-    }
-    digest = hashlib.sha256(json.dumps([facts, running.processes()], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
-    return state.with_name(f"{state.name}.{digest}.state")

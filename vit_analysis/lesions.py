@@ -21,12 +21,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, plot, similarity, zoo
+from vit_analysis import command, features, layers, measure, plot, similarity, zoo
 from vit_analysis.images import Images
 from vit_analysis.intervene import Branch, Repeated, without_skips
+from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load, load_all, named, truth
-from vit_analysis.running import Sums, in_group, jackknife
-from vit_analysis.table import column, with_provenance
+from vit_analysis.running import Interval, Sums, in_group, jackknife
+from vit_analysis.table import WITHOUT, column, with_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def lesions(models: Models, images: Images, *, state: Path | None = None) -> pd.
 
     Returns:
         Columns model, block, reference, accuracy, drop (intact less accuracy) with its 95 % interval low, high; across,
-        across_intact, and their difference across_drop with across_low, across_high.
+        across_intact, and their difference across_drop with across_low, across_high; of drop and across_drop also the values
+        without each group of batches (``drop_without``, ``across_drop_without``).
     """
     tables, facts = [], dict[str, Any]()
     for name, model in named(models).items():
@@ -66,9 +68,10 @@ def lesions(models: Models, images: Images, *, state: Path | None = None) -> pd.
         taps = [f"model.{tap}" for tap in _outputs(model.module)] + ["model"]
         reading = features.Reading({name: repeated}, images, {name: taps}, _keep_gram_or_choice("model"))
         known = truth(model, images)
-        sums = features.measure(reading, partial(_fold_runs, known=known, split=_by_number), RunSums, state)
-        tables.append(_run_rows(sums, layers.blocks(model.module), list(parts)).assign(model=name))
-        tables[-1]["reference"] = _reference(known)
+        finish = partial(_run_rows, blocks=layers.blocks(model.module), changed=list(parts))
+        fold = partial(_fold_runs, known=known, split=_by_number)
+        table = measure.table(Measurement(reading, fold, RunSums, finish), state)
+        tables.append(table.assign(model=name, reference=_reference(known)))
         facts = {**reading.facts(), "models": {**facts.get("models", {}), **reading.facts()["models"]}}
     return with_provenance(_ordered(pd.concat(tables, ignore_index=True)), "lesions", **facts)
 
@@ -84,6 +87,11 @@ def trained_without_skips(
     Raises:
         ValueError: a model lacks none or more than one block's, or has more or fewer blocks than the intact one.
     """
+    return measure.table(plan_trained(intact, trained, images), state)
+
+
+def plan_trained(intact: Model, trained: Sequence[Model], images: Images) -> Measurement[RunSums]:
+    """What `trained_without_skips` measures, to share a pass with others."""
     loaded = named([intact, *trained])
     blocks = layers.blocks(intact.module)
     lacking = [layers.without_skips(model.module) for model in trained]
@@ -97,10 +105,14 @@ def trained_without_skips(
     reading = features.Reading(loaded, images, taps, _keep_gram_or_choice(""))
     known = truth(intact, images)
     fold = partial(_fold_runs, known=known, split=lambda seen: [list(own.values()) for own in seen.values()])
-    sums = features.measure(reading, fold, RunSums, state)
-    table = _run_rows(sums, blocks, [lacks[0] for lacks in lacking])
-    table = table.assign(model=[model.name for model in trained], reference=_reference(known))
-    return with_provenance(_ordered(table), "lesions_trained", **reading.facts(), intact=intact.name)
+    changed = [lacks[0] for lacks in lacking]
+
+    def finish(sums: RunSums) -> pd.DataFrame:
+        table = _run_rows(sums, blocks, changed)
+        table = table.assign(model=[model.name for model in trained], reference=_reference(known))
+        return with_provenance(_ordered(table), "lesions_trained", **reading.facts(), intact=intact.name)
+
+    return Measurement(reading, fold, RunSums, finish)
 
 
 def partition(table: pd.DataFrame, model: str, block: str) -> float:
@@ -181,10 +193,13 @@ def _run_rows(sums: RunSums, blocks: Sequence[str], changed: Sequence[str]) -> p
 
     groups = torch.cat([sums.hsic.flatten(1), sums.right, sums.images[:, None]], dim=1).cpu()
     interval = jackknife(statistic, groups, sums.images.cpu() > 0)
-    names = ("accuracy", "drop", "across", "across_intact", "across_drop")
-    table = pd.DataFrame(dict(zip(names, interval.value.numpy(), strict=True))).assign(block=list(changed))
-    low, high = interval.low.numpy(), interval.high.numpy()
-    return table.assign(low=low[1], high=high[1], across_low=low[4], across_high=high[4])
+    accuracy, _, across, across_intact, _ = interval.value.numpy()
+    rows = Interval(*(part.transpose(-1, -2) for part in interval))  # a row per block
+    return pd.DataFrame({"block": list(changed), "accuracy": accuracy, "across": across}).assign(
+        **rows.of(1).columns("drop"),
+        across_intact=across_intact,
+        **rows.of(4).columns("across_drop", "across_low", "across_high"),
+    )
 
 
 def _reference(known: Sequence[int] | None) -> str:
@@ -193,7 +208,8 @@ def _reference(known: Sequence[int] | None) -> str:
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     columns = ["model", "block", "reference", "accuracy", "drop", "low", "high"]
-    return table[[*columns, "across", "across_intact", "across_drop", "across_low", "across_high"]]
+    columns += ["across", "across_intact", "across_drop", "across_low", "across_high"]
+    return table[[*columns, f"drop{WITHOUT}", f"across_drop{WITHOUT}"]]
 
 
 def main(

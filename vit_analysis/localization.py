@@ -28,8 +28,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, plot, running, similarity
+from vit_analysis import command, features, layers, measure, plot, running, similarity
 from vit_analysis.images import Images
+from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Sums, in_group, jackknife
 from vit_analysis.similarity import SMALLEST_BATCH
@@ -86,27 +87,32 @@ def compare(
     Returns:
         Columns model, layer, token, token_row, token_col, patch_row, patch_col, cka, low, high: one row per pair, row by row
         from the top left; tokens are numbered without class token. NaN where a token or a patch is constant over images.
+        cka_without holds the values without each group of batches.
 
     Raises:
         ValueError: a layer's activation is neither spatial tokens nor a map, or has more positions than can be paired.
 
     >>> table = compare([load("lab/vit"), load("lab/resnet")], Images(limit=1024))    # doctest: +SKIP
     """
+    return measure.table(plan(models, images, layers=layers, tokens=tokens), state)
+
+
+def plan(
+    models: Models, images: Images, *, layers: str | Sequence[str] = "last", tokens: Tokens = "all"
+) -> Measurement[PatchSums]:
+    """What `compare` measures, to share a pass with others."""
     loaded = named(models)
     chosen = "last" if layers == "paper" else layers
     taps = {name: [":in", *own] for name, own in _choose(loaded, chosen).items()}
     reading = features.Reading(loaded, images, taps, _reducer(loaded, tokens), settings={"tokens": tokens})
-    sums = features.measure(reading, _fold, PatchSums, state)
-    table, found = _table(sums), _summary(sums)
-    _warn_of_constant_tokens(table)
-    return with_provenance(
-        table,
-        "localization",
-        **reading.facts(),
-        layers=layers,
-        tokens=tokens,
-        summary=found.to_dict("records"),
-    )
+
+    def finish(sums: PatchSums) -> pd.DataFrame:
+        table, found = _table(sums), _summary(sums).to_dict("records")
+        _warn_of_constant_tokens(table)
+        facts = {"layers": layers, "tokens": tokens, "summary": found}
+        return with_provenance(table, "localization", **reading.facts(), **facts)
+
+    return Measurement(reading, _fold, PatchSums, finish)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -253,8 +259,7 @@ def _table(sums: PatchSums) -> pd.DataFrame:
                 | {"patch_row": patch_row, "patch_col": patch_col}
             )
         )
-    value, low, high = (part.numpy() for part in interval)
-    return pd.concat(tables, ignore_index=True).assign(cka=value, low=low, high=high)
+    return pd.concat(tables, ignore_index=True).assign(**interval.columns("cka"))
 
 
 def _summary(sums: PatchSums) -> pd.DataFrame:
@@ -273,9 +278,8 @@ def _summary(sums: PatchSums) -> pd.DataFrame:
         for (model, layer, *size), other in pairs
         for name, chance in zip(STATISTICS, chances(*size), strict=True)
     ]
-    return pd.DataFrame(rows).assign(
-        **{name: part.flatten().numpy() for name, part in interval._asdict().items()}
-    )
+    values = {name: part.flatten().numpy() for name, part in interval._asdict().items() if name != "without"}
+    return pd.DataFrame(rows).assign(**values)
 
 
 def _warn_of_constant_tokens(table: pd.DataFrame) -> None:

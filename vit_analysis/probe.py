@@ -26,15 +26,16 @@ from einops import einsum
 from jaxtyping import Float32, Float64, Int
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, plot, ridge
+from vit_analysis import command, features, layers, measure, plot, ridge
 from vit_analysis.capture import capture
 from vit_analysis.images import LAB, Images
 from vit_analysis.intervene import evaluating
+from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
-from vit_analysis.running import Sums, in_group
+from vit_analysis.running import Sums, in_group, jackknife
 from vit_analysis.similarity import full_float32
 from vit_analysis.spelling import did_you_mean
-from vit_analysis.table import placed, with_provenance
+from vit_analysis.table import WITHOUT, placed, with_provenance
 from vit_analysis.tokens import Layout, aligned, as_tokens, channels_first
 
 logger = logging.getLogger(__name__)
@@ -170,13 +171,25 @@ def compare(
     Returns:
         Columns model, layer, depth, tokens, target, shots, draw, accuracy: one row per probe, in order of execution. ``attrs``
         has the chance level of each target, what each model's own head reads (``native``), and the rows and columns of single
-        tokens (``grids``).
+        tokens (``grids``). accuracy_without holds the values without each group of batches.
 
     Raises:
         ValueError: images without classes, other classes in either source, too few examples, or tokens that no layer has.
 
     >>> table = compare([load("lab/vit")], Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
     """
+    return measure.table(plan(models, images, shots, layers=layers, tokens=tokens), state)
+
+
+def plan(
+    models: Models,
+    images: Images,
+    shots: Shots,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    tokens: Sequence[str] = AGGREGATES,
+) -> Measurement[Correct]:
+    """What `compare` measures, to share a pass with others. The probes learn, from the examples, before this returns."""
     loaded, chosen = named(models), shots.chosen()
     examples = shots.images.only(torch.cat([draws.flatten() for draws in chosen.values()]).unique().tolist())
     images = _judged(images, examples)
@@ -185,17 +198,18 @@ def compare(
     probes = _learn(features.Reading(loaded, examples, taps, partial(_stack, readers)), chosen)
     settings = {"shots": shots.count, "draws": shots.draws, "tokens": list(tokens), "train": examples.facts()}
     reading = features.Reading(loaded, images, taps, partial(_answer, readers, probes), settings=settings)
-    sums = features.measure(reading, partial(_fold, images, names), Correct, state)
-    return with_provenance(
-        _table(sums, shots.count),
-        "probe",
-        **reading.facts(),
+    facts = {
         **settings,
-        layers=layers,
-        chance={target: 1 / len(answers) for target, answers in images.targets.items()},
-        native=_native(loaded),
-        grids=_grids(loaded, readers),
-    )
+        "layers": layers,
+        "chance": {target: 1 / len(answers) for target, answers in images.targets.items()},
+        "native": _native(loaded),
+        "grids": _grids(loaded, readers),
+    }
+
+    def finish(sums: Correct) -> pd.DataFrame:
+        return with_provenance(_table(sums, shots.count), "probe", **reading.facts(), **facts)
+
+    return Measurement(reading, partial(_fold, images, names), Correct, finish)
 
 
 def _judged(images: Images, examples: Images) -> Images:
@@ -325,14 +339,16 @@ def _fold(images: Images, names: Mapping[Place, Sequence[str]], batch: features.
 
 
 def _table(sums: Correct, shots: int) -> pd.DataFrame:
-    accuracy = (sums.correct.sum(0) / sums.images.sum()).cpu().numpy()
+    groups = torch.cat([sums.correct.flatten(1), sums.images[:, None]], dim=1)
+    interval = jackknife(lambda total: total[:-1] / total[-1], groups, sums.images > 0)
     probes = pd.DataFrame(sums.probes, columns=["model", "layer", "target", "tokens"])
     depths = placed(probes[["model", "layer"]].drop_duplicates().to_numpy().tolist())
     probes = probes.merge(depths, on=["model", "layer"], how="left")
-    draws = accuracy.shape[1]
+    draws = sums.correct.shape[2]
     table = probes.loc[probes.index.repeat(draws)].reset_index(drop=True)
-    table = table.assign(shots=shots, draw=list(range(draws)) * len(probes), accuracy=accuracy.flatten())
-    return table[["model", "layer", "depth", "tokens", "target", "shots", "draw", "accuracy"]]
+    table = table.assign(shots=shots, draw=list(range(draws)) * len(probes), **interval.columns("accuracy"))
+    names = ["model", "layer", "depth", "tokens", "target", "shots", "draw", "accuracy"]
+    return table[[*names, f"accuracy{WITHOUT}"]]
 
 
 def _native(models: Mapping[str, Model]) -> dict[str, str]:

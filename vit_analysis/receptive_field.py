@@ -30,8 +30,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vit_analysis import command, features, layers, plot, running
+from vit_analysis import command, features, layers, measure, plot, running
 from vit_analysis.images import Images
+from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import GROUPS, Sums, jackknife
 from vit_analysis.table import with_provenance
@@ -94,7 +95,8 @@ def compare(
     Returns:
         Columns model, layer, step, depth, branch (``residual``, ``long``), radius_px, low, high, centre_share, centre_low,
         centre_high, uniform_centre_share (of a constant field): one row per layer, with 95 % intervals over images. NaN where
-        a layer does not depend on its input.
+        a layer does not depend on its input. radius_px_without and centre_share_without hold the values without each group of
+        images.
 
     >>> table = compare([load("lab/vit"), load("lab/resnet")])    # doctest: +SKIP
     """
@@ -115,13 +117,41 @@ def with_maps(
         The fields have columns model, layer, step, depth, branch, radius_px, rows, columns, map: E row by row, in units of the
         layer per unit of the normalised input.
     """
-    sums, steps, origin = _measure(models, images, layers, channels, state)
-    table = _table(sums, steps)
-    found = _summary(sums, table).to_dict("records")
-    return (
-        with_provenance(table, "receptive_field", **origin, summary=found),
-        with_provenance(_maps(sums, table), "receptive_field_maps", **origin),
+    measurement = plan(models, images, layers=layers, channels=channels)
+    sums = measure.total({"": measurement}, state)[""]
+    table = measurement.finish(sums)
+    origin = {name: table.attrs[name] for name in ("models", "images", "layers", "channels")}
+    return table, with_provenance(_maps(sums, table), "receptive_field_maps", **origin)
+
+
+def plan(
+    models: Models,
+    images: Images = PAPER,
+    *,
+    layers: str | Sequence[str] = "paper",
+    channels: int | None = CHANNELS,
+) -> Measurement[FieldSums]:
+    """What `compare` measures; it needs gradients, so a pass of its own."""
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels must be at least 1, or None for all, got {channels}")
+    loaded = named(models)
+    steps = {name: _steps(model.module, layers) for name, model in loaded.items()}
+    reading = features.Reading(
+        models=loaded,
+        images=images,
+        taps={name: list(own["layer"]) for name, own in steps.items()},
+        reduce=_reducer(loaded),
+        differentiate=_differentiator(loaded, channels),
+        settings={"channels": channels},
     )
+
+    def finish(sums: FieldSums) -> pd.DataFrame:
+        table = _table(sums, steps)
+        found = _summary(sums, table).to_dict("records")
+        facts = {"layers": layers, "channels": channels, "summary": found}
+        return with_provenance(table, "receptive_field", **reading.facts(), **facts)
+
+    return Measurement(reading, partial(_fold, images.batch), FieldSums, finish)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -168,25 +198,6 @@ def offsets(
     place = stride * middle if padded else stride * (middle + 0.5) - 0.5
     distance = torch.arange(size, dtype=torch.float64) - place
     return distance, (distance >= -stride / 2) & (distance < stride / 2)
-
-
-def _measure(
-    models: Models, images: Images, chosen: str | Sequence[str], channels: int | None, state: Path | None
-) -> tuple[FieldSums, dict[str, pd.DataFrame], dict[str, Any]]:
-    if channels is not None and channels < 1:
-        raise ValueError(f"channels must be at least 1, or None for all, got {channels}")
-    loaded = named(models)
-    steps = {name: _steps(model.module, chosen) for name, model in loaded.items()}
-    reading = features.Reading(
-        models=loaded,
-        images=images,
-        taps={name: list(own["layer"]) for name, own in steps.items()},
-        reduce=_reducer(loaded),
-        differentiate=_differentiator(loaded, channels),
-        settings={"channels": channels},
-    )
-    sums = features.measure(reading, partial(_fold, images.batch), FieldSums, state)
-    return sums, steps, {**reading.facts(), "layers": chosen, "channels": channels}
 
 
 def _steps(model: nn.Module, chosen: str | Sequence[str]) -> pd.DataFrame:
@@ -279,15 +290,11 @@ def _table(sums: FieldSums, steps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     order = table.groupby("model").cumcount() / (table.groupby("model")["layer"].transform("size") - 1).clip(
         lower=1
     )
-    value, low, high = (part.cpu().numpy() for part in jackknife(_sizes, sums.moments, sums.images > 0))
+    radius, share = map(jackknife(_sizes, sums.moments, sums.images > 0).of, (0, 1))
     return table.assign(
         depth=table["depth"].fillna(order),
-        radius_px=value[:, 0],
-        low=low[:, 0],
-        high=high[:, 0],
-        centre_share=value[:, 1],
-        centre_low=low[:, 1],
-        centre_high=high[:, 1],
+        **radius.columns("radius_px"),
+        **share.columns("centre_share", "centre_low", "centre_high"),
         uniform_centre_share=place["uniform_centre_share"],
     )
 
@@ -312,7 +319,8 @@ def _summary(sums: FieldSums, table: pd.DataFrame) -> pd.DataFrame:
     interval = jackknife(statistic, sums.moments.cpu(), sums.images.cpu() > 0)
     compared = pd.DataFrame(running.pairs(list(table["model"].unique())), columns=["model", "other_model"])
     rows = compared.merge(pd.DataFrame({"statistic": STATISTICS}), how="cross")
-    return rows.assign(**{name: part.flatten().numpy() for name, part in interval._asdict().items()})
+    values = {name: part.flatten().numpy() for name, part in interval._asdict().items() if name != "without"}
+    return rows.assign(**values)
 
 
 def _findings(own: pd.DataFrame) -> list[float]:

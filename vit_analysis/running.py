@@ -7,7 +7,7 @@ duplicated image puts its own norm off the diagonal of a Gram matrix and turns a
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors import safe_open
 from scipy.stats import t as student
 from torch import Tensor
 
-from vit_analysis.table import write_whole
+from vit_analysis.table import WITHOUT, write_whole
 
 GROUPS = 20
 CONFIDENCE = 0.95
@@ -69,19 +69,32 @@ class Sums:
 SumsType = TypeVar("SumsType", bound=Sums)
 
 
-def save(path: Path, sums: Sums, done: int) -> None:
-    """Write sums of the first ``done`` batches of this process, whole or not at all."""
-    tensors = {name: value.cpu().contiguous() for name, value in sums.tensors().items()}
-    facts = {"done": str(done), "labels": json.dumps(sums.labels())}
+def save(path: Path, parts: Mapping[str, Sums], done: int) -> None:
+    """Write sums, by name, of the first ``done`` batches of this process, whole or not at all."""
+    tensors = {
+        f"{name}/{field}": value.cpu().contiguous()
+        for name, sums in parts.items()
+        for field, value in sums.tensors().items()
+    }
+    labels = {name: sums.labels() for name, sums in parts.items()}
+    facts = {"done": str(done), "labels": json.dumps(labels)}
     write_whole(path, lambda part: safetensors.torch.save_file(tensors, part, facts))
 
 
-def restore(path: Path, kind: type[SumsType], device: torch.device) -> tuple[SumsType, int]:
+def restore(path: Path, kinds: Mapping[str, type[Sums]], device: torch.device) -> tuple[dict[str, Sums], int]:
     """Read what `save` wrote: the sums, and how many batches they hold."""
     with safe_open(path, framework="pt", device=str(device)) as file:
         facts = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    return kind(**tensors, **json.loads(facts["labels"])), int(facts["done"])
+    parts = {}
+    for name, labels in json.loads(facts["labels"]).items():
+        own = {
+            key.removeprefix(f"{name}/"): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}/")
+        }
+        parts[name] = kinds[name](**own, **labels)
+    return parts, int(facts["done"])
 
 
 def over_processes(sums: SumsType) -> SumsType:
@@ -123,11 +136,30 @@ def pairs(names: Sequence[SameName]) -> list[tuple[SameName, SameName | None]]:
 
 
 class Interval(NamedTuple):
-    """A statistic and its 95 % interval; NaN bounds where fewer than two groups hold data."""
+    """A statistic and its 95 % interval; NaN bounds where fewer than two groups hold data.
+
+    Attributes:
+        value: of all sums.
+        low: end of the interval.
+        high: end of the interval.
+        without: the statistic without each group that holds data: what the interval of anything computed from it needs.
+    """
 
     value: Float64[Tensor, "*shape"]
     low: Float64[Tensor, "*shape"]
     high: Float64[Tensor, "*shape"]
+    without: Float64[Tensor, "group *shape"]
+
+    def of(self, column: int) -> "Interval":
+        """One of several statistics in columns."""
+        return Interval(*(part[..., column] for part in self))
+
+    def columns(self, name: str, low: str = "low", high: str = "high") -> dict[str, Any]:
+        """Of statistics in a row, the columns of a table: the value under this name, the interval, and `without` beside."""
+        bounds = {name: self.value, low: self.low, high: self.high}
+        rows = self.without.reshape(len(self.without), self.value.numel())
+        columns: dict[str, Any] = {key: part.flatten().cpu().numpy() for key, part in bounds.items()}
+        return columns | {f"{name}{WITHOUT}": list(rows.T.float().cpu().numpy())}
 
 
 def jackknife(
@@ -151,8 +183,14 @@ def jackknife(
     count = int(held.sum())
     if count < 2:
         nothing = torch.full_like(value, torch.nan)
-        return Interval(value, nothing, nothing)
+        return Interval(value, nothing, nothing, value[None][:0])
     without = torch.stack([statistic(total - group) for group in groups[held]])
+    half = half_width(without)
+    return Interval(value, value - half, value + half, without)
+
+
+def half_width(without: Float64[Tensor, "group *shape"]) -> Float64[Tensor, "*shape"]:
+    """Of the 95 % interval of a statistic, from its values without each of two or more groups."""
+    count = len(without)
     variance = (count - 1) / count * (without - without.mean(0)).square().sum(0)
-    half = float(student.ppf((1 + CONFIDENCE) / 2, count - 1)) * variance.sqrt()
-    return Interval(value, value - half, value + half)
+    return float(student.ppf((1 + CONFIDENCE) / 2, count - 1)) * variance.sqrt()

@@ -21,12 +21,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, plot
+from vit_analysis import command, features, layers, measure, plot
 from vit_analysis.images import Images
 from vit_analysis.intervene import Branch
+from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Sums, in_group, jackknife
-from vit_analysis.table import with_provenance
+from vit_analysis.table import WITHOUT, with_provenance
 from vit_analysis.tokens import Layout, as_tokens
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ FIRST = 9  # tokens that figure 7 shows one by one
 OCTAVES, BINS = 12, 32
 # z + f(z) may differ from what goes on by rounding.
 ROUNDING = 1e-2
+COMPARED = ("norm_ratio", "cosine", "skip_norm", "long_norm")  # of which intervals are computed elsewhere
 MEANS = ("norm_ratio", "cosine", "cosine_branches", "cosine_long", "skip_norm", "long_norm")
 
 
@@ -68,11 +70,17 @@ def norm_ratios(
     Returns:
         Columns model, block, sublayer (attention, mlp, unit), token (``cls``, ``spatial`` for the mean over all spatial
         tokens, or a number); norm_ratio with its 95 % interval low, high, and its median over images and tokens; cosine of
-        z + f(z) and z, cosine_branches of z and f(z), cosine_long of z + f(z) and f(z); skip_norm, long_norm of z and f(z).
+        z + f(z) and z, cosine_branches of z and f(z), cosine_long of z + f(z) and f(z); skip_norm, long_norm of z and f(z);
+        and of norm_ratio, cosine and both norms the values without each group of batches (``norm_ratio_without`` ...).
         The ratio is infinite where a branch adds nothing.
 
     >>> table = norm_ratios([load("lab/vit"), load("lab/resnet")], Images(limit=256))    # doctest: +SKIP
     """
+    return measure.table(plan(models, images, first=first), state)
+
+
+def plan(models: Models, images: Images, *, first: int = FIRST) -> Measurement[RatioSums]:
+    """What `norm_ratios` measures, to share a pass with others."""
     loaded = named(models)
     branches = {name: layers.branches(model.module) for name, model in loaded.items()}
     readers = {name: _Reader(model.module, branches[name], first) for name, model in loaded.items()}
@@ -80,13 +88,18 @@ def norm_ratios(
         name: [tap for one in own for tap in (one.skip, one.long, one.joined)]
         for name, own in branches.items()
     }
-    reading = features.Reading(loaded, images, taps, lambda model, tap, x: readers[model](tap, x))
+    settings = {"first": first}  # other rows are another state
+    reading = features.Reading(
+        loaded, images, taps, lambda model, tap, x: readers[model](tap, x), settings=settings
+    )
     fold = partial(
         _fold_ratios, branches={name: {one.joined: one for one in own} for name, own in branches.items()}
     )
-    state = state and state.with_name(f"{state.name}.{first}")  # other rows are another state
-    sums = features.measure(reading, fold, RatioSums, state)
-    return with_provenance(_ratio_rows(sums), "skip", **reading.facts())
+
+    def finish(sums: RatioSums) -> pd.DataFrame:
+        return with_provenance(_ratio_rows(sums), "skip", **reading.facts())
+
+    return Measurement(reading, fold, RatioSums, finish)
 
 
 def ratios(skip: Tensor, long: Tensor, layout: Layout, first: int) -> tuple[list[str], Tensor, Tensor]:
@@ -186,20 +199,20 @@ def _ratio_rows(sums: RatioSums) -> pd.DataFrame:
     groups = torch.cat([sums.totals.flatten(1), sums.images[:, None]], dim=1)
     interval = jackknife(lambda total: (total[:-1] / total[-1]).view(-1, len(MEANS)), groups, sums.images > 0)
     table = pd.DataFrame(sums.places, columns=["model", "block", "sublayer", "token"])
-    means = dict(zip(MEANS, interval.value.T.cpu().numpy(), strict=True))
-    median, low, high = (
-        x.cpu().numpy() for x in (medians(sums.counts), interval.low[:, 0], interval.high[:, 0])
-    )
-    table = table.assign(
-        norm_ratio=means.pop("norm_ratio"), median=median, cosine=means.pop("cosine"), low=low, high=high
-    )
+    means = {name: interval.of(place).columns(name) for place, name in enumerate(MEANS)}
+    ratio, cosine = means["norm_ratio"], means["cosine"]
+    table = table.assign(norm_ratio=ratio["norm_ratio"], median=medians(sums.counts).cpu().numpy())
+    table = table.assign(cosine=cosine["cosine"], low=ratio["low"], high=ratio["high"])
+    for name in MEANS:
+        kept = (name, f"{name}{WITHOUT}") if name in COMPARED else (name,)
+        table = table.assign(**{column: means[name][column] for column in kept})
     nothing = table[np.isinf(table["norm_ratio"])]
     if not nothing.empty:
         told = ", ".join(dict.fromkeys(f"{row.block} of {row.model}" for row in nothing.itertuples()))
         logger.warning(
             "the long branch adds nothing to some tokens, so their norm ratio is infinite: %s", told
         )
-    return table.assign(**means)
+    return table
 
 
 def medians(counts: Float64[Tensor, "place bin"]) -> Float64[Tensor, " place"]:

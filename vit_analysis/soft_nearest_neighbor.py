@@ -33,8 +33,9 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, plot, similarity
+from vit_analysis import command, features, layers, measure, plot, similarity
 from vit_analysis.images import Images
+from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Sums, in_group, jackknife
 from vit_analysis.spelling import did_you_mean
@@ -103,13 +104,26 @@ def compare(
         order of execution. The temperature is in units of squared activations; ``at_bound`` says that the loss falls up to the
         end of the search (at the lower one, where it is 0: every image's nearest neighbour is of its class); ``loss_fixed``
         is the loss at the median squared distance; low and high are the 95 % interval of ``loss``; ``anchors`` counts images
-        that have a mate. NaN where a layer is constant over images.
+        that have a mate. NaN where a layer is constant over images. loss_without holds the values without each group of
+        batches.
 
     Raises:
         ValueError: images without classes, or too few of them for balanced batches.
 
     >>> table = compare([load("lab/vit"), load("lab/resnet")], Images(limit=3200, batch=160))    # doctest: +SKIP
     """
+    return measure.table(plan(models, images, layers=layers, tokens=tokens, target=target), state)
+
+
+def plan(
+    models: Models,
+    images: Images,
+    *,
+    layers: str | Sequence[str] = "blocks",
+    tokens: str = "all",
+    target: str | None = None,
+) -> Measurement[Curves]:
+    """What `compare` measures, to share a pass with others of images that are `balanced`."""
     loaded = named(models)
     if tokens not in SELECTIONS:
         raise ValueError(f"no tokens {tokens!r}; {did_you_mean(tokens, SELECTIONS)}")
@@ -119,18 +133,14 @@ def compare(
     reading = features.Reading(
         loaded, images, taps, partial(_distances, _layouts(loaded), tokens), settings=settings
     )
-    sums = features.measure(reading, partial(_fold, images, target), Curves, state)
-    table = with_provenance(
-        _table(sums),
-        "soft_nearest_neighbor",
-        **reading.facts(),
-        **settings,
-        layers=layers,
-        dropped=int(sums.dropped.sum()),
-        massive=_massive(sums),
-    )
-    _warn(sums, table)
-    return table
+
+    def finish(sums: Curves) -> pd.DataFrame:
+        facts = {**settings, "layers": layers, "dropped": int(sums.dropped.sum()), "massive": _massive(sums)}
+        table = with_provenance(_table(sums), "soft_nearest_neighbor", **reading.facts(), **facts)
+        _warn(sums, table)
+        return table
+
+    return Measurement(reading, partial(_fold, images, target), Curves, finish)
 
 
 def balanced(images: Images, target: str) -> Images:
@@ -268,19 +278,18 @@ def _table(sums: Curves) -> pd.DataFrame:
     held, count = sums.anchors > 0, sums.anchors.sum()
     groups = torch.stack([sums.loss, sums.reached], dim=1)
     found, interval = _smallest(groups.sum(0)), jackknife(lambda own: _smallest(own).loss, groups, held)
+    loss = interval.columns("loss")
     columns = {
-        "loss": found.loss,
-        "temperature": found.temperature,
-        "at_bound": found.at_bound,
-        "loss_fixed": sums.fixed.sum(0) / count,
-        "low": interval.low,
-        "high": interval.high,
+        "loss": loss.pop("loss"),
+        "temperature": found.temperature.cpu().numpy(),
+        "at_bound": found.at_bound.cpu().numpy(),
+        "loss_fixed": (sums.fixed.sum(0) / count).cpu().numpy(),
+        "low": loss.pop("low"),
+        "high": loss.pop("high"),
+        "anchors": int(count),
+        "chance": float(sums.chance.sum() / count),
     }
-    return placed(sums.places).assign(
-        **{name: value.cpu().numpy() for name, value in columns.items()},
-        anchors=int(count),
-        chance=float(sums.chance.sum() / count),
-    )
+    return placed(sums.places).assign(**columns, **loss)
 
 
 def _smallest(sums: Float64[Tensor, "2 layer temperature"]) -> Minimum:

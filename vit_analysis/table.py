@@ -12,10 +12,16 @@ import pandas as pd
 from vit_analysis.spelling import did_you_mean
 
 VERSIONS = ("vit-analysis", "torch", "timm", "numpy")
+# Ending of a column that holds, for each row, another column's values without each of the groups of images.
+WITHOUT = "_without"
 
 
 def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.DataFrame:
-    """The table with ``attrs`` that say which analysis made it, of what, and with which versions. Values must be JSON's."""
+    """The table with ``attrs`` that say which analysis made it, of what, and with which versions; `WITHOUT` columns last.
+
+    Facts must be JSON's.
+    """
+    table = table[sorted(table, key=lambda name: str(name).endswith(WITHOUT))]
     table.attrs.update(analysis=analysis, **facts, versions={name: version(name) for name in VERSIONS})
     return table
 

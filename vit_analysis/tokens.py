@@ -17,6 +17,7 @@ from torch.nn import functional
 # A token is massive from this many times the median norm of its layer. On an ImageNet ViT-Ti/16 the massive tokens stand at
 # 30-50 times the median and ordinary ones reach 2, so any number between 4 and 20 finds the same tokens.
 MASSIVE = 5.0
+DOMINANT_IMAGES = 0.01
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,20 @@ def inliers(activation: Tensor, layout: Layout) -> Tensor:
     return torch.where(ordinary, tokens, typical)
 
 
-Selection = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers"]
+def typical(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
+    """The 1 % of images, at least one, farthest from the mean of the batch replaced by the mean of the others.
+
+    After centring they contribute next to nothing, which is what dropping them from a Gram matrix means. A few dominant images
+    can make up a layer's similarity (Nguyen et al. 2022).
+    """
+    rows = activation.flatten(1).float()
+    count = max(1, round(DOMINANT_IMAGES * len(rows)))
+    far = torch.linalg.vector_norm(rows - rows.mean(0), dim=1).topk(count).indices
+    ordinary = torch.ones(len(rows), 1, device=rows.device).index_fill(0, far, 0)
+    return torch.where(ordinary > 0, rows, (rows * ordinary).sum(0) / ordinary.sum())
+
+
+Selection = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers", "typical"]
 SELECTIONS: Mapping[str, Callable[[Tensor, Layout], Tensor | None]] = {
     "all": everything,
     "spatial": spatial,
@@ -112,6 +126,7 @@ SELECTIONS: Mapping[str, Callable[[Tensor, Layout], Tensor | None]] = {
     "normalized": normalized,
     "standardized": standardized,
     "inliers": inliers,
+    "typical": typical,
 }
 
 

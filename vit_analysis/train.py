@@ -192,7 +192,7 @@ def main(
     images: Images = Images(limit=UNLIMITED),  # noqa: B008
     seen: int = 320_000,
     learning_rate: float = 1e-3,
-    seed: int = 0,
+    seed: int | None = None,
     init: Path | None = None,
     out: Path | None = None,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
@@ -204,7 +204,7 @@ def main(
         images: what to learn from; their limit is the number of distinct images.
         seen: images to learn from, repetitions counted.
         learning_rate: the largest, after the warm-up.
-        seed: of the weights.
+        seed: of the weights; None is the model's own, 0 for most.
         init: weights to start from, such as the shipped ones; None starts from nothing.
         out: where the weights are written; None is where the lab's own lie.
         device: cpu or cuda.
@@ -217,7 +217,13 @@ def main(
         raise ValueError(f"--out FILE is needed: {name} learned from scenes, and would be overwritten")
     data = Scenes(images, device) if images.source == LAB else Files(images, device)
     recipe = replace(recipe, config={**recipe.config, "num_classes": len(data.classes)})
-    train(recipe, data, Plan(-(-seen // images.batch), learning_rate, seed, device), out, init)
+    train(
+        recipe,
+        data,
+        Plan(-(-seen // images.batch), learning_rate, recipe.seed if seed is None else seed, device),
+        out,
+        init,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from vit_analysis.spelling import did_you_mean
 PREFIX = "lab/"
 RESNET: dict[str, Any] = {"num_classes": 10, "layers": (2, 2, 2, 2), "channels": (16, 32, 64, 128)}
 MIXER: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "num_blocks": 8}
-SMALL = 4096  # distinct images
+SMALL, MEDIUM = 4096, 32_768  # distinct images
 
 
 def resnet(**config: Any) -> nn.Module:
@@ -38,17 +38,20 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"vit": vit.ViT, "resnet": 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a lab model is made of, and how many distinct images it learns from (None: it never sees one twice)."""
+    """What a lab model is made of, how many images it learns from (None: it never sees one twice), the seed of its weights."""
 
     architecture: str
     config: Mapping[str, Any]
     distinct: int | None = None
+    seed: int = 0
 
 
 RECIPES: dict[str, Recipe] = {
     "vit": Recipe("vit", vit.LAB),
     "vit_gap": Recipe("vit", vit.LAB | {"pool": "avg"}),
+    "vit_other_seed": Recipe("vit", vit.LAB, seed=1),
     "vit_small_data": Recipe("vit", vit.LAB, SMALL),
+    "vit_medium_data": Recipe("vit", vit.LAB, MEDIUM),
     "vit_no_skip_first": Recipe("vit", vit.LAB | {"no_skip": 0}),
     "vit_no_skip_middle": Recipe("vit", vit.LAB | {"no_skip": vit.LAB["depth"] // 2}),
     "vit_no_skip_last": Recipe("vit", vit.LAB | {"no_skip": vit.LAB["depth"] - 1}),

@@ -1,0 +1,182 @@
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import Given, Layers
+from torch import Tensor, nn
+
+from vit_analysis import features, measure, models, running
+from vit_analysis.running import Sums
+
+
+@dataclass(frozen=True)
+class Total(Sums):
+    total: Tensor
+    images: Tensor
+
+
+def fold(batch: features.Pass) -> Total:
+    (value,) = batch.seen["mine"].values()
+    return Total(value.double(), torch.tensor(batch.size))
+
+
+def reading(images: Given, module: nn.Module | None = None) -> features.Reading:
+    module = module or Layers(out=lambda x: x)
+    return features.Reading(
+        models.named({"mine": module}), images, {"mine": ["out"]}, lambda _model, _layer, x: x.sum(0)
+    )
+
+
+def measured(own: features.Reading, fold=fold, state=None) -> Total:
+    one = measure.Measurement(own, fold, Total, lambda _: pd.DataFrame())
+    return measure.total({"": one}, state)[""]
+
+
+@pytest.fixture
+def images() -> Given:
+    return Given(batch=4, pixels=torch.randn(22, 3))
+
+
+def test_every_batch_counts_once(images):
+    total = measured(reading(images))
+    assert int(total.images) == 22
+    torch.testing.assert_close(total.total, images.pixels.double().sum(0))
+
+
+def test_no_inference_mode_leaks_between_batches(images):
+    passes = [features.stream(reading(images)), features.stream(reading(images))]
+    for stream in passes:
+        next(stream)
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+    for stream in passes:
+        stream.close()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_models_are_evaluated_and_given_back_as_they_were(images):
+    module = Layers(out=lambda x: x).train()
+    modes = []
+    module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    measured(reading(images, module))
+    assert modes == [False] * 6
+    assert module.training
+    assert not module.out._forward_hooks
+
+
+class Killed(BaseException):
+    """What a kill looks like from within."""
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_a_killed_run_goes_on_and_ends_with_the_same_sums(images, tmp_path, monkeypatch, after):
+    monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
+    unbroken = measured(reading(images))
+    folded = []
+
+    def dying(batch: features.Pass) -> Total:
+        if len(folded) == after:
+            raise Killed
+        folded.append(batch.number)
+        return fold(batch)
+
+    if after < images.batches:
+        with pytest.raises(Killed):
+            measured(reading(images), dying, tmp_path / "run")
+        assert len(list(tmp_path.iterdir())) == 1
+    resumed = measured(
+        reading(images), lambda batch: folded.append(batch.number) or fold(batch), tmp_path / "run"
+    )
+    assert folded == list(range(6))
+    assert torch.equal(resumed.total, unbroken.total)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_command_does_not_pick_up_the_state(images, tmp_path):
+    def place(own: features.Reading):
+        return measure.state_path(tmp_path / "run", {"": measure.Measurement(own, fold, Total, pd.DataFrame)})
+
+    changed = [
+        reading(replace(images, seed=1)),
+        reading(images, nn.Sequential(OrderedDict(out=nn.Linear(3, 3)))),
+        replace(reading(images), taps={"mine": ["out", "more"]}),
+        replace(reading(images), settings={"tokens": "cls"}),
+    ]
+    assert len({place(own) for own in [reading(images), *changed]}) == 5
+    assert place(reading(images)) == place(reading(images))
+
+
+def test_fewer_batches_than_processes_are_refused_before_anything_waits(images, monkeypatch):
+    monkeypatch.setattr(running, "processes", lambda: (0, 7))
+    with pytest.raises(
+        ValueError, match=r"7 processes need at least 7 batches, there are 6; lower images.batch"
+    ):
+        measured(reading(images))
+
+
+def test_nothing_usable_is_an_error(images):
+    with pytest.raises(ValueError, match="no batch of 6 could be used"):
+        measured(reading(images), lambda _: None)
+
+
+def finish(sums: Total) -> pd.DataFrame:
+    return pd.DataFrame({"mean": (sums.total / sums.images).numpy()})
+
+
+def test_measurements_share_a_pass_and_each_gets_what_it_would_alone(images):
+    # Three of the same images: two that read the same layer differently, one that reads another layer of another model.
+    looked = []
+    layers = Layers(out=lambda x: x, twice=lambda x: 2 * x)
+    layers.register_forward_hook(lambda *_: looked.append(1))
+    mine, other = models.named({"mine": layers, "other": Layers(out=lambda x: -x)}).values()
+
+    def one(model: models.Model, tap: str, reduce) -> measure.Measurement:
+        def own(batch: features.Pass) -> Total:
+            ((name, seen),) = batch.seen.items()
+            assert (name, list(seen)) == (model.name, [tap])
+            return Total(seen[tap].double(), torch.tensor(batch.size))
+
+        read = features.Reading({model.name: model}, images, {model.name: [tap]}, lambda _m, _l, x: reduce(x))
+        return measure.Measurement(read, own, Total, finish)
+
+    wanted = {
+        "sum": one(mine, "out", lambda x: x.sum(0)),
+        "squares": one(mine, "out", lambda x: x.square().sum(0)),
+        "twice": one(mine, "twice", lambda x: x.sum(0)),
+        "negative": one(other, "out", lambda x: x.sum(0)),
+    }
+    together = measure.tables(wanted)
+    assert len(looked) == images.batches
+    for name, measurement in wanted.items():
+        pd.testing.assert_frame_equal(together[name], measure.table(measurement))
+    pd.testing.assert_frame_equal(together["twice"], 2 * together["sum"])
+    pd.testing.assert_frame_equal(together["negative"], -together["sum"])
+
+
+def test_a_measurement_that_keeps_nothing_of_a_layer_does_not_hide_it_from_others(images):
+    shared = reading(images)
+
+    def own(layer_kept: bool) -> measure.Measurement:
+        def count(batch: features.Pass) -> Total:
+            return Total(torch.tensor([float(len(batch.seen["mine"]))]), torch.tensor(1))
+
+        read = replace(shared, reduce=lambda _m, _l, x: x.sum() if layer_kept else None)
+        return measure.Measurement(read, count, Total, finish)
+
+    together = measure.tables({"kept": own(True), "dropped": own(False)})
+    assert (together["kept"]["mean"].item(), together["dropped"]["mean"].item()) == (1, 0)
+
+
+def test_what_cannot_share_a_pass_says_why(images):
+    def plain(own: features.Reading) -> measure.Measurement:
+        return measure.Measurement(own, fold, Total, finish)
+
+    deriving = replace(reading(images), differentiate=lambda _m, _i, _x, seen: seen)
+    with pytest.raises(ValueError, match="measurements of different images cannot share a pass: a, b"):
+        measure.tables({"a": plain(deriving), "b": plain(replace(deriving, images=replace(images, batch=5)))})
+    with pytest.raises(ValueError, match="two different models are called 'mine' in one pass"):
+        measure.tables({"a": plain(reading(images)), "b": plain(reading(images))})
+    with pytest.raises(ValueError, match="gradients need a pass of their own: a, b"):
+        measure.tables({"a": plain(deriving), "b": plain(deriving)})
