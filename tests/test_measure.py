@@ -170,13 +170,21 @@ def test_a_measurement_that_keeps_nothing_of_a_layer_does_not_hide_it_from_other
 
 
 def test_what_cannot_share_a_pass_says_why(images):
-    def plain(own: features.Reading) -> measure.Measurement:
-        return measure.Measurement(own, fold, Total, finish)
+    def plain(own: features.Reading, alone: bool = False) -> measure.Measurement:
+        return measure.Measurement(own, fold, Total, finish, alone=alone)
 
-    deriving = replace(reading(images), differentiate=lambda _m, _i, _x, seen: seen)
+    same = reading(images)
     with pytest.raises(ValueError, match="measurements of different images cannot share a pass: a, b"):
-        measure.tables({"a": plain(deriving), "b": plain(replace(deriving, images=replace(images, batch=5)))})
+        measure.tables({"a": plain(same), "b": plain(replace(same, images=replace(images, batch=5)))})
     with pytest.raises(ValueError, match="two different models are called 'mine' in one pass"):
-        measure.tables({"a": plain(reading(images)), "b": plain(reading(images))})
-    with pytest.raises(ValueError, match="gradients need a pass of their own: a, b"):
-        measure.tables({"a": plain(deriving), "b": plain(deriving)})
+        measure.tables({"a": plain(same), "b": plain(reading(images))})
+    with pytest.raises(ValueError, match="b changes or differentiates its models and cannot share a pass"):
+        measure.tables({"a": plain(same), "b": plain(same, alone=True)})
+
+
+def test_what_a_measurement_needs_before_the_pass_is_done_before_it(images):
+    done = []
+    own = replace(reading(images), reduce=lambda _m, _l, x: done.append("read") or x.sum(0))
+    measure.table(measure.Measurement(own, fold, Total, finish, prepare=lambda: done.append("prepared")))
+    assert done[0] == "prepared"
+    assert done.count("prepared") == 1

@@ -58,22 +58,31 @@ def lesions(models: Models, images: Images, *, state: Path | None = None) -> pd.
         across_intact, and their difference across_drop with across_low, across_high; of drop and across_drop also the values
         without each group of batches (``drop_without``, ``across_drop_without``).
     """
-    tables, facts = [], dict[str, Any]()
-    for name, model in named(models).items():
-        parts: dict[str, list[Branch]] = {}
-        for branch in layers.branches(model.module):
-            parts.setdefault(branch.block, []).append(branch)
-        changes: list[Any] = [nullcontext, *(partial(without_skips, branches=own) for own in parts.values())]
-        repeated = replace(model, module=Repeated(model.module, changes))
-        taps = [f"model.{tap}" for tap in _outputs(model.module)] + ["model"]
-        reading = features.Reading({name: repeated}, images, {name: taps}, _keep_gram_or_choice("model"))
-        known = truth(model, images)
-        finish = partial(_run_rows, blocks=layers.blocks(model.module), changed=list(parts))
-        fold = partial(_fold_runs, known=known, split=_by_number)
-        table = measure.table(Measurement(reading, fold, RunSums, finish), state)
-        tables.append(table.assign(model=name, reference=_reference(known)))
-        facts = {**reading.facts(), "models": {**facts.get("models", {}), **reading.facts()["models"]}}
-    return with_provenance(_ordered(pd.concat(tables, ignore_index=True)), "lesions", **facts)
+    parts = [measure.table(plan(model, images), state) for model in named(models).values()]
+    digests = {name: digest for part in parts for name, digest in part.attrs["models"].items()}
+    facts = {"models": digests, "images": images.facts()}
+    return with_provenance(pd.concat(parts, ignore_index=True), "lesions", **facts)
+
+
+def plan(model: Model, images: Images) -> Measurement[RunSums]:
+    """What `lesions` measures of one model, in a pass of its own."""
+    branches: dict[str, list[Branch]] = {}
+    for branch in layers.branches(model.module):
+        branches.setdefault(branch.block, []).append(branch)
+    changes: list[Any] = [nullcontext, *(partial(without_skips, branches=own) for own in branches.values())]
+    repeated = replace(model, module=Repeated(model.module, changes))
+    taps = [f"model.{tap}" for tap in _outputs(model.module)] + ["model"]
+    reading = features.Reading(
+        {model.name: repeated}, images, {model.name: taps}, _keep_gram_or_choice("model")
+    )
+    known, blocks = truth(model, images), layers.blocks(model.module)
+
+    def finish(sums: RunSums) -> pd.DataFrame:
+        table = _run_rows(sums, blocks, list(branches)).assign(model=model.name, reference=_reference(known))
+        return with_provenance(_ordered(table), "lesions", **reading.facts())
+
+    fold = partial(_fold_runs, known=known, split=_by_number)
+    return Measurement(reading, fold, RunSums, finish, alone=True)
 
 
 def trained_without_skips(

@@ -37,12 +37,16 @@ class Measurement(Generic[SumsType]):
         fold: the sums of one batch; None leaves the batch out.
         kind: of the sums.
         finish: from the sums of all batches to the table.
+        prepare: what has to be done before the pass.
+        alone: whether it changes or differentiates its models, so that no other can share its pass.
     """
 
     reading: Reading
     fold: Callable[[Pass], SumsType | None]
     kind: type[SumsType]
     finish: Callable[[SumsType], pd.DataFrame]
+    prepare: Callable[[], None] = lambda: None
+    alone: bool = False
 
     def key(self) -> str:
         """Sixteen hexadecimal digits of all that the sums depend on: models, images, taps, settings."""
@@ -90,6 +94,8 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
     reading = merged(measurements)
     rank, of = dealt(reading.images)
     path = state_path(state, measurements) if state else None
+    for measurement in measurements.values():
+        measurement.prepare()
     sums, done = _restored(path, measurements, reading)
     saved = time.monotonic()
     with tqdm(
@@ -113,15 +119,15 @@ def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
     """One reading for all: what is kept of a layer is, by name, what each measurement that taps it keeps.
 
     Raises:
-        ValueError: they are of different images, call different models by the same name, or one needs gradients of its own.
+        ValueError: they are of different images, call different models by the same name, or one cannot share a pass.
     """
     readings = {name: measurement.reading for name, measurement in measurements.items()}
     first = next(iter(readings.values()))
-    models = _models(readings)
     if any(reading.images.facts() != first.images.facts() for reading in readings.values()):
         raise ValueError(f"measurements of different images cannot share a pass: {', '.join(readings)}")
-    if len(readings) > 1 and any(reading.differentiate for reading in readings.values()):
-        raise ValueError(f"gradients need a pass of their own: {', '.join(readings)}")
+    if len(readings) > 1 and (alone := [name for name, one in measurements.items() if one.alone]):
+        raise ValueError(f"{', '.join(alone)} changes or differentiates its models and cannot share a pass")
+    models = _models(readings)
     taps = {
         model: list(
             dict.fromkeys(tap for reading in readings.values() for tap in reading.taps.get(model, ()))

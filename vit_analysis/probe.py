@@ -189,13 +189,17 @@ def plan(
     layers: str | Sequence[str] = "blocks",
     tokens: Sequence[str] = AGGREGATES,
 ) -> Measurement[Correct]:
-    """What `compare` measures, to share a pass with others. The probes learn, from the examples, before this returns."""
+    """What `compare` measures, to share a pass with others; before it, the probes learn from the examples."""
     loaded, chosen = named(models), shots.chosen()
     examples = shots.images.only(torch.cat([draws.flatten() for draws in chosen.values()]).unique().tolist())
     images = _judged(images, examples)
     taps = _taps(loaded, layers)
     readers, names = _readers(loaded, taps, tokens, examples)
-    probes = _learn(features.Reading(loaded, examples, taps, partial(_stack, readers)), chosen)
+    probes: dict[Place, dict[str, Probe]] = {}
+
+    def learn() -> None:
+        probes.update(_learn(features.Reading(loaded, examples, taps, partial(_stack, readers)), chosen))
+
     settings = {"shots": shots.count, "draws": shots.draws, "tokens": list(tokens), "train": examples.facts()}
     reading = features.Reading(loaded, images, taps, partial(_answer, readers, probes), settings=settings)
     facts = {
@@ -209,7 +213,7 @@ def plan(
     def finish(sums: Correct) -> pd.DataFrame:
         return with_provenance(_table(sums, shots.count), "probe", **reading.facts(), **facts)
 
-    return Measurement(reading, partial(_fold, images, names), Correct, finish)
+    return Measurement(reading, partial(_fold, images, names), Correct, finish, learn)
 
 
 def _judged(images: Images, examples: Images) -> Images:

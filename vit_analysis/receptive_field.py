@@ -151,7 +151,7 @@ def plan(
         facts = {"layers": layers, "channels": channels, "summary": found}
         return with_provenance(table, "receptive_field", **reading.facts(), **facts)
 
-    return Measurement(reading, partial(_fold, images.batch), FieldSums, finish)
+    return Measurement(reading, partial(_fold, images.batch), FieldSums, finish, alone=True)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
