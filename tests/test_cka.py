@@ -333,3 +333,16 @@ def test_the_biased_control_is_the_formula_of_the_paper():
     expected = (k * l).sum() / np.sqrt((k * k).sum() * (l * l).sum())
     assert cell(table[table["control"] == "biased"], "x", "y") == pytest.approx(expected, abs=1e-6)
     assert expected > cell(table[table["control"] == "all"], "x", "y")
+
+
+def test_a_table_of_some_pairs_of_models_holds_what_the_whole_table_does():
+    images = Given(batch=16, pixels=torch.randn(64, 6, 8))
+    own = {
+        "one": Layers(a=lambda x: x, b=torch.relu),
+        "other": Layers(a=torch.sin),
+        "third": Layers(a=torch.cos),
+    }
+    whole = cka.compare(own, images, layers="*")
+    some = measure.table(cka.plan(own, images, layers="*", pairs=[("one", "one"), ("one", "third")]))
+    rows = (whole["model"] == "one") & whole["other_model"].isin(["one", "third"])
+    pd.testing.assert_frame_equal(some, whole[rows].reset_index(drop=True))

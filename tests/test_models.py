@@ -121,3 +121,16 @@ def test_models_of_the_same_name_need_names_of_their_own(tmp_path, small):
 def test_any_module_gets_timms_defaults():
     model = models.named({"mine": nn.Conv2d(3, 4, 3)})["mine"]
     assert model.preprocessing == Preprocessing()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lab/vit", "lab/vit@random"),
+        ("lab/vit@random", "lab/vit@random"),
+        ("resnet50.tv_in1k@~/weights.pt", "resnet50.tv_in1k@random"),
+        ("hf-hub:someone/model@revision", "hf-hub:someone/model@revision@random"),
+    ],
+)
+def test_the_untrained_twin_of_any_name(name, expected):
+    assert models.twin(name) == expected

@@ -13,7 +13,7 @@ incomplete last batch counts for what it holds. Intervals are a delete-one-group
 
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,7 @@ from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Interval, Sums, in_group, jackknife
 from vit_analysis.similarity import SMALLEST_BATCH
 from vit_analysis.spelling import did_you_mean
-from vit_analysis.table import with_provenance
+from vit_analysis.table import placed, with_provenance
 from vit_analysis.tokens import SELECTIONS, Layout, inliers, massive
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,14 @@ def compare(
 
 
 def plan(
-    models: Models, images: Images, *, layers: str | Sequence[str] = "paper", tokens: Tokens = "all"
+    models: Models,
+    images: Images,
+    *,
+    layers: str | Sequence[str] = "paper",
+    tokens: Tokens = "all",
+    pairs: Collection[tuple[str, str]] | None = None,
 ) -> Measurement[PairSums]:
-    """What `compare` measures, to share a pass with others."""
+    """What `compare` measures, to share a pass with others; of many models, the table may hold only some `pairs` of them."""
 
     def finish(sums: PairSums) -> pd.DataFrame:
         interval = jackknife(similarity.cka, sums.hsic[0], sums.images > 0)
@@ -99,7 +104,7 @@ def plan(
         shares = massive_shares(sums)
         _warn_of_massive_tokens(shares, tokens)
         facts = {"layers": layers, "tokens": tokens, "massive": shares.to_dict("records")}
-        return with_provenance(_pairs(sums.places, interval), "cka", **reading.facts(), **facts)
+        return with_provenance(_pairs(sums.places, interval, pairs), "cka", **reading.facts(), **facts)
 
     reading = _reading(models, images, layers, (tokens,))
     return Measurement(reading, _fold, PairSums, finish)
@@ -245,13 +250,19 @@ def _fold(batch: features.Pass) -> PairSums | None:
     )
 
 
-def _pairs(places: Sequence[Sequence[str]], interval: Interval) -> pd.DataFrame:
-    names = pd.DataFrame(places, columns=["model", "layer"])
-    position = names.groupby("model").cumcount()
-    last = names.groupby("model")["layer"].transform("size") - 1
-    names["depth"] = position / last.clip(lower=1)
-    count = len(names)
-    row, other = np.divmod(np.arange(count * count), count)
+def _pairs(
+    places: Sequence[Sequence[str]], interval: Interval, wanted: Collection[tuple[str, str]] | None = None
+) -> pd.DataFrame:
+    names = placed(places)
+    row, other = np.divmod(np.arange(len(names) ** 2), len(names))
+    if wanted is not None:
+        model = names["model"].to_numpy()
+        cells = np.zeros(len(row), dtype=bool)
+        for one, two in wanted:
+            cells |= (model[row] == one) & (model[other] == two)
+        row, other = row[cells], other[cells]
+        flat = torch.from_numpy(row * len(names) + other)
+        interval = Interval(*(part.cpu().flatten(-2)[..., flat] for part in interval))
     left = names.iloc[row].reset_index(drop=True)
     right = names.iloc[other].reset_index(drop=True).add_prefix("other_")
     return pd.concat([left, right], axis=1).assign(**interval.columns("cka"))

@@ -78,6 +78,13 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
     return Model(_short(name, base, weights), module.to(place), preprocessing, digest(module))
 
 
+def twin(name: str) -> str:
+    """The name of the untrained twin of ``NAME[@WEIGHTS]``."""
+    base, at, weights = name.rpartition("@")
+    known = at and (weights == RANDOM or Path(weights).expanduser().is_file() or not base.startswith(HUBS))
+    return f"{base if known else name}@{RANDOM}"
+
+
 def load_all(names: Sequence[str], *, device: str | None = None) -> list[Model]:
     """Several models; where short names would be the same, the names as given."""
     loaded = [load(name, device=device) for name in names]

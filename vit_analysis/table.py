@@ -22,8 +22,13 @@ def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.Data
     Facts must be JSON's.
     """
     table = table[sorted(table, key=lambda name: str(name).endswith(WITHOUT))]
-    table.attrs.update(analysis=analysis, **facts, versions={name: version(name) for name in VERSIONS})
+    table.attrs.update(analysis=analysis, **facts, versions=versions())
     return table
+
+
+def versions() -> dict[str, str]:
+    """Of the packages whose results a table holds."""
+    return {name: version(name) for name in VERSIONS}
 
 
 def placed(places: Sequence[Sequence[str]]) -> pd.DataFrame:

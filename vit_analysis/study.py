@@ -1,0 +1,357 @@
+"""The study: which model plays which part, what is measured of them in as few passes as can be, and tables that are kept.
+
+Every analysis that only reads activations shares one pass: each image goes once through each model. Receptive fields need
+gradients and lesions change the models, so they have passes of their own; probes learn from images of their own. Tables are
+written beside the pictures with a key of all that they depend on, and are read again as long as it is the same.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from vit_analysis import (
+    attention_distance,
+    cka,
+    command,
+    lesions,
+    localization,
+    measure,
+    models,
+    probe,
+    receptive_field,
+    running,
+    skip,
+    soft_nearest_neighbor,
+    table,
+    zoo,
+)
+from vit_analysis.images import LAB, Images
+from vit_analysis.measure import Measurement
+from vit_analysis.models import Model
+from vit_analysis.probe import Shots
+
+logger = logging.getLogger(__name__)
+
+IMAGES = Images(
+    limit=3600, batch=160
+)  # 20 batches of 16 scenes of each shape: as many groups as an interval has
+TRAIN = Images(limit=100_000, seed=1)
+FIELDS = 32  # images of receptive fields, as in the paper
+SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which model plays which part; NAME[@WEIGHTS] each.
+
+    Attributes:
+        vit: Vision Transformers; the first one is the subject of figures and findings about one.
+        cnn: CNNs, likewise.
+        gap: the first Vision Transformer trained with average pooling instead of a class token.
+        less_data: the first Vision Transformer trained on less data, from the least on.
+        cnn_less_data: the first CNN trained on less data, from the least on.
+        other_seed: the first Vision Transformer trained again from other initial weights.
+        no_skip: the first Vision Transformer trained without the skip connections of one block.
+        mixer: an MLP-Mixer.
+        tuned: the first Vision Transformer fine-tuned to other data.
+    """
+
+    vit: tuple[str, ...] = ()
+    cnn: tuple[str, ...] = ()
+    gap: str | None = None
+    less_data: tuple[str, ...] = ()
+    cnn_less_data: tuple[str, ...] = ()
+    other_seed: str | None = None
+    no_skip: tuple[str, ...] = ()
+    mixer: str | None = None
+    tuned: str | None = None
+
+    def names(self, *parts: str) -> list[str]:
+        """The models of these parts, or of all, each once."""
+        values = [getattr(self, part) for part in parts or [field.name for field in fields(self)]]
+        named = [value if isinstance(value, tuple) else (value,) for value in values if value]
+        return list(dict.fromkeys(name for group in named for name in group))
+
+    def twins(self) -> list[str]:
+        """The untrained twins of the first Vision Transformer and the first CNN."""
+        return [models.twin(name) for name in (*self.vit[:1], *self.cnn[:1])]
+
+    def change(self, rename: Callable[[str], str | None]) -> "Parts":
+        """The same parts with other names; None leaves a model out."""
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                changed[field.name] = tuple(new for name in value if (new := rename(name)))
+            else:
+                changed[field.name] = rename(value) if value else None
+        return Parts(**changed)
+
+
+LAB_PARTS = Parts(
+    vit=("lab/vit",),
+    cnn=("lab/resnet",),
+    gap="lab/vit_gap",
+    less_data=("lab/vit_small_data", "lab/vit_medium_data"),
+    cnn_less_data=("lab/resnet_small_data",),
+    other_seed="lab/vit_other_seed",
+    no_skip=("lab/vit_no_skip_first", "lab/vit_no_skip_middle", "lab/vit_no_skip_last"),
+    mixer="lab/mixer",
+)
+
+
+class Study(NamedTuple):
+    """What figures and findings are made of.
+
+    Attributes:
+        parts: with the names that tables use.
+        tables: by name.
+        missing: by name of a table, why it is not there.
+    """
+
+    parts: Parts
+    tables: dict[str, pd.DataFrame]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The models of a study.
+
+    Attributes:
+        parts: with the names that tables use.
+        models: by that name, untrained twins included.
+    """
+
+    parts: Parts
+    models: Mapping[str, Model]
+
+    @classmethod
+    def load(cls, parts: Parts, device: str | None = None) -> "Cast":
+        """The models named; models of the lab whose weights are not there are left out, with a warning."""
+        there = parts.change(_there)
+        names = [*there.names(), *there.twins()]
+        loaded = dict(zip(names, models.load_all(names, device=device), strict=True))
+        own = {model.name: model for model in loaded.values()}
+        return cls(there.change(lambda name: loaded[name].name), own)
+
+    def of(self, *parts: str) -> list[Model]:
+        """The models of these parts."""
+        return [self.models[name] for name in self.parts.names(*parts)]
+
+    @property
+    def twins(self) -> list[Model]:
+        """The untrained twins."""
+        return [model for name, model in self.models.items() if name not in self.parts.names()]
+
+
+def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection[str] | None = None) -> Study:
+    """Every table that can be had of these models and images, measured or, if nothing changed, read again.
+
+    Args:
+        cast: the models.
+        images: which images all is measured on.
+        train: which images probes learn from.
+        out: folder of the tables, `NAME.parquet` each.
+        wanted: names of tables; None is all of `plans`.
+    """
+    tables, missing = dict[str, pd.DataFrame](), dict[str, str]()
+    todo: dict[str, list[Measurement[Any]]] = {}
+    for name, plan in plans(cast, balanced(images), train).items():
+        if wanted is not None and name not in wanted:
+            continue
+        try:
+            todo[name] = plan()
+        except ValueError as error:  # an analysis that does not apply says so before it reads an image
+            missing[name] = str(error)
+    for name, key in {name: _key(measurements) for name, measurements in todo.items()}.items():
+        kept = _kept(out / f"{name}.parquet", key)
+        if kept is not None:
+            tables[name] = kept
+            del todo[name]
+    for group in _passes(todo):
+        tables |= _measured(group, out)
+    if wanted is None or FIELD_TABLES & set(wanted):
+        tables |= _fields(cast, images, out, missing)
+    return Study(cast.parts, tables, missing)
+
+
+def balanced(images: Images) -> Images:
+    """The images in batches with as many of every class, where a batch has room for all classes.
+
+    So the soft nearest neighbour loss, which needs such batches, shares the pass of all else. In a batch that has every class
+    anyway, balance changes the share of pairs of the same class, 1 / classes, by less than 1 / images.
+    """
+    targets = images.targets
+    if not targets:
+        return images
+    first = next(iter(targets))
+    if len(targets[first]) * soft_nearest_neighbor.MATES > images.batch:
+        return images
+    try:
+        return soft_nearest_neighbor.balanced(images, first)
+    except ValueError:  # too few images of a class
+        return images
+
+
+def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], list[Measurement[Any]]]]:
+    """What each table takes. A table of several measurements is theirs, one below the other."""
+    vits, cnns = cast.of("vit"), cast.of("cnn")
+    main = cast.of("vit", "cnn")
+    grids = cast.of("vit", "gap", "cnn")
+    probed = cast.of("vit", "gap", "less_data", "cnn", "cnn_less_data")
+    shots = Shots(train, probe.FREE_SHOTS if train.source == LAB else 10)
+    layered = [*cast.of("vit", "cnn", "no_skip", "mixer"), *cast.twins]
+    everyone = list(cast.models.values())
+    return {
+        "cka": lambda: [cka.plan(layered, images, pairs=_pairs(cast))],
+        "cka_controls": lambda: [cka.plan_controls(everyone, images)],
+        "attention_distance": lambda: [
+            attention_distance.plan(_some(cast.of("vit", "gap", "less_data"), "a Vision Transformer"), images)
+        ],
+        "head_subsets": lambda: [
+            attention_distance.plan_subsets(vit, cnn, images)
+            for vit, cnn in _some(list(product(vits, cnns)), "a Vision Transformer and a CNN")
+        ],
+        "skip": lambda: [skip.plan([*main, *cast.twins], images, first=FIRST_TOKENS)],
+        "lesions": lambda: [lesions.plan(model, images) for model in main],
+        "lesions_trained": lambda: [
+            lesions.plan_trained(vits[0], _some(cast.of("no_skip"), parts_wanted("no_skip")), images)
+        ],
+        "localization": lambda: [localization.plan(grids, images)],
+        "localization_penultimate": lambda: [localization.plan(grids, images, layers="penultimate")],
+        "localization_normalized": lambda: [localization.plan(grids, images, tokens="normalized")],
+        "probe": lambda: [probe.plan(probed, images, shots)],
+        "probe_tokens": lambda: [
+            probe.plan(
+                grids, images, replace(shots, count=SINGLE, draws=3), tokens=[*probe.AGGREGATES, probe.EACH]
+            )
+        ],
+        "soft_nearest_neighbor": lambda: [soft_nearest_neighbor.plan(main, images)],
+        "soft_nearest_neighbor_normalized": lambda: [
+            soft_nearest_neighbor.plan(main, images, tokens="normalized")
+        ],
+    }
+
+
+FIRST_TOKENS = 50  # of figure E.1
+FIELD_TABLES = {"receptive_field", "receptive_field_maps"}
+TABLES = (*plans(Cast(Parts(), {}), IMAGES, TRAIN), *sorted(FIELD_TABLES))
+
+
+def parts_wanted(part: str) -> str:
+    """A model of this part, in words."""
+    told = {
+        "vit": "a Vision Transformer (--vit)",
+        "cnn": "a CNN (--cnn)",
+        "gap": "a Vision Transformer trained with average pooling (--gap)",
+        "less_data": "a Vision Transformer trained on less data (--less-data)",
+        "cnn_less_data": "a CNN trained on less data (--cnn-less-data)",
+        "other_seed": "a Vision Transformer trained from another seed (--other-seed)",
+        "no_skip": "a Vision Transformer trained without the skip connections of one block (--no-skip)",
+        "mixer": "an MLP-Mixer (--mixer)",
+        "tuned": "a fine-tuned Vision Transformer (--tuned)",
+    }
+    return told[part]
+
+
+def _some(needed: list[Any], what: str) -> list[Any]:
+    if not needed:
+        raise ValueError(f"needs {what}")
+    return needed
+
+
+def _there(name: str) -> str | None:
+    if name in [zoo.PREFIX + own for own in zoo.RECIPES] and not zoo.home(name).exists():
+        logger.warning("no weights of %r yet: train it with python -m vit_analysis.train %s", name, name)
+        return None
+    return name
+
+
+def _pairs(cast: Cast) -> list[tuple[str, str]]:
+    """Whose layers are compared with whose: everyone with itself, and what figures 2, B.1, G.2 and H.2 show."""
+    parts, twins = cast.parts, [twin.name for twin in cast.twins]
+    within = [(name, name) for name in cast.models]
+    across = [*product(parts.vit, parts.cnn), *combinations(parts.vit, 2), *combinations(twins, 2)]
+    mixed = product(parts.names("mixer"), parts.names("vit", "cnn"))
+    return [*within, *across, *mixed]
+
+
+def _key(measurements: list[Measurement[Any]]) -> str:
+    facts = [[measurement.key() for measurement in measurements], table.versions()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _kept(path: Path, key: str) -> pd.DataFrame | None:
+    """The table of an earlier run, if it depends on nothing that is different now."""
+    if not path.is_file():
+        return None
+    kept = table.read(path)
+    if kept.attrs.get("key") != key:
+        return None
+    logger.info("kept %s", path)
+    return kept
+
+
+def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[Measurement[Any]]]]:
+    """What shares a pass: all that can be of the same images."""
+    groups: dict[str, dict[str, list[Measurement[Any]]]] = {}
+    for name, measurements in todo.items():
+        alone = any(measurement.alone for measurement in measurements)
+        images = json.dumps([one.reading.images.facts() for one in measurements[:1]], sort_keys=True)
+        groups.setdefault(name if alone else images, {})[name] = measurements
+    return list(groups.values())
+
+
+def _measured(group: Mapping[str, list[Measurement[Any]]], out: Path) -> dict[str, pd.DataFrame]:
+    """The tables of one pass, or of a table's own passes, written."""
+    each = {f"{name} {number}": one for name, own in group.items() for number, one in enumerate(own)}
+    state = out / "study"
+    if any(one.alone for one in each.values()):
+        parts = {name: measure.table(one, state) for name, one in each.items()}
+    else:
+        parts = measure.tables(each, state)
+    tables = {}
+    for name, own in group.items():
+        mine = [parts[f"{name} {number}"] for number in range(len(own))]
+        tables[name] = _joined(mine)
+        _write(tables[name], out / f"{name}.parquet", _key(own))
+    return tables
+
+
+def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    whole = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
+    digests = {name: digest for part in parts for name, digest in part.attrs["models"].items()}
+    whole.attrs = parts[0].attrs | {"models": digests}
+    return whole
+
+
+def _write(result: pd.DataFrame, path: Path, key: str) -> None:
+    result.attrs |= {"key": key, "command": command.line()}
+    if running.processes()[0] == 0:
+        table.write(result, path)
+        logger.info("wrote %s", path)
+
+
+def _fields(cast: Cast, images: Images, out: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
+    """Receptive fields: two tables of the same sums."""
+    few = replace(images, limit=min(FIELDS, images.limit or FIELDS), batch=8)
+    try:
+        key = _key([receptive_field.plan(cast.of("vit", "cnn"), few)])
+    except ValueError as error:
+        missing |= dict.fromkeys(FIELD_TABLES, str(error))
+        return {}
+    kept = {name: _kept(out / f"{name}.parquet", key) for name in sorted(FIELD_TABLES)}
+    if all(own is not None for own in kept.values()):
+        return {name: own for name, own in kept.items() if own is not None}
+    made = receptive_field.with_maps(cast.of("vit", "cnn"), few, state=out / "receptive_field")
+    for name, own in zip(sorted(FIELD_TABLES), made, strict=True):
+        _write(own, out / f"{name}.parquet", key)
+    return dict(zip(sorted(FIELD_TABLES), made, strict=True))
