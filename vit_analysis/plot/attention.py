@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_analysis.plot.axes import PANEL, legend_below
+from vit_analysis.plot.axes import PANEL, folded, legend_below
 
 ENDS = ("#1f4e9c", "#5fa8d3", "#f2a33a", "#b3261e")  # two lowest blocks (blue), two highest (red)
 
@@ -45,7 +45,7 @@ def attention_distance(table: pd.DataFrame) -> Figure:
     for ax, model in zip(axes, models, strict=True):
         own = table[table["model"] == model]
         head_distances(own, ax)
-        ax.set_title(model, fontsize=9)
+        ax.set_title(folded(model, PANEL), fontsize=9)
         ax.set_ylim(0, 1.12 * max(own["uniform_px"].max(), own["distance_px"].max()))
         legend_below(ax)
     if table["uniform_px"].nunique() == 1:  # models of one input size
@@ -84,6 +84,6 @@ def head_subsets(table: pd.DataFrame) -> Figure:
     axes = figure.subplots(1, len(pairs), squeeze=False, sharey=True).flatten()
     for ax, (vit, cnn) in zip(axes, pairs, strict=True):
         subset_similarity(table[(table["vit"] == vit) & (table["cnn"] == cnn)], ax)
-        ax.set_title(f"first block of {vit} and {cnn}", fontsize=9)
+        ax.set_title(folded(f"first block of {vit} and {cnn}", PANEL), fontsize=9)
         legend_below(ax)
     return figure
