@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -51,12 +52,18 @@ def folded(text: str, inches: float, points: int = 9) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
-def legend_below(ax: Axes, inches: float = PANEL) -> None:
-    """What the lines of one panel are, where no line can run through it."""
-    lines, labels = ax.get_legend_handles_labels()
-    labels, columns = _entries(labels, inches, 7)
-    style = {"fontsize": 7, "frameon": False}
-    ax.legend(lines, labels, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, **style)
+def legend_below(axes: Sequence[Axes], inches: float = PANEL) -> None:
+    """What the lines of each panel are, below it; the figure, of constrained layout, grows by what does not fit."""
+    grown = 0.0
+    for ax in axes:
+        lines, labels = ax.get_legend_handles_labels()
+        labels, columns, height = _entries(labels, inches, 7)
+        below = ax.transAxes + ScaledTranslation(0, -0.4, ax.figure.dpi_scale_trans)  # of ticks and label
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+        ax.legend(lines, labels, ncols=columns, fontsize=7, frameon=False, **place)
+        grown = max(grown, height - 0.2)
+    if figure := axes[0].get_figure(root=True):
+        figure.set_figheight(figure.get_figheight() + grown)
 
 
 def legend_outside(
@@ -64,19 +71,22 @@ def legend_outside(
     ax: Axes,
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
-    """What the lines of all panels are, below or above them, in as many columns as the figure is wide."""
+    """What the lines of all panels are, below or above them, in as many columns as the figure is wide; it grows with them."""
     lines, labels = ax.get_legend_handles_labels()
-    labels, columns = _entries(labels, figure.get_figwidth(), 8)
+    labels, columns, height = _entries(labels, figure.get_figwidth(), 8)
     figure.legend(lines, labels, loc=loc, ncols=columns, fontsize=8, frameon=False)
+    figure.set_figheight(figure.get_figheight() + max(0.0, height - 0.2))
 
 
-def _entries(labels: Sequence[str], inches: float, points: int) -> tuple[list[str], int]:
-    """Labels that fit, and in how many columns."""
+def _entries(labels: Sequence[str], inches: float, points: int) -> tuple[list[str], int, float]:
+    """Labels that fit, in how many columns, and how high that is in inches."""
     line = 6 * points / 72  # inches, of the piece of a line and the space around it
     written = [folded(label, inches - line, points) for label in labels]
     widest = max((width(label, points) for label in written), default=1.0)
     rows = -(-len(labels) // max(1, int(inches / (widest + line))))
-    return written, -(-len(labels) // max(1, rows))
+    columns = -(-len(labels) // max(1, rows))
+    tallest = max((label.count("\n") for label in written), default=0)
+    return written, columns, rows * (1.7 + 1.2 * tallest) * points / 72
 
 
 def band(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, **style: Any) -> None:

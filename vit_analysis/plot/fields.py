@@ -112,7 +112,7 @@ def _draw(blocks: Sequence[Block], across: int) -> Figure:
     """A title and its panels for each block, and below them the one scale of all."""
     across = min(across, max(len(rows) for _, rows in blocks))
     lines = [-(-len(rows) // across) for _, rows in blocks]
-    heights = [*((EDGE + 0.33) * count + 0.2 for count in lines), 0.55]
+    heights = [*((EDGE + 0.33) * count + 0.27 for count in lines), 0.55]
     width = max(EDGE * across + 0.2, 2 * PANEL)
     figure = Figure(figsize=(width, sum(heights)), layout="constrained", dpi=200)
     *parts, foot = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]

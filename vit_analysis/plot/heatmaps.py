@@ -65,6 +65,8 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
         ValueError: the table does not compare two of the models.
     """
     shown = [between(table, model, other) for model, other in panels]
+    titles = [model if model == other else f"{model} and {other}" for model, other in panels]
+    titles = [folded(title, 0.95 * EDGE) for title in titles]
     lines = -(-len(panels) // ACROSS)
     columns = -(-len(panels) // lines)
     figure = Figure(
@@ -73,9 +75,14 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
         dpi=200,
     )
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for ax, (model, other), square in zip(axes, panels, shown, strict=False):
+    for ax, title, square in zip(axes, titles, shown, strict=False):
         heatmap(square, ax)
-        ax.set_title(folded(model if model == other else f"{model} and {other}", 0.8 * EDGE), fontsize=9)
+        ax.set_title(title, fontsize=9)
+    # Long names take room that the squares shall not lose.
+    high = max(ax.get_title().count("\n") + ax.get_xlabel().count("\n") for ax in axes)
+    wide = max(ax.get_ylabel().count("\n") for ax in axes)
+    size = figure.get_size_inches()
+    figure.set_size_inches(size[0] + 0.14 * wide * columns, size[1] + 0.14 * high * lines)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     bar = figure.colorbar(axes[0].images[0], ax=list(axes), shrink=0.8, aspect=30, pad=0.01)
@@ -124,7 +131,7 @@ def corresponding(
     ax.set_ylabel(f"CKA with the same block{token_note(table)}", fontsize=9)
     ax.set_ylim(min(0, 1.05 * ax.dataLim.y0), 1.02)
     ax.tick_params(labelsize=8)
-    legend_below(ax, figure.get_figwidth())
+    legend_below([ax], figure.get_figwidth())
     return figure
 
 
@@ -164,9 +171,9 @@ def _describe(axis: Axis, layers: pd.DataFrame) -> None:
     if len(models) == 1:
         ticks, labels = depth_ticks(layers["depth"].to_numpy())
         name, told = f"{models[0]}:", f"depth ({len(layers)} layers)"
-        fits = width(f"{name} {told}", 8) < 0.8 * EDGE
+        fits = width(f"{name} {told}", 8) < 0.9 * EDGE
         axis.set_label_text(
-            f"{name} {told}" if fits else f"{folded(name, 0.8 * EDGE, 8)}\n{told}", fontsize=8
+            f"{name} {told}" if fits else f"{folded(name, 0.9 * EDGE, 8)}\n{told}", fontsize=8
         )
     else:
         ticks = [float(np.mean(np.flatnonzero(layers["model"] == model))) for model in models]

@@ -98,13 +98,13 @@ def probe_tokens(table: pd.DataFrame) -> Figure:
         panels = {"single tokens, on average": average.assign(tokens="each"), **panels}
     width = 1.25 * PANEL if len(panels) > 1 else 1.6 * PANEL
     figure = Figure(figsize=(width * len(panels), PANEL + 0.4), layout="constrained", dpi=200)
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True).flatten()
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0].tolist()
     for ax, (title, panel) in zip(axes, panels.items(), strict=True):
         accuracies(panel, ax, models=list(dict.fromkeys(rows["model"])))
         chance_line(ax, 100 * table.attrs["chance"][rows["target"].iloc[0]])
         ax.set_title(f"{rows['target'].iloc[0]}: {title} ({table['shots'].iloc[0]} shots)", fontsize=9)
         ax.label_outer()
-        legend_below(ax, width)
+    legend_below(axes, width)
     return figure
 
 
@@ -126,7 +126,7 @@ def accuracy_maps(table: pd.DataFrame) -> Figure:
         raise ValueError("no single tokens in this table: they are measured with tokens 'each'")
     rows = rows[rows["model"].isin(models)]
     top = 100 * rows.groupby(["model", "layer", "tokens"])["accuracy"].mean().max()
-    size = (1.5 * MAPS + 0.8, 1.9 * len(models) + 0.2)
+    size = (1.5 * MAPS + 0.8, 1.85 * len(models) + 0.2)
     figure = Figure(figsize=size, layout="constrained", dpi=200)
     axes = figure.subplots(len(models), MAPS, squeeze=False)
     for ax in axes.flatten():

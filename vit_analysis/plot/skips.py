@@ -1,6 +1,7 @@
 """Skip connections: norm ratios, cosines, lesions (figures 7, 8, E.1 and E.2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ SKIPPED = {
 SUBLAYERS = {"mlp": "MLP", "attention": "attention"}  # in the order of figure E.1
 RATIO = "norm of skip / norm of long branch"
 COSINE = "cosine of output and skip"
+FIRST = 9  # tokens of figure 7
 MASSIVE = 30  # times the median: where colours end
 
 
@@ -28,7 +30,8 @@ def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm |
     """Norm ratio of the first tokens (columns) of every block (rows), first block at the bottom.
 
     Args:
-        table: columns block, token, norm_ratio, of one sublayer of one model.
+        table: columns block, token, norm_ratio, of one sublayer of one model. The class token
+            is drawn wider among more than 30.
         ax: where to draw; None makes a figure.
         norm: of the colours.
     """
@@ -36,15 +39,25 @@ def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm |
     own = table[table["token"].str.isdigit()]
     cells = own.pivot(index="block", columns="token", values="norm_ratio")
     cells = cells.loc[own["block"].unique(), own["token"].unique()]
-    ax.imshow(
-        cells.to_numpy(), origin="lower", cmap=COLOURS, norm=norm, interpolation="nearest", aspect="auto"
-    )
+    style: dict[str, Any] = {
+        "origin": "lower",
+        "cmap": COLOURS,
+        "norm": norm,
+        "interpolation": "nearest",
+        "aspect": "auto",
+    }
+    ax.imshow(cells.to_numpy(), **style)
     marks = MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]).tick_values(0, cells.shape[1] - 1)
     shown = [int(mark) for mark in marks if 0 <= mark < cells.shape[1]]
     names = [str(cells.columns[place]) for place in shown]
+    places = [float(place) for place in shown]
     if names[0] == "0" and "cls" in set(table["token"]):
         names[0] = "0 (cls)"
-    ax.set_xticks(shown, names)
+        if wide := cells.shape[1] // 30:  # one column among many is not seen
+            ax.imshow(cells.to_numpy()[:, :1], extent=(-0.5 - wide, -0.5, -0.5, len(cells) - 0.5), **style)
+            ax.set_xlim(-0.5 - wide, cells.shape[1] - 0.5)
+            places[0] = -wide / 2
+    ax.set_xticks(places, names)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("token", fontsize=9)
     ax.set_ylabel("block", fontsize=9)
@@ -106,7 +119,8 @@ def norm_ratios(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(2.6 * PANEL, PANEL + 0.8), layout="constrained", dpi=200)
     axes = figure.subplots(1, 2 if vits else 1, squeeze=False)[0]
     if vits:
-        tokens = table[table["model"] == vits[0]]
+        numbers = [*map(str, range(FIRST)), "cls"]
+        tokens = table[(table["model"] == vits[0]) & table["token"].isin(numbers)]
         tokens = tokens.groupby(["block", "token"], sort=False)["norm_ratio"].mean().reset_index()
         norm = _colours(tokens.loc[tokens["token"].str.isdigit(), "norm_ratio"])
         token_ratios(tokens, axes[0], norm=norm)
