@@ -198,9 +198,12 @@ def test_single_tokens_are_drawn_on_average_and_where_they_are():
     loaded = [models.load("lab/resnet@random", device="cpu")]
     shots = probe.Shots(Images(limit=2000, seed=1), 2, 1)
     table = probe.compare(loaded, Images(limit=16), shots, layers="layer4.*", tokens=["mean", "each"])
-    figure = plot.probe_tokens(table)
-    maps = [ax for ax in figure.axes if ax.images]
-    assert [ax.get_title() for ax in maps] == ["layer4.0", "layer4.1"]
+    assert [ax.get_title() for ax in plot.probe_tokens(table).axes] == [
+        "shape: single tokens, on average (2 shots)",
+        "shape: representations (2 shots)",
+    ]
+    maps = [ax for ax in plot.accuracy_maps(table).axes if ax.images]
+    assert [ax.get_title().split("\n")[0] for ax in maps] == ["layer4.0", "layer4.1"]
     one = table[(table["target"] == "shape") & (table["layer"] == "layer4.1") & (table["tokens"] == "6")]
     assert maps[1].images[0].get_array()[1, 2] == pytest.approx(100 * one["accuracy"].mean())
     assert len({ax.images[0].get_clim() for ax in maps}) == 1

@@ -199,7 +199,7 @@ def test_the_untrained_lab_pair_with_pictures_on_one_scale():
     ]
     assert len(table) == 8 * 2 * 11 + 8
     figure = plot.skip(table)
-    attention, mlp, lines, cosines = figure.axes[:4]
+    mlp, attention, lines, cosines = figure.axes[:4]
     assert attention.images[0].norm is mlp.images[0].norm
     rows = table[(table["sublayer"] == "mlp") & table["token"].str.isdigit()]
     np.testing.assert_array_equal(mlp.images[0].get_array(), rows["norm_ratio"].to_numpy().reshape(8, 9))

@@ -395,7 +395,7 @@ def main(
         tokens: cls, mean, mean_spatial, each (every spatial token on its own), or the number of one.
         shots: examples per class; by default 10 as in the paper, and 100 of the lab's scenes, which are free.
         draws: choices of examples; their spread is the band in the picture.
-        out: .parquet and .png are added.
+        out: .parquet and .png are added; and _tokens.png, and _maps.png of each token.
         device: cpu, cuda ...; the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
@@ -406,6 +406,8 @@ def main(
     command.draw(table, out, plot.probe)
     if set(tokens) != {"cls"}:
         command.draw(table, command.beside(out, "_tokens"), plot.probe_tokens)
+    if "each" in tokens:
+        command.draw(table, command.beside(out, "_maps"), plot.accuracy_maps)
 
 
 if __name__ == "__main__":

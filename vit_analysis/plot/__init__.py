@@ -13,36 +13,54 @@ from vit_analysis.plot.attention import attention_distance, head_distances, head
 from vit_analysis.plot.fields import (
     centre_over_depth,
     field,
+    fields,
     radius_over_depth,
     receptive_field,
     receptive_field_maps,
 )
-from vit_analysis.plot.heatmaps import cka, heatmap
+from vit_analysis.plot.heatmaps import cka, corresponding, heatmap, heatmaps
 from vit_analysis.plot.patches import localization, patch_map
 from vit_analysis.plot.probes import (
     accuracies,
     accuracy_map,
+    accuracy_maps,
     entanglement,
     probe,
     probe_tokens,
     soft_nearest_neighbor,
 )
-from vit_analysis.plot.skips import lesions, over_blocks, skip, token_ratios, without_skip
+from vit_analysis.plot.skips import (
+    cosines,
+    lesions,
+    norm_ratios,
+    over_blocks,
+    skip,
+    token_norm_ratios,
+    token_ratios,
+    without_skip,
+)
+from vit_analysis.plot.verdicts import verdicts
 
 __all__ = [
     "PICTURES",
     "accuracies",
     "accuracy_map",
+    "accuracy_maps",
     "attention_distance",
     "centre_over_depth",
     "cka",
+    "corresponding",
+    "cosines",
     "entanglement",
     "field",
+    "fields",
     "head_distances",
     "head_subsets",
     "heatmap",
+    "heatmaps",
     "lesions",
     "localization",
+    "norm_ratios",
     "over_blocks",
     "patch_map",
     "probe",
@@ -53,7 +71,9 @@ __all__ = [
     "skip",
     "soft_nearest_neighbor",
     "subset_similarity",
+    "token_norm_ratios",
     "token_ratios",
+    "verdicts",
     "without_skip",
 ]
 

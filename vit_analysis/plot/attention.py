@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_analysis.plot.axes import PANEL, legend_below
+from vit_analysis.plot.axes import PANEL, folded, legend_below
 
 ENDS = ("#1f4e9c", "#5fa8d3", "#f2a33a", "#b3261e")  # two lowest blocks (blue), two highest (red)
 
@@ -41,13 +41,13 @@ def attention_distance(table: pd.DataFrame) -> Figure:
     """Figures 3, 4, C.5 and C.6 of the paper: one panel per model, from 0 on one scale."""
     models = list(dict.fromkeys(table["model"]))
     figure = Figure(figsize=((PANEL + 0.6) * len(models), PANEL + 0.4), layout="constrained", dpi=200)
-    axes = figure.subplots(1, len(models), squeeze=False).flatten()
+    axes = figure.subplots(1, len(models), squeeze=False)[0].tolist()
     for ax, model in zip(axes, models, strict=True):
         own = table[table["model"] == model]
         head_distances(own, ax)
-        ax.set_title(model, fontsize=9)
+        ax.set_title(folded(model, PANEL), fontsize=9)
         ax.set_ylim(0, 1.12 * max(own["uniform_px"].max(), own["distance_px"].max()))
-        legend_below(ax)
+    legend_below(axes)
     if table["uniform_px"].nunique() == 1:  # models of one input size
         top = max(ax.get_ylim()[1] for ax in axes)
         for ax in axes:
@@ -81,9 +81,9 @@ def head_subsets(table: pd.DataFrame) -> Figure:
     """Figure 5 of the paper: one panel per pair of a Vision Transformer and a CNN, similarity on one scale."""
     pairs = list(table[["vit", "cnn"]].drop_duplicates().itertuples(index=False, name=None))
     figure = Figure(figsize=((PANEL + 0.6) * len(pairs), PANEL + 0.4), layout="constrained", dpi=200)
-    axes = figure.subplots(1, len(pairs), squeeze=False, sharey=True).flatten()
+    axes = figure.subplots(1, len(pairs), squeeze=False, sharey=True)[0].tolist()
     for ax, (vit, cnn) in zip(axes, pairs, strict=True):
         subset_similarity(table[(table["vit"] == vit) & (table["cnn"] == cnn)], ax)
-        ax.set_title(f"first block of {vit} and {cnn}", fontsize=9)
-        legend_below(ax)
+        ax.set_title(folded(f"first block of {vit} and {cnn}", PANEL), fontsize=9)
+    legend_below(axes)
     return figure

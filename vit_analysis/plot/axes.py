@@ -1,7 +1,8 @@
 """What the pictures share: sizes, colours, ticks, legends."""
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -9,7 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -31,20 +35,64 @@ def plain_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(ax: Axes) -> None:
-    """Where no line can run through it."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, fontsize=7, frameon=False)
+def width(text: str, points: int) -> float:
+    """Inches that the widest line of a text takes."""
+    font = FontProperties(size=points)
+    lines = text.splitlines() or [""]
+    return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines) / 72
 
 
-def legend_above(figure: Figure, ax: Axes) -> None:
-    """What the lines of all panels are, above them."""
+def folded(text: str, inches: float, points: int = 9) -> str:
+    """A long text on lines that are no wider than that, broken after blanks and the separators of names."""
+    lines = [""]
+    for piece in re.findall(r"[^\s_./@:,-]+[\s_./@:,-]*|[\s_./@:,-]+", text):
+        if lines[-1] and width(lines[-1] + piece.rstrip(), points) > inches:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.strip() for line in lines)
+
+
+def legend_below(axes: Sequence[Axes], inches: float = PANEL) -> None:
+    """What the lines of each panel are, below it; the figure, of constrained layout, grows by what does not fit."""
+    grown = 0.0
+    for ax in axes:
+        lines, labels = ax.get_legend_handles_labels()
+        labels, columns, height = _entries(labels, inches, 7)
+        below = ax.transAxes + ScaledTranslation(0, -0.4, ax.figure.dpi_scale_trans)  # of ticks and label
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+        ax.legend(lines, labels, ncols=columns, fontsize=7, frameon=False, **place)
+        grown = max(grown, height - 0.2)
+    if figure := axes[0].get_figure(root=True):
+        figure.set_figheight(figure.get_figheight() + grown)
+
+
+def legend_outside(
+    figure: Figure,
+    ax: Axes,
+    loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
+) -> None:
+    """What the lines of all panels are, below or above them, in as many columns as the figure is wide; it grows with them."""
     lines, labels = ax.get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False)
+    labels, columns, height = _entries(labels, figure.get_figwidth(), 8)
+    figure.legend(lines, labels, loc=loc, ncols=columns, fontsize=8, frameon=False)
+    figure.set_figheight(figure.get_figheight() + max(0.0, height - 0.2))
+
+
+def _entries(labels: Sequence[str], inches: float, points: int) -> tuple[list[str], int, float]:
+    """Labels that fit, in how many columns, and how high that is in inches."""
+    line = 6 * points / 72  # inches, of the piece of a line and the space around it
+    written = [folded(label, inches - line, points) for label in labels]
+    widest = max((width(label, points) for label in written), default=1.0)
+    rows = -(-len(labels) // max(1, int(inches / (widest + line))))
+    columns = -(-len(labels) // max(1, rows))
+    tallest = max((label.count("\n") for label in written), default=0)
+    return written, columns, rows * (1.7 + 1.2 * tallest) * points / 72
 
 
 def band(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, **style: Any) -> None:
     """A line through values by depth, with an interval around it."""
-    (line,) = ax.plot(value.index, value, marker="o", markersize=3, linewidth=1.3, **style)
+    style = {"marker": "o", "markersize": 3, "linewidth": 1.3, **style}
+    (line,) = ax.plot(value.index, value, **style)
     ax.fill_between(value.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
@@ -56,17 +104,20 @@ def chance_line(ax: Axes, level: float) -> None:
 def dominated(table: pd.DataFrame, share: str = "hsic") -> str:
     """Which models have layers whose similarity or distances are mostly about a few massive tokens."""
     shares = pd.DataFrame(table.attrs.get("massive", []), columns=["model", "layer", share])
-    dominated = shares[shares[share] > 0.5]
+    counted = {model: _count(table, model) for model in shares["model"].unique()}
+    dominated = shares[(shares[share] > 0.5) & (shares["model"].map(counted) > 0)]
     if table.attrs.get("tokens", "all") != "all" or dominated.empty:
         return ""
     counts = [
-        f"{model}: {len(rows)} of {_count(table, model)} layers" for model, rows in dominated.groupby("model")
+        f"{model}: {len(rows)} of {counted[model]} layers" for model, rows in dominated.groupby("model")
     ]
     return f"Dominated by massive tokens, so compare with normalized tokens: {'; '.join(counts)}"
 
 
 def _count(table: pd.DataFrame, model: object) -> int:
-    return table.loc[table["model"] == model, "layer"].nunique()
+    """Its layers in a table, on either side of a comparison."""
+    sides = (side for side in ("", "other_") if f"{side}model" in table)
+    return max(table.loc[table[f"{side}model"] == model, f"{side}layer"].nunique() for side in sides)
 
 
 def token_note(table: pd.DataFrame) -> str:

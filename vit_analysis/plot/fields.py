@@ -7,12 +7,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL
+from vit_analysis.plot.axes import COLOURS, LINES, PANEL, folded, legend_outside
 
 BRANCHES = {"residual": "after the addition", "long": "long branch alone"}
-FIELDS = 5  # panels in a row, as in figure 6
+FIELDS = 5  # steps of a model, as in figure 6
+ACROSS = 8  # panels in a row where all steps are shown
+TICKS = (0, 0.1, 0.25, 0.5, 1)  # of the scale
+Block = tuple[str, Sequence[pd.Series | None]]  # a title and its panels; None is left empty
+EDGE = 1.35  # inches, of a panel
 
 
 def radius_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -50,8 +54,7 @@ def receptive_field(table: pd.DataFrame) -> Figure:
     left, right = figure.subplots(1, 2)
     radius_over_depth(table, left)
     centre_over_depth(table, right)
-    lines, labels = left.get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    legend_outside(figure, left)
     return figure
 
 
@@ -66,29 +69,74 @@ def field(row: pd.Series, ax: Axes | None = None) -> Axes:
     values = np.asarray(row["map"]).reshape(row["rows"], row["columns"])
     shown = values / max(values.max(), 1e-30)
     ax.imshow(shown, cmap=COLOURS, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    ax.set_title(f"{row['step']}\n{row['radius_px']:.3g} px", fontsize=8)
+    ax.set_title(f"{folded(str(row['step']), EDGE, 8)}\n{row['radius_px']:.1f} px", fontsize=8)
     ax.set_xticks([])
     ax.set_yticks([])
     return ax
 
 
+def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Figure:
+    """Figures 6 and C.1-C.4 of the paper: a block of panels per model, each panel divided by its maximum.
+
+    Args:
+        maps: columns model, step, branch, radius_px, rows, columns, map.
+        branch: ``residual``, after the addition; of a Vision Transformer then a choice of steps has attentions alone, as in
+            figure 6. Or ``long``, the long branch alone; then a choice of steps alternates between attention and MLP.
+        steps: how many, spread from the first to the last; None shows all of them.
+
+    Raises:
+        ValueError: there are no maps of that branch.
+    """
+    held = maps[maps["branch"] == branch]
+    if held.empty:
+        raise ValueError(f"no receptive fields of branch {branch!r}; there are {maps['branch'].unique()}")
+    blocks: list[Block] = []
+    for model, own in held.groupby("model", sort=False):
+        names = list(own["step"]) if steps is None else _spread(list(own["step"]), steps, branch)
+        rows = {row["step"]: row for _, row in own.iterrows()}
+        blocks.append((f"{model}, {BRANCHES[branch]}", [rows[name] for name in names]))
+    return _draw(blocks, ACROSS if steps is None else steps)
+
+
 def receptive_field_maps(table: pd.DataFrame) -> Figure:
     """Figure 6 of the paper, and C.4 below it: five steps of every model, after and before the residual addition."""
-    rows = list(_by_branch(table))
-    figure = Figure(figsize=(1.35 * FIELDS + 1.2, 1.7 * len(rows) + 0.3), layout="constrained", dpi=200)
-    axes = figure.subplots(len(rows), FIELDS, squeeze=False)
-    for line, (model, branch, own) in zip(axes, rows, strict=True):
-        for ax, step in zip(line, _spread(table[table["model"] == model]), strict=False):
-            for _, row in own[own["step"] == step].iterrows():
-                field(row, ax)
-        for ax in line:
-            ax.set(xticks=[], yticks=[], frame_on=bool(ax.images))
-        line[0].set_ylabel(f"{model}\n{BRANCHES[branch]}", fontsize=8)
-    shades = ScalarMappable(PowerNorm(0.5, 0, 1), COLOURS)
-    bar = figure.colorbar(shades, ax=axes, shrink=0.6, aspect=30, pad=0.01, ticks=[0, 0.1, 0.5, 1])
+    blocks: list[Block] = []
+    for model, branch, own in _by_branch(table):
+        names = _spread(list(table.loc[table["model"] == model, "step"].unique()), FIELDS, "residual")
+        rows = {row["step"]: row for _, row in own.iterrows()}
+        blocks.append((f"{model}, {BRANCHES[branch]}", [rows.get(name) for name in names]))
+    return _draw(blocks, FIELDS)
+
+
+def _draw(blocks: Sequence[Block], across: int) -> Figure:
+    """A title and its panels for each block, and below them the one scale of all."""
+    across = min(across, max(len(rows) for _, rows in blocks))
+    lines = [-(-len(rows) // across) for _, rows in blocks]
+    heights = [*((EDGE + 0.33) * count + 0.27 for count in lines), 0.55]
+    width = max(EDGE * across + 0.2, 2 * PANEL)
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained", dpi=200)
+    *parts, foot = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, count, (title, rows) in zip(parts, lines, blocks, strict=True):
+        _block(part, title, rows, (count, across))
+    ax = foot.subplots()
+    ax.set_box_aspect(0.03)
+    bar = foot.colorbar(
+        ScalarMappable(PowerNorm(0.5, 0, 1), COLOURS), cax=ax, orientation="horizontal", ticks=TICKS
+    )
     bar.set_label("mean |gradient| / maximum of the panel (square-root scale)", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _block(part: SubFigure, title: str, rows: Sequence[pd.Series | None], shape: tuple[int, int]) -> None:
+    part.suptitle(folded(title, EDGE * shape[1]), fontsize=9)
+    axes = part.subplots(*shape, squeeze=False).flatten()
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, row in zip(axes, rows, strict=False):
+        if row is not None:
+            ax.set_axis_on()
+            field(row, ax)
 
 
 def _branches(table: pd.DataFrame, columns: Sequence[str], label: str, ax: Axes | None) -> Axes:
@@ -114,8 +162,11 @@ def _by_branch(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
                 yield model, branch, own
 
 
-def _spread(own: pd.DataFrame) -> list[str]:
-    """Five steps of a model from the first to the last; of a transformer, attentions, as in the paper."""
-    steps = own.loc[~own["step"].str.startswith("MLP"), "step"].unique()
-    steps = steps if len(steps) else own["step"].unique()
-    return [steps[place] for place in np.unique(np.linspace(0, len(steps) - 1, FIELDS).round().astype(int))]
+def _spread(steps: Sequence[str], count: int, branch: str) -> list[str]:
+    """Some steps of a model from the first to the last."""
+    kinds = [[step for step in steps if step.startswith("MLP") == mlp] for mlp in (False, True)]
+    if branch == "residual" or not all(kinds):
+        kinds = [kinds[0] or kinds[1]]
+    picked = [kinds[place % len(kinds)] for place in range(count)]
+    last = max(count - 1, 1)
+    return list(dict.fromkeys(kind[place * (len(kind) - 1) // last] for place, kind in enumerate(picked)))

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vit_analysis.plot.axes import COLOURS, PANEL
+from vit_analysis.plot.axes import COLOURS, PANEL, folded, token_note
 
 TOKENS = ((0, 0), (2, 1), (4, 2), (4, 4))  # of figure 9, on its grid of 7 x 7
 
@@ -40,17 +40,15 @@ def localization(table: pd.DataFrame) -> Figure:
     for line, ((model, layer), own) in zip(axes, rows, strict=True):
         shown = [own[own["token"] == token] for token in _tokens_shown(own)]
         values = pd.concat(shown)["cka"]
-        least, most = min(0.0, values.min()), max(values.max(), 1e-6)
+        least, most = min(0.0, values.min()), max(1e-6, values.max())  # in this order also where all are NaN
         for ax, token in zip(line, shown, strict=True):
             patch_map(token, ax, least=least, most=most)
-        line[0].set_ylabel(f"{model}\n{layer}", fontsize=8)
+        line[0].set_ylabel(f"{folded(str(model), 1.3, 8)}\n{folded(str(layer), 1.3, 8)}", fontsize=8)
         bar = figure.colorbar(line[0].images[0], ax=list(line), shrink=0.85, aspect=14, pad=0.02)
         bar.set_label("CKA", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    told = "" if table.attrs.get("tokens", "all") == "all" else f", {table.attrs['tokens']} tokens"
-    figure.supxlabel(
-        f"patches of the image; outlined: the token's own; a colour scale per row{told}", fontsize=8
-    )
+    told = f"patches of the image; outlined: the token's own; a colour scale per row{token_note(table)}"
+    figure.supxlabel(told, fontsize=8)
     return figure
 
 

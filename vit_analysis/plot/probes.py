@@ -6,7 +6,7 @@ from itertools import cycle
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 
 from vit_analysis.plot.axes import (
     COLOURS,
@@ -15,7 +15,9 @@ from vit_analysis.plot.axes import (
     band,
     chance_line,
     dominated,
-    legend_above,
+    folded,
+    legend_below,
+    legend_outside,
     token_note,
 )
 
@@ -24,20 +26,21 @@ REPRESENTATIONS = {"mean": "--", "mean_spatial": ":", "first token": "-."}
 MAPS = 5  # layers shown of each model, from the first to the last
 
 
-def accuracies(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def accuracies(table: pd.DataFrame, ax: Axes | None = None, *, models: Sequence[str] = ()) -> Axes:
     """Accuracy of linear probes over depth: a line per model and representation, its band from the worst to the best draw.
 
     Args:
         table: columns model, depth, tokens, draw, accuracy, of one target.
         ax: where to draw; None makes a figure.
+        models: in the order of their colours, where several panels do not hold the same; else those of the table.
     """
     ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
-    models = list(dict.fromkeys(table["model"]))
+    models = list(models or dict.fromkeys(table["model"]))
     several = table.groupby("model")["tokens"].nunique().max() > 1
     for (model, tokens), rows in table.groupby(["model", "tokens"], sort=False):
         draws = rows.assign(percent=100 * rows["accuracy"]).groupby("depth")["percent"]
         line = REPRESENTATIONS.get(str(tokens), "-") if several else "-"
-        style = {"color": LINES[models.index(model) % len(LINES)], "linestyle": line}
+        style = {"color": LINES[models.index(str(model)) % len(LINES)], "linestyle": line}
         band(ax, draws.mean(), draws.min(), draws.max(), label=f"{model}; {tokens}", **style)
     ax.set_xlabel("depth", fontsize=9)
     ax.set_ylabel("accuracy (%)", fontsize=9)
@@ -74,64 +77,87 @@ def probe(table: pd.DataFrame) -> Figure:
         chance_line(ax, 100 * table.attrs["chance"][target])
         ax.set_title(f"{target} ({table['shots'].iloc[0]} shots)", fontsize=9)
         ax.label_outer()
-    legend_above(figure, axes[0])
+    legend_outside(figure, axes[0], "outside upper center")
     return figure
 
 
 def probe_tokens(table: pd.DataFrame) -> Figure:
-    """Figures 11 and D.4 of the paper, for the first target: representations of a layer, single tokens, and their places."""
+    """Figure 11 of the paper, for the first target: single tokens on average, and representations of a layer."""
     rows = table[table["target"] == table["target"].iloc[0]]
     single = rows[rows["tokens"].str.isdigit()]
-    mapped = [model for model, own in single.groupby("model", sort=False) if own["tokens"].nunique() > 1]
     first = rows["tokens"].eq("0") & rows["model"].map(table.attrs["native"]).eq("mean")
     panels = {
         "representations": rows[~rows["tokens"].str.isdigit() | first].replace(
             {"tokens": {"0": "first token"}}
         )
     }
-    if mapped:
+    if _mapped(single):
         average = (
             single.groupby(["model", "layer", "depth", "draw"], sort=False)["accuracy"].mean().reset_index()
         )
         panels = {"single tokens, on average": average.assign(tokens="each"), **panels}
-    heights = [PANEL + 0.4, *[1.7] * len(mapped)]
-    figure = Figure(
-        figsize=(2.5 * PANEL if mapped else 1.6 * PANEL, sum(heights)), layout="constrained", dpi=200
-    )
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    axes = parts[0].subplots(1, len(panels), squeeze=False, sharey=True).flatten()
+    width = 1.25 * PANEL if len(panels) > 1 else 1.6 * PANEL
+    figure = Figure(figsize=(width * len(panels), PANEL + 0.4), layout="constrained", dpi=200)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0].tolist()
     for ax, (title, panel) in zip(axes, panels.items(), strict=True):
-        accuracies(panel, ax)
+        accuracies(panel, ax, models=list(dict.fromkeys(rows["model"])))
         chance_line(ax, 100 * table.attrs["chance"][rows["target"].iloc[0]])
         ax.set_title(f"{rows['target'].iloc[0]}: {title} ({table['shots'].iloc[0]} shots)", fontsize=9)
         ax.label_outer()
-        ax.legend(
-            fontsize=7,
-            frameon=False,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.13),
-            ncols=2,
-            handlelength=4,
-        )
-    top = 100 * single.groupby(["model", "layer", "tokens"])["accuracy"].mean().max() if mapped else 0
-    for part, model in zip(parts[1:], mapped, strict=True):
-        _maps(part, single[single["model"] == model], table.attrs["grids"][model], top)
+    legend_below(axes, width)
     return figure
 
 
-def _maps(figure: SubFigure, table: pd.DataFrame, grid: Sequence[int], top: float) -> None:
-    """Accuracy by place in some layers of a model, on one colour scale up to ``top`` percent."""
-    layers = list(dict.fromkeys(table["layer"]))
-    shown = [layers[place] for place in np.unique(np.linspace(0, len(layers) - 1, MAPS).round().astype(int))]
-    axes = figure.subplots(1, len(shown), squeeze=False).flatten()
-    for ax, layer in zip(axes, shown, strict=True):
-        accuracy_map(table[table["layer"] == layer], grid, ax)
-        ax.images[0].set_clim(0, top)
-        ax.set_title(layer, fontsize=8)
-    bar = figure.colorbar(axes[-1].images[0], ax=list(axes), aspect=12, pad=0.01)
-    bar.set_label("accuracy (%)", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    figure.supylabel(table["model"].iloc[0], fontsize=9)
+def accuracy_maps(table: pd.DataFrame) -> Figure:
+    """Figure D.4 of the paper, for the first target: accuracy of a probe on each token, in five layers of each model.
+
+    One colour scale for all; a panel's title has the accuracy of its worst and of its best token, so that what differs within
+    a layer can be read where the scale is too wide to show it.
+
+    Args:
+        table: columns model, layer, target, tokens, draw, accuracy, with attrs ``grids``.
+
+    Raises:
+        ValueError: the table has no single tokens.
+    """
+    rows = table[(table["target"] == table["target"].iloc[0]) & table["tokens"].str.isdigit()]
+    models = _mapped(rows)
+    if not models:
+        raise ValueError("no single tokens in this table: they are measured with tokens 'each'")
+    rows = rows[rows["model"].isin(models)]
+    top = 100 * rows.groupby(["model", "layer", "tokens"])["accuracy"].mean().max()
+    size = (1.5 * MAPS + 0.8, 1.85 * len(models) + 0.2)
+    figure = Figure(figsize=size, layout="constrained", dpi=200)
+    axes = figure.subplots(len(models), MAPS, squeeze=False)
+    for ax in axes.flatten():
+        ax.set(xticks=[], yticks=[], frame_on=False)
+    for line, model in zip(axes, models, strict=True):
+        own = rows[rows["model"] == model]
+        names = list(dict.fromkeys(own["layer"]))
+        shown = dict.fromkeys(names[place * (len(names) - 1) // (MAPS - 1)] for place in range(MAPS))
+        for ax, layer in zip(line, shown, strict=False):
+            ax.set_frame_on(True)
+            accuracy_map(own[own["layer"] == layer], table.attrs["grids"][model], ax)
+            (image,) = ax.images
+            image.set_clim(0, top)
+            least, most = np.nanmin(image.get_array()), np.nanmax(image.get_array())
+            ax.set_title(f"{folded(layer, 1.4, 8)}\n{_percents(least, most)}", fontsize=8)
+        line[0].set_ylabel(folded(model, 1.4, 8), fontsize=8)
+    bar = figure.colorbar(axes[0][0].images[0], ax=list(axes.flatten()), aspect=30, shrink=0.8, pad=0.01)
+    bar.set_label(f"{rows['target'].iloc[0]}: accuracy of single tokens (%)", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _mapped(single: pd.DataFrame) -> list[str]:
+    """Models with more than one single token."""
+    return [str(model) for model, own in single.groupby("model", sort=False) if own["tokens"].nunique() > 1]
+
+
+def _percents(least: float, most: float) -> str:
+    """A range, with a decimal where it would else be lost."""
+    digits = 0 if most - least >= 5 else 1
+    return f"{least:.{digits}f}\N{EN DASH}{most:.{digits}f} %"
 
 
 def entanglement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -164,7 +190,7 @@ def soft_nearest_neighbor(table: pd.DataFrame) -> Figure:
     ):
         ax.set_title(title, fontsize=9)
         ax.label_outer()
-    legend_above(figure, axes[0])
+    legend_outside(figure, axes[0], "outside upper center")
     if told := dominated(table, "distances"):
         figure.supxlabel(told, fontsize=8, style="italic")
     return figure

@@ -1,5 +1,8 @@
 """Skip connections: norm ratios, cosines, lesions (figures 7, 8, E.1 and E.2)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL, plain_decades
+from vit_analysis.plot.axes import COLOURS, LINES, PANEL, folded, legend_outside, plain_decades
 
 SKIPPED = {
     ("attention", "spatial"): ("#5fa8d3", "attention, spatial tokens"),
@@ -16,14 +19,19 @@ SKIPPED = {
     ("mlp", "cls"): ("#b3261e", "MLP, class token"),
     ("unit", "spatial"): ("0.35", "residual units"),
 }
-SUBLAYERS = {"attention": "attention", "mlp": "MLP"}
+SUBLAYERS = {"mlp": "MLP", "attention": "attention"}  # in the order of figure E.1
+RATIO = "norm of skip / norm of long branch"
+COSINE = "cosine of output and skip"
+FIRST = 9  # tokens of figure 7
+MASSIVE = 30  # times the median: where colours end
 
 
 def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm | None = None) -> Axes:
     """Norm ratio of the first tokens (columns) of every block (rows), first block at the bottom.
 
     Args:
-        table: columns block, token, norm_ratio, of one sublayer of one model.
+        table: columns block, token, norm_ratio, of one sublayer of one model. The class token
+            is drawn wider among more than 30.
         ax: where to draw; None makes a figure.
         norm: of the colours.
     """
@@ -31,11 +39,25 @@ def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm |
     own = table[table["token"].str.isdigit()]
     cells = own.pivot(index="block", columns="token", values="norm_ratio")
     cells = cells.loc[own["block"].unique(), own["token"].unique()]
-    ax.imshow(
-        cells.to_numpy(), origin="lower", cmap=COLOURS, norm=norm, interpolation="nearest", aspect="auto"
-    )
-    labels = ["0 (cls)" if name == "0" and "cls" in set(table["token"]) else name for name in cells.columns]
-    ax.set_xticks(range(len(labels)), labels, fontsize=8)
+    style: dict[str, Any] = {
+        "origin": "lower",
+        "cmap": COLOURS,
+        "norm": norm,
+        "interpolation": "nearest",
+        "aspect": "auto",
+    }
+    ax.imshow(cells.to_numpy(), **style)
+    marks = MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]).tick_values(0, cells.shape[1] - 1)
+    shown = [int(mark) for mark in marks if 0 <= mark < cells.shape[1]]
+    names = [str(cells.columns[place]) for place in shown]
+    places = [float(place) for place in shown]
+    if names[0] == "0" and "cls" in set(table["token"]):
+        names[0] = "0 (cls)"
+        if wide := cells.shape[1] // 30:  # one column among many is not seen
+            ax.imshow(cells.to_numpy()[:, :1], extent=(-0.5 - wide, -0.5, -0.5, len(cells) - 0.5), **style)
+            ax.set_xlim(-0.5 - wide, cells.shape[1] - 0.5)
+            places[0] = -wide / 2
+    ax.set_xticks(places, names)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("token", fontsize=9)
     ax.set_ylabel("block", fontsize=9)
@@ -48,7 +70,7 @@ def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes
 
     Args:
         table: columns model, block, sublayer, token and ``value``; low and high where that is norm_ratio.
-        value: which column.
+        value: norm_ratio (on a logarithmic axis) or cosine.
         ax: where to draw; None makes a figure.
     """
     ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
@@ -65,43 +87,118 @@ def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes
             ax.fill_between(place, rows["low"], rows["high"], color=colour, alpha=0.2, linewidth=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("block", fontsize=9)
+    ax.set_ylabel(RATIO if value == "norm_ratio" else COSINE, fontsize=9)
+    if value == "norm_ratio":
+        ax.set_yscale("log")
+        plain_decades(ax.yaxis)
     ax.tick_params(labelsize=8)
     return ax
 
 
 def skip(table: pd.DataFrame) -> Figure:
     """Figures 7, E.1 and E.2: tokens of each Vision Transformer, then norm ratios and cosines of all models over blocks."""
-    branches = table[table["token"].str.isdigit()][["model", "sublayer"]].drop_duplicates()
-    maps = list(branches.itertuples(index=False, name=None))
-    lines = -(-len(maps) // 2) + 1
+    lines = len(_transformers(table)) + 1
     figure = Figure(figsize=(2.6 * PANEL, (PANEL + 0.2) * lines + 0.5), layout="constrained", dpi=200)
     axes = figure.subplots(lines, 2, squeeze=False)
-    shown = table.loc[table["token"].str.isdigit(), "norm_ratio"]
-    shown = shown[np.isfinite(shown) & (shown > 0)]
-    # A few massive tokens are a hundred times the others: colours end at the 5th and 95th percentile.
-    norm = LogNorm(*np.quantile(shown, (0.05, 0.95))) if len(shown) else None
-    upper = axes[:-1].flatten()
-    for ax, (model, sublayer) in zip(upper, maps, strict=False):
-        token_ratios(table[(table["model"] == model) & (table["sublayer"] == sublayer)], ax, norm=norm)
-        ax.set_title(f"{model}, {SUBLAYERS.get(sublayer, sublayer)}", fontsize=9)
-    for ax in upper[len(maps) :]:
-        ax.set_axis_off()
-    if maps:
-        bar = figure.colorbar(upper[0].images[0], ax=list(upper), aspect=25, pad=0.01, extend="both")
-        bar.set_label("norm of skip / norm of long branch", fontsize=9)
-        bar.ax.tick_params(labelsize=8, which="both")
-        plain_decades(bar.ax.yaxis)
-    for ax, value in zip(axes[-1], ("norm_ratio", "cosine"), strict=True):
-        over_blocks(table, value, ax)
-        ax.set_ylabel(
-            {"norm_ratio": "norm of skip / norm of long branch", "cosine": "cosine of output and skip"}[value]
-        )
-        ax.yaxis.label.set_fontsize(9)
-    axes[-1][0].set_yscale("log")
-    plain_decades(axes[-1][0].yaxis)
-    handles, labels = axes[-1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    if lines > 1:
+        _token_maps(figure, axes[:-1], table)
+    over_blocks(table, "norm_ratio", axes[-1][0])
+    over_blocks(table, "cosine", axes[-1][1])
+    legend_outside(figure, axes[-1][0])
     return figure
+
+
+def norm_ratios(table: pd.DataFrame) -> Figure:
+    """Figure 7 of the paper: the first tokens of the first Vision Transformer, mean of both sublayers, and ratios over blocks.
+
+    Args:
+        table: columns model, block, sublayer, token, norm_ratio, low, high. Lines are those of the first Vision Transformer
+            and of the models that are none.
+    """
+    vits = _transformers(table)
+    figure = Figure(figsize=(2.6 * PANEL, PANEL + 0.8), layout="constrained", dpi=200)
+    axes = figure.subplots(1, 2 if vits else 1, squeeze=False)[0]
+    if vits:
+        numbers = [*map(str, range(FIRST)), "cls"]
+        tokens = table[(table["model"] == vits[0]) & table["token"].isin(numbers)]
+        tokens = tokens.groupby(["block", "token"], sort=False)["norm_ratio"].mean().reset_index()
+        norm = _colours(tokens.loc[tokens["token"].str.isdigit(), "norm_ratio"])
+        token_ratios(tokens, axes[0], norm=norm)
+        axes[0].set_title(folded(f"{vits[0]}, mean of attention and MLP", PANEL), fontsize=9)
+        _ratio_bar(figure, [axes[0]], tokens)
+    over_blocks(table[~table["model"].isin(vits[1:])], "norm_ratio", axes[-1])
+    legend_outside(figure, axes[-1])
+    return figure
+
+
+def token_norm_ratios(table: pd.DataFrame) -> Figure:
+    """Figure E.1 of the paper: all numbered tokens of each Vision Transformer (a row), by MLP and attention, on one scale.
+
+    Args:
+        table: columns model, block, sublayer, token, norm_ratio.
+
+    Raises:
+        ValueError: the table has no numbered tokens.
+    """
+    vits = _transformers(table)
+    if not vits:
+        raise ValueError(
+            "no numbered tokens in this table: a model that has tokens, and how many are kept (first)"
+        )
+    size = (2.6 * PANEL, (PANEL + 0.2) * len(vits))
+    figure = Figure(figsize=size, layout="constrained", dpi=200)
+    _token_maps(figure, figure.subplots(len(vits), 2, squeeze=False), table)
+    return figure
+
+
+def cosines(table: pd.DataFrame) -> Figure:
+    """Figure E.2 of the paper: cosine of the output of an addition with its skip branch, over blocks.
+
+    Args:
+        table: columns model, block, sublayer, token, cosine.
+    """
+    figure = Figure(figsize=(1.6 * PANEL, PANEL + 0.8), layout="constrained", dpi=200)
+    ax = over_blocks(table, "cosine", figure.subplots())
+    legend_outside(figure, ax)
+    return figure
+
+
+def _transformers(table: pd.DataFrame) -> list[str]:
+    """Models that have numbered tokens."""
+    return list(dict.fromkeys(table.loc[table["token"].str.isdigit(), "model"]))
+
+
+def _token_maps(figure: Figure, axes: np.ndarray, table: pd.DataFrame) -> None:
+    """A row per Vision Transformer, MLP and attention, and the one colour scale of all."""
+    norm = _colours(table.loc[table["token"].str.isdigit(), "norm_ratio"])
+    for line, model in zip(axes, _transformers(table), strict=True):
+        for ax, (sublayer, name) in zip(line, SUBLAYERS.items(), strict=True):
+            own = table[(table["model"] == model) & (table["sublayer"] == sublayer)]
+            token_ratios(own, ax, norm=norm)
+            ax.set_title(folded(f"{model}, {name}", PANEL), fontsize=9)
+    _ratio_bar(figure, list(axes.flatten()), table)
+
+
+def _colours(ratios: pd.Series) -> LogNorm | None:
+    """From the least to the greatest ratio, but no farther from the median than massive tokens are."""
+    ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+    if ratios.empty:
+        return None
+    middle = ratios.median()
+    return LogNorm(max(ratios.min(), middle / MASSIVE), min(ratios.max(), middle * MASSIVE))
+
+
+def _ratio_bar(figure: Figure, axes: Sequence[Axes], table: pd.DataFrame) -> None:
+    image = axes[0].images[0]
+    shown = table.loc[table["token"].str.isdigit(), "norm_ratio"]
+    ends = (bool((shown < image.norm.vmin).any()), bool((shown > image.norm.vmax).any()))
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[
+        ends
+    ]
+    bar = figure.colorbar(image, ax=list(axes), aspect=25, pad=0.01, extend=extend)
+    bar.set_label(RATIO, fontsize=9)
+    bar.ax.tick_params(labelsize=8, which="both")
+    plain_decades(bar.ax.yaxis)
 
 
 def lesions(table: pd.DataFrame) -> Figure:
@@ -127,9 +224,7 @@ def lesions(table: pd.DataFrame) -> Figure:
         else:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.tick_params(labelsize=8)
-    figure.legend(
-        *left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
-    )
+    legend_outside(figure, left)
     return figure
 
 
@@ -150,7 +245,7 @@ def without_skip(
         ("drop", "low", "high") if value == "accuracy" else (f"{value}_{x}" for x in ("drop", "low", "high"))
     )
     place, whole = np.arange(len(table)), table[value] + table[drop]
-    ax.plot(place, whole, linestyle="--", color=colour, linewidth=1, label=f"{name} with all".strip())
+    ax.plot(place, whole, "_--", color=colour, linewidth=1, markersize=10, label=f"{name} with all".strip())
     ax.plot(place, table[value], "o-", color=colour, markersize=4, label=f"{name} without".strip())
     ax.fill_between(place, whole - table[high], whole - table[low], color=colour, alpha=0.2, linewidth=0)
     return ax
