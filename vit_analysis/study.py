@@ -107,6 +107,20 @@ LAB_PARTS = Parts(
 )
 
 
+def of(
+    parts: Parts,
+    images: Images,
+    train: Images,
+    out: Path,
+    *,
+    wanted: Collection[str] | None = None,
+    device: str | None = None,
+) -> "Study":
+    """The study of these models, or of the lab's where none is named; see `run`."""
+    cast = Cast.load(parts if parts.names() else LAB_PARTS, device)
+    return run(cast, images, train, out, wanted)
+
+
 class Study(NamedTuple):
     """What figures and findings are made of.
 
@@ -206,26 +220,29 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
     vits, cnns = cast.of("vit"), cast.of("cnn")
     main = cast.of("vit", "cnn")
     grids = cast.of("vit", "gap", "cnn")
+    others = cast.of("gap", "less_data")
     probed = cast.of("vit", "gap", "less_data", "cnn", "cnn_less_data")
     shots = Shots(train, probe.FREE_SHOTS if train.source == LAB else 10)
-    layered = [*cast.of("vit", "cnn", "no_skip", "mixer"), *cast.twins]
+    layered = [*cast.of("vit", "cnn", "gap", "no_skip", "mixer"), *cast.twins]
     everyone = list(cast.models.values())
     return {
         "cka": lambda: [cka.plan(layered, images, pairs=_pairs(cast))],
         "cka_controls": lambda: [cka.plan_controls(everyone, images)],
         "attention_distance": lambda: [
-            attention_distance.plan(_some(cast.of("vit", "gap", "less_data"), "a Vision Transformer"), images)
+            attention_distance.plan([*_some(vits, parts_wanted("vit")), *others, *cast.twins[:1]], images)
         ],
         "head_subsets": lambda: [
             attention_distance.plan_subsets(vit, cnn, images)
-            for vit, cnn in _some(list(product(vits, cnns)), "a Vision Transformer and a CNN")
+            for vit, cnn in _some(
+                list(product(vits, cnns)), f"{parts_wanted('vit')} and {parts_wanted('cnn')}"
+            )
         ],
         "skip": lambda: [skip.plan([*main, *cast.twins], images, first=FIRST_TOKENS)],
         "lesions": lambda: [lesions.plan(model, images) for model in main],
         "lesions_trained": lambda: [
             lesions.plan_trained(vits[0], _some(cast.of("no_skip"), parts_wanted("no_skip")), images)
         ],
-        "localization": lambda: [localization.plan(grids, images)],
+        "localization": lambda: [localization.plan([*grids, *cast.twins], images)],
         "localization_penultimate": lambda: [localization.plan(grids, images, layers="penultimate")],
         "localization_normalized": lambda: [localization.plan(grids, images, tokens="normalized")],
         "probe": lambda: [probe.plan(probed, images, shots)],
@@ -279,7 +296,8 @@ def _pairs(cast: Cast) -> list[tuple[str, str]]:
     """Whose layers are compared with whose: everyone with itself, and what figures 2, B.1, G.2 and H.2 show."""
     parts, twins = cast.parts, [twin.name for twin in cast.twins]
     within = [(name, name) for name in cast.models]
-    across = [*product(parts.vit, parts.cnn), *combinations(parts.vit, 2), *combinations(twins, 2)]
+    vits = parts.names("vit", "gap")
+    across = [*product(parts.vit, parts.cnn), *combinations(vits, 2), *combinations(twins, 2)]
     mixed = product(parts.names("mixer"), parts.names("vit", "cnn"))
     return [*within, *across, *mixed]
 

@@ -1,0 +1,162 @@
+"""Every figure of the paper for some models, what they say of its claims, and a report: one command.
+
+    python -m vit_analysis.figures
+    python -m vit_analysis.figures --only 1 2 9
+    python -m vit_analysis.figures --vit vit_base_patch16_224 --cnn resnet50 --images.source ~/imagenet/val --train.source ...
+
+Tables are measured in as few passes as can be (`study`) and lie beside the pictures; a second run draws from them.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import tyro
+
+from vit_analysis import command, findings, plot, report, running, study, table
+from vit_analysis.drawings import DRAWINGS, Drawing
+from vit_analysis.evidence import Evidence, NotMeasured
+from vit_analysis.images import Images
+from vit_analysis.report import Place
+from vit_analysis.spelling import did_you_mean
+from vit_analysis.study import Parts
+
+logger = logging.getLogger(__name__)
+
+
+def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) -> dict[str, Path | str]:
+    """Pictures as `OUT/figure_ID.png`; by id its path, or what it would need."""
+    drawn: dict[str, Path | str] = {}
+    for drawing in chosen:
+        path = out / f"figure_{drawing.id.replace(' ', '_')}.png"
+        try:
+            figure = drawing.draw(evidence)
+        except NotMeasured as needed:
+            drawn[drawing.id] = str(needed)
+            logger.info("figure %s: %s", drawing.id, needed)
+            continue
+        if running.processes()[0] == 0:
+            table.write_whole(path, figure.savefig)
+            logger.info("wrote %s", path)
+        drawn[drawing.id] = path
+    return drawn
+
+
+def choose(only: Sequence[str]) -> list[Drawing]:
+    """The drawings of these figures; all of them where none is named. 8 is also 8 lesions, and 13 is 13a and 13b.
+
+    Raises:
+        ValueError: there is no such figure; with the nearest.
+    """
+    chosen: dict[str, Drawing] = {}
+    for name in only:
+        found = [
+            drawing
+            for drawing in DRAWINGS
+            if name in (drawing.id, drawing.id.split()[0], drawing.id.rstrip("ab"))
+        ]
+        if not found:
+            raise ValueError(
+                f"no figure {name!r}; {did_you_mean(name, [drawing.id for drawing in DRAWINGS])}"
+            )
+        chosen |= {drawing.id: drawing for drawing in found}
+    return list(chosen.values()) if only else list(DRAWINGS)
+
+
+def places(evidence: Evidence, drawn: dict[str, Path | str], found: pd.DataFrame, line: str) -> list[Place]:
+    """Every figure's place in the report."""
+    made = []
+    for drawing in DRAWINGS:
+        picture = drawn[drawing.id]
+        there = isinstance(picture, Path)
+        made.append(
+            Place(
+                id=drawing.id,
+                title=drawing.title,
+                claim=drawing.claim,
+                shows=_shows(drawing, found) if there else "",
+                picture=picture if isinstance(picture, Path) else None,
+                alternative=drawing.alternative,
+                missing="" if isinstance(picture, Path) else f"It {picture}.",
+                command=f"{line} --only {drawing.id.split()[0]}" if there else "",
+                heatmaps=_heatmaps(drawing, evidence) if there else (),
+            )
+        )
+    return made
+
+
+def _shows(drawing: Drawing, found: pd.DataFrame) -> str:
+    """The numbers of the claims that the figure is about, in words."""
+    own = found[(found["figure"] == drawing.id.rstrip("ab")) & (found["verdict"] != "not measured")]
+    told = [f"{row.statistic}: {findings.number(row)}, {row.verdict}" for row in own.itertuples()]
+    return (
+        "; ".join(told) + "."
+        if told
+        else "See the picture; the paper makes no claim here that one number could decide."
+    )
+
+
+def _heatmaps(drawing: Drawing, evidence: Evidence) -> list[tuple[str, pd.DataFrame]]:
+    if drawing.panels is None:
+        return []
+    cka = evidence.table("cka")
+    return [
+        (
+            model if model == other else f"{model} and {other}",
+            cka[(cka["model"] == model) & (cka["other_model"] == other)],
+        )
+        for model, other in drawing.panels(evidence)
+    ]
+
+
+def _needed(chosen: Sequence[Drawing]) -> set[str]:
+    named = {name for drawing in chosen for name in drawing.tables}
+    return named - {"cka_blocks"} | ({"cka_controls"} if "cka_blocks" in named else set())
+
+
+def main(
+    *,
+    parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
+    only: tuple[str, ...] = (),
+    images: Images = study.IMAGES,
+    train: Images = study.TRAIN,
+    out: Path = Path("figures"),
+    device: str | None = None,
+) -> None:
+    """The figures of Raghu et al. (2021) for some models, with verdicts and a report; by default of the lab's.
+
+    Args:
+        parts: which models.
+        only: numbers of figures, such as 1 9 B.1; then no verdicts and no report are written.
+        images: which images all is measured on.
+        train: which images probes learn from.
+        out: folder of pictures, tables, findings.md and report.html.
+        device: cpu, cuda ...; the GPU if there is one.
+    """
+    chosen = choose(only)
+    made = study.of(parts, images, train, out, wanted=_needed(chosen) if only else None, device=device)
+    evidence = findings.evidence(made)
+    drawn = draw(evidence, out, chosen)
+    if only or running.processes()[0]:
+        return
+    found = findings.measure(made)
+    findings.write(found, out / "findings")
+    table.write_whole(out / "verdicts.png", plot.verdicts(found).savefig)
+    facts: dict[str, Any] = {
+        "command": command.line(),
+        **{key: found.attrs.get(key) for key in ("models", "images")},
+    }
+    facts |= {"versions": table.versions()}
+    line = f"{command.line().partition(' --only')[0]}"
+    report.write(out / "report.html", places(evidence, drawn, found, line), found, _differences(found), facts)
+    logger.info("wrote %s and %s", out / "findings.md", out / "report.html")
+
+
+def _differences(found: pd.DataFrame) -> list[report.Difference]:
+    return [report.Difference(*own) for own in findings.differences(found)]
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,308 @@
+"""Verdicts: every claim of the registry as a number with its interval, controls, and what follows from them.
+
+A verdict speaks of these models on these images. Reproduced means that the 95 % interval lies beyond the threshold, not
+reproduced that it lies on the other side, and a finding is fragile where a control under which it should hold turns it round.
+p is two-sided, against the threshold, and adjusted for the number of claims measured (Holm).
+
+    python -m vit_analysis.findings
+    python -m vit_analysis.findings --vit vit_base_patch16_224 --cnn resnet50 --images.source ~/imagenet/val
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import tyro
+
+from vit_analysis import command, study
+from vit_analysis import table as tables
+from vit_analysis.evidence import Evidence, NotMeasured, estimate
+from vit_analysis.images import Images
+from vit_analysis.registry import CLAIMS, DIFFERENCES, Claim
+from vit_analysis.study import Parts, Study
+from vit_analysis.table import WITHOUT
+
+logger = logging.getLogger(__name__)
+
+OPPOSITE = {("reproduced", "not reproduced"), ("not reproduced", "reproduced")}
+# A sound finding holds under these; the other controls say what it would read without training, or without care.
+TURNING = frozenset({"blocks", "spatial", "normalized", "inliers", "typical", "raw", "mean norms"})
+TOLD = {
+    "blocks": "block outputs only",
+    "spatial": "class token dropped",
+    "normalized": "every token normalised",
+    "inliers": "massive tokens replaced",
+    "typical": "dominant images replaced",
+    "biased": "biased estimator",
+    "shuffled": "images shuffled",
+    "untrained": "untrained twins",
+    "raw": "attention to prefix tokens left in",
+    "mean norms": "ratio of mean norms",
+    "other seed": "other seed, all data",
+}
+
+
+class Difference(NamedTuple):
+    """One of the course notes' five differences, and what was found of it."""
+
+    number: int
+    title: str
+    text: str
+    findings: tuple[str, ...]
+    verdict: str
+
+
+def measure(made: Study) -> pd.DataFrame:
+    """The verdict on every claim.
+
+    Returns:
+        Columns id, figure, claim, paper, statistic, value, low, high, threshold, verdict (reproduced, not reproduced,
+        inconclusive, not measured), fragile, controls (by name: value, low, high, verdict), models, and beside: difference (of
+        the notes, 0 for none), in_size (whether the effect is as large as the paper's words), p (Holm-adjusted), tau
+        (the threshold as a number), reason (why it was not measured). One row per claim, those of the five differences first.
+    """
+    whole = evidence(made)
+    under: dict[str, Evidence | None] = {"": whole}
+    claims = sorted(CLAIMS, key=lambda claim: (claim.difference == 0, claim.difference))
+    rows = [_row(claim, whole, partial(_under, under)) for claim in claims]
+    found = pd.DataFrame(rows)
+    found["p"] = holm(found["p"].to_numpy(dtype=float))
+    origin = next(iter(made.tables.values())).attrs if made.tables else {}
+    facts = {key: origin[key] for key in ("models", "images", "command") if key in origin}
+    digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
+    return tables.with_provenance(found, "findings", **facts | {"models": digests})
+
+
+def differences(found: pd.DataFrame) -> list[Difference]:
+    """The notes' five, each with the verdict that its claims add up to."""
+    return [
+        Difference(number, title, text, tuple(own["id"]), together(list(own["verdict"])))
+        for number, (title, text) in DIFFERENCES.items()
+        for own in [found[found["difference"] == number]]
+    ]
+
+
+def together(verdicts: list[str]) -> str:
+    """What several claims of one statement add up to; those not measured do not count."""
+    measured = [verdict for verdict in verdicts if verdict != "not measured"]
+    if not measured:
+        return "not measured"
+    kinds = set(measured)
+    if len(kinds) == 1:
+        return measured[0]
+    return "partly reproduced" if "reproduced" in kinds else "not reproduced"
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Adjusted for as many tests as there are numbers (Holm 1979); NaN stays NaN."""
+    adjusted = np.full(len(p), np.nan)
+    order = [place for place in np.argsort(p) if not math.isnan(p[place])]
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def evidence(made: Study) -> Evidence:
+    """A study as evidence, with the CKA of block outputs under the paper's estimator as a table of its own."""
+    return Evidence(made).changed(
+        {"cka_blocks": _controlled(made, "all")} if "cka_controls" in made.tables else {}
+    )
+
+
+def _row(claim: Claim, evidence: Evidence, under: Callable[[str], Evidence | None]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        **{name: getattr(claim, name) for name in ("id", "figure", "claim", "paper", "statistic")},
+        **dict.fromkeys(("value", "low", "high"), math.nan),
+        **{"threshold": str(claim.rule), "verdict": "not measured", "fragile": False, "controls": {}},
+        **{"models": _models(claim, evidence), "difference": claim.difference, "in_size": False},
+        **{"p": math.nan, "tau": claim.rule.threshold, "reason": ""},
+    }
+    try:
+        found = estimate(claim.compute, claim.tables, evidence)
+    except NotMeasured as needed:
+        return row | {"reason": str(needed)}
+    verdict = claim.rule.verdict(found.value, found.low, found.high)
+    controls = {name: own for name in claim.controls if (own := _control(claim, under(name)))}
+    return row | {
+        **{"value": found.value, "low": found.low, "high": found.high, "verdict": verdict},
+        **{"in_size": bool(claim.rule.in_size(found.value)), "p": found.p(claim.rule.threshold)},
+        **{"controls": {TOLD[name]: own for name, own in controls.items()}},
+        "fragile": any(
+            (verdict, own["verdict"]) in OPPOSITE for name, own in controls.items() if name in TURNING
+        ),
+    }
+
+
+def _control(claim: Claim, evidence: Evidence | None) -> dict[str, Any] | None:
+    if evidence is None:
+        return None
+    try:
+        found = estimate(claim.compute, claim.tables, evidence)
+    except NotMeasured:
+        return None
+    verdict = claim.rule.verdict(found.value, found.low, found.high)
+    return {"value": found.value, "low": found.low, "high": found.high, "verdict": verdict}
+
+
+def _models(claim: Claim, evidence: Evidence) -> str:
+    """The models that the claim's tables hold, of those that have a part."""
+    known = evidence.parts.names()
+    held = {
+        model for name in claim.tables if name in evidence.study.tables
+        for model in evidence.study.tables[name].attrs["models"]
+    }  # fmt: skip
+    return ", ".join(name for name in known if name in held)
+
+
+def _under(cache: dict[str, Evidence | None], control: str) -> Evidence | None:
+    """The evidence under a control; None where there are no tables for it."""
+    if control not in cache:
+        evidence = cache[""]
+        assert evidence is not None
+        cache[control] = CONTROLS[control](evidence)
+    return cache[control]
+
+
+def _controlled(made: Study, control: str) -> pd.DataFrame:
+    whole = made.tables["cka_controls"]
+    return whole[whole["control"] == control]
+
+
+def _similarity(control: str, evidence: Evidence) -> Evidence | None:
+    """All CKA, and what else has been measured under the control, exchanged; what has not is taken away."""
+    own = evidence.study.tables
+    changed: dict[str, pd.DataFrame] = {}
+    if "cka_controls" in own:
+        changed |= dict.fromkeys(
+            ("cka", "cka_blocks"), _controlled(evidence.study, "all" if control == "blocks" else control)
+        )
+    others = {name: own.get(f"{name}_{control}") for name in ("localization", "soft_nearest_neighbor")}
+    changed |= {name: other for name, other in others.items() if other is not None}
+    kept = [name for name in own if name not in ("cka", "cka_blocks", *others)]
+    return evidence.changed(changed, tables=[*kept, *changed]) if changed else None
+
+
+def _untrained(evidence: Evidence) -> Evidence | None:
+    twins = evidence.parts.twins()
+    vits, cnns = len(evidence.parts.vit[:1]), len(evidence.parts.cnn[:1])
+    return evidence.changed({}, parts={"vit": tuple(twins[:vits]), "cnn": tuple(twins[vits:][:cnns])})
+
+
+def _exchanged(
+    name: str, column: str, other: Callable[[pd.DataFrame, str], Any], evidence: Evidence
+) -> Evidence | None:
+    """Another column, and its values without each group, in the place of one."""
+    if name not in evidence.study.tables:
+        return None
+    whole = evidence.study.tables[name]
+    changed = whole.assign(**{column + ending: other(whole, ending) for ending in ("", WITHOUT)})
+    changed.attrs = whole.attrs
+    return evidence.changed({name: changed})
+
+
+def _mean_norms(whole: pd.DataFrame, ending: str) -> Any:
+    return whole[f"skip_norm{ending}"] / whole[f"long_norm{ending}"]
+
+
+def _other_seed(evidence: Evidence) -> Evidence | None:
+    seed = evidence.parts.other_seed
+    return evidence.changed({}, parts={"less_data": (seed,)}) if seed else None
+
+
+CONTROLS: Mapping[str, Callable[[Evidence], Evidence | None]] = {
+    **{
+        name: partial(_similarity, name)
+        for name in ("blocks", "spatial", "normalized", "inliers", "typical", "biased", "shuffled")
+    },
+    "untrained": _untrained,
+    "raw": partial(
+        _exchanged, "attention_distance", "distance_px", lambda whole, end: whole[f"raw_distance_px{end}"]
+    ),
+    "mean norms": partial(_exchanged, "skip", "norm_ratio", _mean_norms),
+    "other seed": _other_seed,
+}
+
+
+def markdown(found: pd.DataFrame) -> str:
+    """The five differences, then every claim, as text."""
+    lines = ["# Findings", ""]
+    counts = found["verdict"].value_counts()
+    lines += [f"{'; '.join(f'{counts[verdict]} {verdict}' for verdict in counts.index)}.", ""]
+    lines += ["## The five differences", ""]
+    for difference in differences(found):
+        own = found[found["id"].isin(difference.findings)]
+        told = "; ".join(f"{row.id} {number(row)} {row.verdict}" for row in own.itertuples())
+        lines += [f"{difference.number}. **{difference.title}**: {difference.verdict}. {told}.", ""]
+    lines += ["## Every claim", ""]
+    lines += [
+        "| id | figure | claim | the paper | number | wanted | verdict | controls |",
+        "|---|---|---|---|--:|---|---|---|",
+    ]
+    lines += [_line(row) for row in found.itertuples()]
+    return "\n".join([*lines, ""])
+
+
+def _line(row: Any) -> str:
+    verdict = (
+        f"**{row.verdict}**"
+        + (", fragile" if row.fragile else "")
+        + (f": {row.reason}" if row.reason else "")
+    )
+    controls = "; ".join(f"{name} {own['value']:.3g}" for name, own in row.controls.items())
+    cells = (row.id, row.figure, row.claim, row.paper, number(row), row.threshold, verdict, controls)
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def number(row: Any) -> str:
+    """Value and interval, in three digits."""
+    if math.isnan(row.value):
+        return ""
+    return f"{row.value:.3g}" + ("" if math.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]")
+
+
+def write(found: pd.DataFrame, out: Path) -> None:
+    """Write ``out``.parquet, controls as JSON, and ``out``.md."""
+    command.write(found.assign(controls=found["controls"].map(json.dumps)), out)
+    tables.write_whole(
+        command.beside(out, ".md"), lambda part: part.write_text(markdown(found), encoding="utf-8")
+    )
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read what `write` wrote."""
+    found = tables.read(path)
+    return found.assign(controls=found["controls"].map(json.loads))
+
+
+def main(
+    *,
+    parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
+    images: Images = study.IMAGES,
+    train: Images = study.TRAIN,
+    out: Path = Path("figures/findings"),
+    device: str | None = None,
+) -> None:
+    """Which findings of Raghu et al. (2021), and of the course notes, hold of some models; by default of the lab's.
+
+    Args:
+        parts: which models.
+        images: which images all is measured on.
+        train: which images probes learn from.
+        out: .parquet and .md are added; the tables that verdicts are computed from lie beside.
+        device: cpu, cuda ...; the GPU if there is one.
+    """
+    found = measure(study.of(parts, images, train, out.parent, device=device))
+    write(found, out)
+    logger.info("%s", markdown(found))
+
+
+if __name__ == "__main__":
+    command.run(main)
