@@ -67,7 +67,9 @@ class Near:
         """In one word or two."""
         if low > 0 and low <= self.high and high >= self.low:
             return "reproduced"
-        return "not reproduced" if high < self.low or low > self.high else Above(0).verdict(value, low, high)
+        return (
+            "not reproduced" if high < self.low or low > self.high else Above(0.0).verdict(value, low, high)
+        )
 
     def in_size(self, value: float) -> bool:
         """Whether the number itself is the paper's."""
