@@ -27,6 +27,7 @@ from vit_analysis.plot.axes import (
 
 STAGE = re.compile(r"(?:layer\d+|(?:stages|layers|blocks)\.\d+(?=\.(?:\d|blocks)))")
 ACROSS, EDGE = 4, 2.7  # squares in a row at most, inches of one with its labels
+WITHIN = 2.05  # inches of the square alone, which no text is wider than
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--", ":", "-.")
 
 
@@ -66,7 +67,7 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
     """
     shown = [between(table, model, other) for model, other in panels]
     titles = [model if model == other else f"{model} and {other}" for model, other in panels]
-    titles = [folded(title, 0.95 * EDGE) for title in titles]
+    titles = [folded(title, WITHIN) for title in titles]
     lines = -(-len(panels) // ACROSS)
     columns = -(-len(panels) // lines)
     figure = Figure(
@@ -82,7 +83,7 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
     high = max(ax.get_title().count("\n") + ax.get_xlabel().count("\n") for ax in axes)
     wide = max(ax.get_ylabel().count("\n") for ax in axes)
     size = figure.get_size_inches()
-    figure.set_size_inches(size[0] + 0.14 * wide * columns, size[1] + 0.14 * high * lines)
+    figure.set_size_inches(size[0] + 0.14 * wide * columns, size[1] + 0.16 * high * lines)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     bar = figure.colorbar(axes[0].images[0], ax=list(axes), shrink=0.8, aspect=30, pad=0.01)
@@ -171,10 +172,8 @@ def _describe(axis: Axis, layers: pd.DataFrame) -> None:
     if len(models) == 1:
         ticks, labels = depth_ticks(layers["depth"].to_numpy())
         name, told = f"{models[0]}:", f"depth ({len(layers)} layers)"
-        fits = width(f"{name} {told}", 8) < 0.9 * EDGE
-        axis.set_label_text(
-            f"{name} {told}" if fits else f"{folded(name, 0.9 * EDGE, 8)}\n{told}", fontsize=8
-        )
+        fits = width(f"{name} {told}", 8) < WITHIN
+        axis.set_label_text(f"{name} {told}" if fits else f"{folded(name, WITHIN, 8)}\n{told}", fontsize=8)
     else:
         ticks = [float(np.mean(np.flatnonzero(layers["model"] == model))) for model in models]
         labels = [folded(model, 0.7 * PANEL / len(models), 8) for model in models]

@@ -133,4 +133,5 @@ def _verdict(row: pd.Series) -> str:
 
 
 def _value(row: pd.Series) -> str:
-    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+    known = row[["low", "high"]].notna().all()
+    return f"{row['value']:.3g}" + (f" [{row['low']:.3g}, {row['high']:.3g}]" if known else "")
