@@ -59,7 +59,7 @@ def test_draws_of_examples_are_groups_of_their_own():
 def test_one_group_has_a_value_and_no_interval():
     found = estimate(lambda e: e.rows("t")["x"].iloc[0], ("t",), evidence(t=table(np.ones((1, 1)))))
     assert found.value == 1
-    assert np.isnan([found.low, found.high, found.p(0)]).all()
+    assert np.isnan([found.low, found.high, found.p(0.0)]).all()
 
 
 def test_p_is_that_of_a_t_test():

@@ -40,4 +40,4 @@ def test_a_rule_says_what_it_wants_and_whether_the_effect_is_as_large_as_the_wor
         True,
     )
     assert (Below(0.5, 0.4).in_size(0.45), Below(0.5, 0.4).in_size(0.3)) == (False, True)
-    assert (Near(2.0, 6.0).in_size(7), Falling().in_size(-0.7)) == (False, False)
+    assert (Near(2.0, 6.0).in_size(7.0), Falling().in_size(-0.7)) == (False, False)
