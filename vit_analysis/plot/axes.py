@@ -1,6 +1,7 @@
 """What the pictures share: sizes, colours, ticks, legends."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import matplotlib as mpl
@@ -15,6 +16,17 @@ PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLOURS = mpl.colormaps["magma"].with_extremes(bad="0.75")
 LINES = ("#1f4e9c", "#b3261e", "#2e7d32", "#8e44ad", "#e67e22", "#555555")  # a model's colour
+
+
+def literal(picture: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    """Names are written as they are: to matplotlib what stands between two dollars is a formula."""
+
+    @wraps(picture)
+    def drawn(table: pd.DataFrame) -> Figure:
+        with mpl.rc_context({"text.parse_math": False}):
+            return picture(table)
+
+    return drawn
 
 
 def depth_ticks(depth: np.ndarray) -> tuple[list[float], list[str]]:

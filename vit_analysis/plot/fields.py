@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL
+from vit_analysis.plot.axes import COLOURS, LINES, PANEL, literal
 
 BRANCHES = {"residual": "after the addition", "long": "long branch alone"}
 FIELDS = 5  # panels in a row, as in figure 6
@@ -44,6 +44,7 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def receptive_field(table: pd.DataFrame) -> Figure:
     """How wide receptive fields are and how much of them is their own patch, over depth (figures 6 and C.1-C.4 in numbers)."""
     figure = Figure(figsize=(2 * (PANEL + 0.6), PANEL + 0.5), layout="constrained", dpi=200)
@@ -72,6 +73,7 @@ def field(row: pd.Series, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def receptive_field_maps(table: pd.DataFrame) -> Figure:
     """Figure 6 of the paper, and C.4 below it: five steps of every model, after and before the residual addition."""
     rows = list(_by_branch(table))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
 
-from vit_analysis.plot.axes import COLOURS, PANEL, depth_ticks, dominated, token_note
+from vit_analysis.plot.axes import COLOURS, PANEL, depth_ticks, dominated, literal, token_note
 
 STAGE = re.compile(r"(?:layer\d+|(?:stages|layers|blocks)\.\d+(?=\.(?:\d|blocks)))")
 
@@ -38,6 +38,7 @@ def heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def cka(table: pd.DataFrame) -> Figure:
     """Figures 1 and 2 of the paper: every model with itself, then every pair of models, on one colour scale."""
     models = list(dict.fromkeys(table["model"]))

@@ -16,6 +16,7 @@ from vit_analysis.plot.axes import (
     chance_line,
     dominated,
     legend_above,
+    literal,
     token_note,
 )
 
@@ -63,6 +64,7 @@ def accuracy_map(table: pd.DataFrame, grid: Sequence[int], ax: Axes | None = Non
     return ax
 
 
+@literal
 def probe(table: pd.DataFrame) -> Figure:
     """Figure 13 of the paper: one panel per target, of what each model's own head reads, on one scale; chance is dotted."""
     targets = list(dict.fromkeys(table["target"]))
@@ -78,6 +80,7 @@ def probe(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@literal
 def probe_tokens(table: pd.DataFrame) -> Figure:
     """Figures 11 and D.4 of the paper, for the first target: representations of a layer, single tokens, and their places."""
     rows = table[table["target"] == table["target"].iloc[0]]
@@ -152,6 +155,7 @@ def entanglement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def soft_nearest_neighbor(table: pd.DataFrame) -> Figure:
     """The loss with the best temperature, and with one fixed in units of the layer's distances, over depth."""
     figure = Figure(figsize=(2 * PANEL, PANEL + 0.4), layout="constrained", dpi=200)

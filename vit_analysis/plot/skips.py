@@ -7,7 +7,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL, plain_decades
+from vit_analysis.plot.axes import COLOURS, LINES, PANEL, literal, plain_decades
 
 SKIPPED = {
     ("attention", "spatial"): ("#5fa8d3", "attention, spatial tokens"),
@@ -69,6 +69,7 @@ def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes
     return ax
 
 
+@literal
 def skip(table: pd.DataFrame) -> Figure:
     """Figures 7, E.1 and E.2: tokens of each Vision Transformer, then norm ratios and cosines of all models over blocks."""
     branches = table[table["token"].str.isdigit()][["model", "sublayer"]].drop_duplicates()
@@ -104,6 +105,7 @@ def skip(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@literal
 def lesions(table: pd.DataFrame) -> Figure:
     """What becomes of accuracy, and of similarity across a block, without that block's skip connections (figure 8)."""
     figure = Figure(figsize=(2.6 * PANEL, PANEL + 0.6), layout="constrained", dpi=200)
