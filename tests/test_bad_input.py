@@ -318,6 +318,12 @@ def test_a_model_built_for_another_size_gets_images_of_that_size():
     assert models.named({"m": free})["m"].preprocessing.input_size == (3, 224, 224)
 
 
+def test_images_of_a_size_that_the_model_does_not_take_are_refused():
+    module = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1).eval()
+    with pytest.raises(ValueError, match=r"VisionTransformer does not take images of 3 x 48 x 48: .*height"):
+        cka.compare({"m": module}, Given(batch=4, pixels=torch.randn(4, 3, 48, 48)))
+
+
 ANALYSES = {
     "cka": cka.compare,
     "attention_distance": attention_distance.distances,

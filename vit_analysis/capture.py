@@ -64,7 +64,8 @@ def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Ite
         KeyError: there is no module of that path in the model.
         RuntimeError: a tap saw nothing in a pass.
         TypeError: a tapped module passes on something without a floating-point tensor.
-        ValueError: what it passes on has not one row per image, as that of attention in windows.
+        ValueError: the model does not take such images, or what a tapped module passes on has not one row per image, as that
+            of attention in windows.
 
     >>> with capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ["0", "1"]) as run:
     ...     {layer: tuple(activation.shape) for layer, activation in run(torch.zeros(3, 4)).items()}
@@ -99,7 +100,11 @@ def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Ite
         images = len(pixels)
         seen.clear()
         runs.clear()
-        model(pixels)
+        try:
+            model(pixels)
+        except AssertionError as error:  # how timm's models refuse images of another size
+            shape = " x ".join(map(str, pixels.shape[1:]))
+            raise ValueError(f"{type(model).__name__} does not take images of {shape}: {error}") from error
         images = 0
         if silent := [tap for tap in taps if tap not in runs]:
             told = f"{', '.join(map(repr, silent[:3]))}{f' and {len(silent) - 3} more' if len(silent) > 3 else ''}"
