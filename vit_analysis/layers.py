@@ -276,8 +276,9 @@ def _sublayers(path: str, unit: nn.Module) -> Iterator[str]:
             f"downsample.{name}" for name in ("0", "1", "conv", "norm") if f"downsample.{name}" in modules
         ]
         pattern = [name for name, _ in unit.named_children() if RESIDUAL_UNIT.fullmatch(name)]
+        silent = (nn.Identity, *CONTAINERS)
         yield from (
-            f"{path}.{name}" for name in [*pattern, *shortcut] if not isinstance(modules[name], nn.Identity)
+            f"{path}.{name}" for name in [*pattern, *shortcut] if not isinstance(modules[name], silent)
         )
     yield path
 
