@@ -321,6 +321,10 @@ def test_the_benchmark_has_no_error_that_a_user_should_not_see():
         answers = families.answer(families.FAMILIES[family], list(families.ANALYSES))
         assert sum(said == "yes" for said in answers.values()) == count, answers
         assert not any(said.partition(":")[0].isupper() for said in answers.values()), answers
-    table = families.markdown({family: {"cka": "yes", "skip": "no such"} for family in expected}, 60)
+    refusals = {
+        family: {"cka": "yes", "skip": f"'a.b' of {families.FAMILIES[family].name} has 3 x 4"}
+        for family in expected
+    }
+    table = families.markdown(refusals, 60)
     assert "| xcit | `xcit_nano_12_p16_224` | yes | [1] |" in table
-    assert table.endswith("1. no such\n")
+    assert table.endswith("1. LAYER of MODEL has N\n")
