@@ -160,7 +160,9 @@ def _refuse_other_tokens(heads: Heads, scale: Scale, place: str) -> None:
 def _chosen(model: Model, blocks: Sequence[int] | None) -> list[str]:
     found = layers.attentions(model.module)
     if not found:
-        raise ValueError(f"{model.name} has no attention in its blocks; choose a Vision Transformer")
+        raise ValueError(
+            f"{model.name} has no attention in its blocks, where it is looked for as 'attn'; choose a Vision Transformer"
+        )
     if wrong := [number for number in blocks or () if not -len(found) <= number < len(found)]:
         raise ValueError(f"{model.name} has blocks 0 to {len(found) - 1}, got {wrong[0]}")
     return found if blocks is None else [found[number] for number in sorted({n % len(found) for n in blocks})]

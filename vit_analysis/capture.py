@@ -57,12 +57,15 @@ def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Ite
     The result maps layer names to ``reduce(layer, activation)`` in order of execution, whatever the order of ``taps`` or of
     definition. Layers for which ``reduce`` returns None are left out. A layer's name is its tap, with ``#2``, ``#3`` ... from
     the second time a module runs in one pass, and with ``[0]`` or ``[key]`` where a module returns several tensors.
-    The hooks are gone when the block ends, whatever ends it.
+    Of several tensors those are left out that have not one row per image. The hooks are gone when the block ends, whatever
+    ends it.
 
     Raises:
         KeyError: there is no module of that path in the model.
         RuntimeError: a tap saw nothing in a pass.
         TypeError: a tapped module passes on something without a floating-point tensor.
+        ValueError: the model does not take such images, or what a tapped module passes on has not one row per image, as that
+            of attention in windows.
 
     >>> with capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ["0", "1"]) as run:
     ...     {layer: tuple(activation.shape) for layer, activation in run(torch.zeros(3, 4)).items()}
@@ -71,6 +74,7 @@ def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Ite
     taps = list(dict.fromkeys(taps))
     seen: dict[str, Any] = {}
     runs: dict[str, int] = {}
+    images = 0  # of the pass that `run` makes; where others call the model, it is not known
 
     def record(tap: str, value: Any) -> None:
         runs[tap] = runs.get(tap, 0) + 1
@@ -82,20 +86,36 @@ def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Ite
             raise TypeError(
                 f"{tap!r} passes on {type(value).__name__} without a floating-point tensor; tap another layer"
             )
+        # Whoever reads heads knows how many tokens an image has, and so finds windows.
+        if images and not isinstance(value, Heads):
+            tensors = _of_images(tap, tensors, images)
         for key, activation in tensors:
             name = layer if len(tensors) == 1 else layer + key
             reduced = reduce(name, activation)
             if reduced is not None:
                 seen[name] = reduced
 
-    def run(images: Tensor) -> dict[str, Any]:
+    def run(pixels: Tensor) -> dict[str, Any]:
+        nonlocal images
+        images = len(pixels)
         seen.clear()
         runs.clear()
-        model(images)
+        try:
+            model(pixels)
+        except AssertionError as error:  # how timm's models refuse images of another size
+            shape = " x ".join(map(str, pixels.shape[1:]))
+            raise ValueError(f"{type(model).__name__} does not take images of {shape}: {error}") from error
+        images = 0
         if silent := [tap for tap in taps if tap not in runs]:
+            told = f"{', '.join(map(repr, silent[:3]))}{f' and {len(silent) - 3} more' if len(silent) > 3 else ''}"
+            why = (
+                "an attention that does not call scaled_dot_product_attention"
+                if silent[0].endswith(":heads")
+                else "a fused or skipped module"
+            )
             raise RuntimeError(
-                f"{', '.join(map(repr, silent))} did not run in the forward pass of {type(model).__name__}, so there is "
-                f"nothing to read (a fused or skipped module?); tap a module that runs"
+                f"{told} did not run in the forward pass of {type(model).__name__}, so there is nothing to read "
+                f"({why}?); tap a module that runs"
             )
         result = dict(seen)
         seen.clear()  # the caller alone decides how long activations live
@@ -103,8 +123,20 @@ def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Ite
 
     with ExitStack() as hooks:
         for tap in taps:
-            _attach(model, tap, record, hooks)
+            attach(model, tap, record, hooks)
         yield run
+
+
+def _of_images(tap: str, tensors: list[tuple[str, Any]], images: int) -> list[tuple[str, Any]]:
+    """The tensors that have one row per image."""
+    own = [(key, tensor) for key, tensor in tensors if tensor.ndim and len(tensor) == images]
+    if not own:
+        shape = " x ".join(map(str, tensors[0][1].shape)) or "a number"
+        raise ValueError(
+            f"{tap!r} passes on {shape} for {images} images, not one row per image (attention in windows, a part of the "
+            f"image at a time?), so images cannot be told apart in it; tap another layer, such as the output of its block"
+        )
+    return own
 
 
 def floating_tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -134,8 +166,8 @@ def find(model: nn.Module, tap: str) -> nn.Module:
         raise KeyError(f"no layer {path!r} in {type(model).__name__}; {did_you_mean(path, paths)}") from None
 
 
-def _attach(model: nn.Module, tap: str, record: Callable[[str, Any], None], hooks: ExitStack) -> None:
-    """Hook one tap until ``hooks`` closes."""
+def attach(model: nn.Module, tap: str, record: Callable[[str, Any], None], hooks: ExitStack) -> None:
+    """Hook one tap until ``hooks`` closes: ``record(tap, value)`` is called with whatever passes there."""
     module = find(model, tap)
     if tap.endswith(":heads"):
         _attach_heads(module, lambda heads: record(tap, heads), hooks)

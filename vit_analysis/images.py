@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -28,12 +29,16 @@ LAB = "lab"
 # The lab's models were trained on scenes of other seeds, so scenes of this one and above are unseen by all of them.
 UNSEEN = 1_000_000
 UNREADABLE = 0.01
+SIXTEEN_BITS = 2**16 - 1
 FACTORY_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a model's input: timm's data configuration. The defaults are timm's for an unknown model."""
+    """How an image becomes a model's input: timm's data configuration. The defaults are timm's for an unknown model.
+
+    Of one channel is the mean of the three colours, normalised by the means of `mean` and `std`.
+    """
 
     input_size: tuple[int, int, int] = (3, 224, 224)
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
@@ -41,6 +46,17 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if self.input_size[0] not in (1, 3):
+            raise ValueError(
+                f"images have 3 channels, or 1 as shades of grey; the model takes {self.input_size[0]}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return self.input_size[0]
 
 
 class Batch(NamedTuple):
@@ -166,7 +182,8 @@ class Images:
                 raise RuntimeError(
                     f"batch {number} came in another order than asked for: layers would be compared across images"
                 )
-            yield batch._replace(number=number)
+            if batch.images:  # of a batch of one, the one may be unreadable
+                yield batch._replace(number=number)
 
     def facts(self) -> dict[str, Any]:
         """What a table says of its images."""
@@ -225,28 +242,70 @@ def open_source(images: Images) -> Any:
 
     Raises:
         FileNotFoundError: there is no such folder or file, or there are no images in it.
+        OSError: it, or a folder in it, cannot be read.
         ValueError: the name is of a kind that cannot be read by number.
     """
     name = images.source
     if not name.startswith(FACTORY_PREFIXES):
-        path = Path(name).expanduser()
-        if not path.exists():
-            siblings = (
-                [str(path.parent / file.name) for file in path.parent.iterdir()]
-                if path.parent.is_dir()
-                else []
-            )
-            raise FileNotFoundError(f"no images at {name!r}; {did_you_mean(name, [LAB, *siblings])}")
+        path = existing(name)
+        for _ in os.walk(path, onerror=_refuse_folder, followlinks=True):
+            pass  # timm's own walk leaves out what it cannot read, and with it a class
         try:
             return create_dataset("", root=str(path), search_split=False)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             raise FileNotFoundError(f"no images in {name!r}: {error}") from error
+        except tarfile.TarError as error:
+            raise OSError(f"{name!r} is no tar of images that can be read: {error}") from error
     data = create_dataset(name, root=str(images.root) if images.root else None, split=images.split)
     if not hasattr(data, "__getitem__"):
         raise ValueError(
             f"{name!r} can only be streamed; unpack it to a folder, or use a tar or an hfds/ name"
         )
     return data
+
+
+def existing(name: str) -> Path:
+    """The folder or file of this name.
+
+    Raises:
+        FileNotFoundError: with what lies beside.
+    """
+    try:
+        path = Path(name).expanduser()
+        siblings = [str(path.parent / file.name) for file in path.parent.iterdir() if not path.exists()]
+    except FileNotFoundError:
+        siblings = []
+    except (RuntimeError, ValueError) as error:  # nobody's home, or no name of a file
+        raise FileNotFoundError(f"no images at {name!r}: {error}") from error
+    if not path.exists():
+        raise FileNotFoundError(f"no images at {name!r}; {did_you_mean(name, [LAB, *siblings])}")
+    return path
+
+
+def _refuse_folder(error: OSError) -> None:
+    if not isinstance(error, NotADirectoryError):  # a tar
+        raise OSError(
+            f"cannot read the folder {error.filename!r} ({error.strerror}), nor what images it holds"
+        )
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any image in 8 bits and three colours; transparency is dropped, and of an animation the first frame is taken.
+
+    PIL brings 16 bits to 8 by cutting off all that is brighter than 255 of 65,535: a grey image of 16 bits would be white.
+
+    Raises:
+        OSError: numbers of which it is not known what is white.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > SIXTEEN_BITS:
+            raise OSError(
+                f"pixels are numbers from {pixels.min():g} to {pixels.max():g} (mode {image.mode}), and what is white is not "
+                f"known; save it with 8 or 16 bits"
+            )
+        return Image.fromarray((pixels / SIXTEEN_BITS * 255).round().astype(np.uint8)).convert("RGB")
+    return image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
 
 
 class _Files:
@@ -263,11 +322,11 @@ class _Files:
     def image(self, number: int) -> tuple[Image.Image, int]:
         if not hasattr(self.data, "reader"):
             image, label = self.data[number]
-            return image.convert("RGB"), int(label)
+            return as_rgb(image), int(label)
         file, label, *_ = self.data.reader[number]
         try:
             with file:
-                return Image.open(file).convert("RGB"), -1 if label is None else int(label)
+                return as_rgb(Image.open(file)), -1 if label is None else int(label)
         except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL, of some broken files
             raise OSError(str(error)) from error
 
@@ -291,7 +350,16 @@ class _Decoder(Dataset[Batch]):
     """Files as batches: one decoding per image, one transform per preprocessing."""
 
     def __init__(self, wanted: tuple[Preprocessing, ...], files: _Files) -> None:
-        self.transforms = [create_transform(**vars(one), is_training=False) for one in wanted]
+        self.wanted = wanted
+        # Colours until the end: normalised as they are, and grey afterwards.
+        self.transforms = [
+            create_transform(
+                **vars(one) | {"input_size": (3, *one.input_size[1:]), "mean": mean, "std": std},
+                is_training=False,
+            )
+            for one in wanted
+            for mean, std in [normalisation(one)]
+        ]
         self.files = files
 
     def __getitems__(self, numbers: list[int]) -> Batch:
@@ -303,7 +371,8 @@ class _Decoder(Dataset[Batch]):
             except OSError as error:
                 unreadable.append(f"{self.files.name(number)} ({error})")
                 continue
-            rows.append([transform(image) for transform in self.transforms])
+            made = zip(self.wanted, self.transforms, strict=True)
+            rows.append([coloured(transform(image), one) for one, transform in made])
             labels.append(label)
             read.append(number)
         inputs = [torch.stack(column) for column in zip(*rows, strict=True)]
@@ -326,15 +395,28 @@ class _Scenes(Dataset[Batch]):
 
 def as_input(
     pixels: Float[Tensor, "image 3 row col"], wanted: Preprocessing
-) -> Float[Tensor, "image 3 height width"]:
+) -> Float[Tensor, "image channel height width"]:
     """Pixels in [0, 1], whole (scenes have no border to crop), as a model's input."""
     size = wanted.input_size[1:]
     if pixels.shape[2:] != size:
         pixels = functional.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-    mean, std = (
-        torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (wanted.mean, wanted.std)
-    )
-    return (pixels - mean) / std
+    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in normalisation(wanted))
+    return coloured((pixels - mean) / std, wanted)
+
+
+def normalisation(wanted: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each of three colours; for one channel the same for all three."""
+    mean, std = (tuple(float(value) for value in values) for values in (wanted.mean, wanted.std))
+    if wanted.channels == 1:
+        mean, std = ((sum(values) / len(values),) * 3 for values in (mean, std))
+    return mean, std
+
+
+def coloured(
+    pixels: Float[Tensor, "*image 3 height width"], wanted: Preprocessing
+) -> Float[Tensor, "*image channel height width"]:
+    """In as many channels as the model takes."""
+    return pixels if wanted.channels == 3 else pixels.mean(-3, keepdim=True)
 
 
 def _as_is(batch: Any) -> Any:

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vit_analysis.capture import find
+from vit_analysis.capture import attach, find
+
+# z + f(z) may differ from what goes on by a share of f(z), and by rounding of the sum in its last place.
+ROUNDING, LAST_PLACES = 1e-2, 1
 
 
 @contextmanager
@@ -83,6 +86,42 @@ class Branch:
         """Activation(total), which may overwrite total; no hook sees it."""
         return total if self.activation is None else find(model, self.activation).forward(total)
 
+    def is_sum(self, model: nn.Module, skip: Tensor, long: Tensor, joined: Tensor) -> bool:
+        """Whether activation(z + f(z)) is what goes on; values that are not numbers are for others to find."""
+        if not skip.numel() == long.numel() == joined.numel():
+            return False
+        expected = self.join(model, skip.reshape(joined.shape) + long.reshape(joined.shape))
+        rounding = LAST_PLACES * torch.finfo(joined.dtype).eps * joined.norm()
+        return not (expected - joined).norm() > ROUNDING * long.norm() + rounding
+
+    def refusal(self) -> ValueError:
+        """What is said of a block that adds in another way."""
+        return ValueError(
+            f"what goes on after {self.long!r} is not z + f(z) with z from {self.skip!r}: its block adds in another way "
+            f"(parallel branches, a norm or a scale after the branch), and such skip connections are not known"
+        )
+
+
+def sums(model: nn.Module, branches: Sequence[Branch], images: Tensor) -> list[Branch]:
+    """Those branches of which activation(z + f(z)) is what goes on, found in one pass of the first of some images."""
+    seen: dict[str, Any] = {}
+
+    def see(tap: str, value: Any) -> None:
+        seen.setdefault(tap, value.clone() if isinstance(value, Tensor) else None)
+
+    with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
+        for tap in {tap for one in branches for tap in (one.skip, one.long, one.joined)}:
+            attach(model, tap, see, hooks)
+        model(images[:1])
+        return [one for one in branches if _is_sum(model, one, seen)]
+
+
+def _is_sum(model: nn.Module, branch: Branch, seen: Mapping[str, Any]) -> bool:
+    skip, long, joined = (seen.get(tap) for tap in (branch.skip, branch.long, branch.joined))
+    if skip is None or long is None or joined is None:
+        return False
+    return branch.is_sum(model, skip, long, joined)
+
 
 @contextmanager
 def without_skips(model: nn.Module, branches: Sequence[Branch]) -> Iterator[nn.Module]:
@@ -90,27 +129,52 @@ def without_skips(model: nn.Module, branches: Sequence[Branch]) -> Iterator[nn.M
 
     Raises:
         KeyError: there is no module of that path in the model.
+        ValueError: from within the model, in the first pass: what goes on is not activation(z + f(z)).
     """
     held: dict[Branch, Tensor] = {}
+    skips: dict[Branch, Tensor] = {}
+    checked: set[Branch] = set()
 
-    def hold(branch: Branch, output: Tensor) -> None:
-        held[branch] = output.clone()  # the addition may be done in place
+    def hold_skip(branch: Branch, value: Any) -> None:
+        if branch not in checked:
+            skips[branch] = _tensor(branch, value)[:1].clone()
 
-    def replace(branch: Branch, joined: Tensor) -> Tensor:
-        return branch.join(model, held.pop(branch)).reshape(joined.shape)
+    def hold(branch: Branch, output: Any) -> None:
+        held[branch] = _tensor(branch, output).clone()  # the addition may be done in place
+
+    def replace(branch: Branch, value: Any) -> Tensor:
+        joined = _tensor(branch, value)
+        if branch not in held:
+            raise branch.refusal()
+        long = held.pop(branch)
+        if branch not in checked:
+            if branch not in skips or not branch.is_sum(model, skips.pop(branch), long[:1], joined[:1]):
+                raise branch.refusal()
+            checked.add(branch)
+        return branch.join(model, long).reshape(joined.shape)
 
     with ExitStack() as hooks:
         for branch in branches:
             for handle in _hooked(model, branch, hold, replace):
                 hooks.callback(handle.remove)
+        for (
+            branch
+        ) in branches:  # after the others, so before them in the pass: z is read before anything is replaced
+            hooks.callback(_hooked_skip(model, branch, hold_skip).remove)
         yield model
+
+
+def _tensor(branch: Branch, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise branch.refusal()
+    return value
 
 
 def _hooked(
     model: nn.Module,
     branch: Branch,
-    hold: Callable[[Branch, Tensor], None],
-    replace: Callable[[Branch, Tensor], Tensor],
+    hold: Callable[[Branch, Any], None],
+    replace: Callable[[Branch, Any], Tensor],
 ) -> list[Any]:
     def replace_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return replace(branch, args[0]), *args[1:]
@@ -124,6 +188,13 @@ def _hooked(
         if branch.joined.endswith(":in")
         else joined.register_forward_hook(lambda _, __, output: replace(branch, output), prepend=True),
     ]
+
+
+def _hooked_skip(model: nn.Module, branch: Branch, hold: Callable[[Branch, Any], None]) -> Any:
+    module = find(model, branch.skip)
+    if branch.skip.endswith(":in"):
+        return module.register_forward_pre_hook(lambda _, args: hold(branch, args[0]), prepend=True)
+    return module.register_forward_hook(lambda _, __, output: hold(branch, output), prepend=True)
 
 
 class Repeated(nn.Module):

@@ -7,6 +7,7 @@ one and ``**`` for any number of them: ``blocks.*`` is the twelve blocks, ``bloc
 every bn1.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -18,11 +19,16 @@ from vit_analysis.intervene import Branch
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.tokens import Grid, Layout
 
+logger = logging.getLogger(__name__)
+
 ENTRANCES = ("patch_embed", "stem", "conv_stem", "conv1", "bn1")
 # What a transformer-like block computes, in order; a block has those of them that it has.
 SUBLAYERS = ("norm1", "attn", "mlp_tokens.act", "norm2:in", "norm2", "mlp.act", "mlp_channels.act")
 ENDS = {"last": -1, "penultimate": -2}
 RESIDUAL_UNIT = re.compile(r"(conv|bn|norm)(\d|_\w+)")
+# A RegNet's units are b1, b2 ..., a DenseNet's denselayer1 ...; everyone else's are numbers.
+NUMBERED = re.compile(r"(b|denselayer)?\d+")
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # never run themselves
 
 
 def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict[str, list[str]]:
@@ -63,10 +69,10 @@ def paper(model: nn.Module) -> list[str]:
     inner = [tap for unit in units for tap in _sublayers(unit, modules[unit])]
     if len(inner) == len(units):
         return units
-    entrances = [name for name in ENTRANCES if name in modules]
+    entrances = [name for name in ENTRANCES if not isinstance(modules.get(name), (*CONTAINERS, type(None)))]
     if _is_transformer_block(modules[units[0]]):
         entrances.append(f"{units[0]}:in")  # tokens with their position embedding
-    exits = ["norm"] if not isinstance(modules.get("norm", nn.Identity()), nn.Identity) else []
+    exits = ["norm"] if not isinstance(modules.get("norm"), (nn.Identity, *CONTAINERS, type(None))) else []
     return [*entrances, *inner, *exits]
 
 
@@ -80,12 +86,12 @@ def blocks(model: nn.Module) -> list[str]:
     for path, module in model.named_modules():
         entrance, number = path.partition(".")[0], path.rpartition(".")[2]
         inside = any(path.startswith(f"{unit}.") for unit in units)
-        if number.isdigit() and not inside and entrance not in ENTRANCES and _is_unit(module):
+        if NUMBERED.fullmatch(number) and not inside and entrance not in ENTRANCES and _is_unit(module):
             units.append(path)
     if not units:
         raise ValueError(
             f"{type(model).__name__} has no repeated blocks that could be found by structure; name its layers with patterns, "
-            f"as in '**.conv*'; {did_you_mean('', [path for path, _ in model.named_modules() if path])}"
+            f"as in {_richest(model)!r}; {did_you_mean('', [path for path, _ in model.named_modules() if path])}"
         )
     return units
 
@@ -94,11 +100,14 @@ def layout(model: nn.Module) -> Layout:
     """How the model arranges tokens and channels, read from the model and never assumed."""
     embed = getattr(model, "patch_embed", getattr(model, "stem", None))  # a Mixer's is its stem
     grid = getattr(embed, "grid_size", None)
+    # One for each size of patch in a CrossViT, one for each stage in a CoaT.
+    own = [token for name, token in model.named_parameters(recurse=False) if name.startswith("cls_token")]
     return Layout(
-        spatial=grid[0] * grid[1] if grid else None,
-        prefix=getattr(model, "num_prefix_tokens", 0) if grid else 0,
-        class_token=getattr(model, "cls_token", None) is not None,
+        spatial=grid[0] * grid[1] if grid else getattr(embed, "num_patches", None),
+        prefix=getattr(model, "num_prefix_tokens", own[0].shape[1] if own else 0),
+        class_token=bool(own) or getattr(model, "cls_token", None) is not None,
         channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC",
+        by_shape=not is_convolutional(model),
         grid=tuple(grid) if grid else None,
     )
 
@@ -134,7 +143,14 @@ def branches(model: nn.Module) -> list[Branch]:
         ValueError: no block is of a kind that is known.
     """
     modules = dict(model.named_modules())
-    found = [branch for unit in blocks(model) for branch in _branches(unit, modules[unit])]
+    skipping = [unit for unit in blocks(model) if _has_skip(modules[unit])]
+    found = [branch for unit in skipping for branch in _branches(unit, modules[unit])]
+    if found and (unknown := sorted(set(skipping) - {branch.block for branch in found})):
+        logger.warning(
+            "%d of %d blocks of %s are left out, as their skip connections, if any, are not known: %s%s",
+            *(len(unknown), len(skipping), type(model).__name__),
+            *(", ".join(unknown[:3]), ", ..." if len(unknown) > 3 else ""),
+        )
     if not found:
         raise ValueError(
             f"the skip connections of {type(model).__name__} are not known; choose a Vision Transformer or a ResNet"
@@ -157,9 +173,14 @@ def lower_units(model: nn.Module) -> list[str]:
 
 
 def representation(model: nn.Module) -> str:
-    """What the model's own head reads, in the words of the probes: ``cls``, the class token, or ``mean``, an average."""
-    pool = getattr(model, "global_pool", None) or getattr(model, "pool", None)
-    return "cls" if layout(model).class_token and pool in ("token", "cls") else "mean"
+    """What the model's own head reads, in the words of the probes.
+
+    ``cls``, the class token; or an average: ``mean``, or ``mean_spatial`` where there are other tokens, which timm leaves out.
+    """
+    pool, own = getattr(model, "global_pool", None) or getattr(model, "pool", None), layout(model)
+    if own.class_token and pool in ("token", "cls"):
+        return "cls"
+    return "mean_spatial" if own.prefix else "mean"
 
 
 class Sublayer(NamedTuple):
@@ -169,30 +190,43 @@ class Sublayer(NamedTuple):
         name: as the paper counts them: ``attention 1``, ``MLP 1``, ``initial conv``, ``unit 1``.
         residual: tap of the stream after the step.
         long: tap of what the step adds to it, before the addition; None where it is unknown or there is no addition.
+        branch: what has to be so for that to be true, which only a run of the model shows (`intervene.sums`).
+        needed: whether there is no such step at all where it is not so: `residual` is then no stream.
     """
 
     name: str
     residual: str
     long: str | None
+    branch: Branch | None = None
+    needed: bool = False
 
 
 def sublayers(model: nn.Module) -> list[Sublayer]:
     """The steps of the residual stream (figures 6 and C.1-C.4): two per transformer block; a CNN's first layer and its units.
 
-    A unit's long branch is its last convolution or norm, so the projection of a stage's first shortcut is not in it.
+    A unit's long branch does not have the projection of a stage's first shortcut in it.
     """
     modules = dict(model.named_modules())
     units = blocks(model)
     found: list[Sublayer] = []
     for number, unit in enumerate(units, 1):
+        branches = {one.sublayer: one for one in _branches(unit, modules[unit])}
         own = [name for name, part in modules[unit].named_children() if not isinstance(part, nn.Identity)]
         if _is_transformer_block(modules[unit]):
             mixing = "attention" if "attn" in own else "token mixing"
-            found.append(Sublayer(f"{mixing} {number}", f"{unit}.norm2:in", _first(unit, own, "ls1", "attn")))
-            found.append(Sublayer(f"MLP {number}", unit, _first(unit, own, "ls2", "mlp", "mlp_channels")))
+            whole = _first(unit, own, "ls1", "attn")
+            if _attention(modules[unit]) != "attn":
+                whole = f"{unit}.{_attention(modules[unit])}"
+            attention, mlp = branches.get("attention"), branches.get("mlp")
+            found.append(
+                Sublayer(f"{mixing} {number}", f"{unit}.norm2:in", whole, attention, attention is not None)
+            )
+            found.append(
+                Sublayer(f"MLP {number}", unit, _first(unit, own, "ls2", "mlp", "mlp_channels"), mlp)
+            )
         else:
-            steps = [name for name in own if re.fullmatch(r"(conv|bn|norm)\d", name)]
-            found.append(Sublayer(f"unit {number}", unit, _first(unit, own, *steps[-1:])))
+            branch = branches.get("unit")
+            found.append(Sublayer(f"unit {number}", unit, branch.long if branch else None, branch))
     entrance = [name for name in ("conv1", "conv_stem", "stem") if name in modules]
     if entrance and not _is_transformer_block(modules[units[0]]):
         found.insert(0, Sublayer("initial conv", entrance[0], None))
@@ -235,16 +269,23 @@ def is_convolutional(model: nn.Module) -> bool:
 def _sublayers(path: str, unit: nn.Module) -> Iterator[str]:
     modules = dict(unit.named_modules())
     if _is_transformer_block(unit):
-        yield from (f"{path}.{name}" for name in SUBLAYERS if name.removesuffix(":in") in modules)
+        names = [_attention(unit) if name == "attn" and name in modules else name for name in SUBLAYERS]
+        yield from (f"{path}.{name}" for name in names if name.removesuffix(":in") in modules)
     else:
         shortcut = [
             f"downsample.{name}" for name in ("0", "1", "conv", "norm") if f"downsample.{name}" in modules
         ]
         pattern = [name for name, _ in unit.named_children() if RESIDUAL_UNIT.fullmatch(name)]
+        silent = (nn.Identity, *CONTAINERS)
         yield from (
-            f"{path}.{name}" for name in [*pattern, *shortcut] if not isinstance(modules[name], nn.Identity)
+            f"{path}.{name}" for name in [*pattern, *shortcut] if not isinstance(modules[name], silent)
         )
     yield path
+
+
+def _has_skip(unit: nn.Module) -> bool:
+    """Unless it says that it has none, as the lab's blocks do, and the strided ones of an EfficientNet."""
+    return getattr(unit, "skip", True) is not False and getattr(unit, "has_skip", True) is not False
 
 
 def _branches(path: str, unit: nn.Module) -> Iterator[Branch]:
@@ -253,7 +294,7 @@ def _branches(path: str, unit: nn.Module) -> Iterator[Branch]:
     def last(*names: str) -> str | None:
         return next((f"{path}.{name}" for name in names if name in own), None)
 
-    if getattr(unit, "skip", True) is False:
+    if not _has_skip(unit):
         return
     if _is_transformer_block(unit):
         if attention := last("drop_path1", "ls1", "attn"):
@@ -264,6 +305,12 @@ def _branches(path: str, unit: nn.Module) -> Iterator[Branch]:
         skip = last("downsample", "shortcut") or f"{path}:in"
         activation = last("act3", *(() if "conv3" in own else ("act2",)), "relu")
         yield Branch(path, "unit", skip, long, path, activation)
+
+
+def _attention(unit: nn.Module) -> str:
+    """Where a block's attention is read: what is added, if the attention itself returns windows of the image."""
+    windows = getattr(unit, "window_size", None)
+    return "drop_path1" if windows and hasattr(unit, "drop_path1") else "attn"
 
 
 def _is_transformer_block(unit: nn.Module) -> bool:
@@ -277,7 +324,13 @@ def _first(unit: str, own: Sequence[str], *names: str) -> str | None:
 
 
 def _side(size: Any) -> Any:
-    return size[0] if isinstance(size, tuple) else size
+    return size[0] if isinstance(size, tuple | list) else size
+
+
+def _richest(model: nn.Module) -> str:
+    """A pattern for the children of the module that has most of them."""
+    path, _ = max(model.named_modules(), key=lambda named: len(list(named[1].children())))
+    return f"{path}.*".removeprefix(".")
 
 
 def _is_unit(module: nn.Module) -> bool:
@@ -293,6 +346,8 @@ def _matching(paths: Sequence[str], pattern: str) -> list[str]:
     parts = pattern.removesuffix(":in").split(".")
     if not any(sign in pattern for sign in "*?["):
         return [pattern] if ".".join(parts) in paths else []
+    # Of several ** in a row one does, and every further one multiplies the ways to match.
+    parts = [part for place, part in enumerate(parts) if part != "**" or parts[place - 1 : place] != ["**"]]
     return [path + suffix for path in paths if _match_parts(path.split("."), parts)]
 
 

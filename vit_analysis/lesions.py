@@ -149,7 +149,12 @@ def _outputs(model: nn.Module) -> list[str]:
 def _keep_gram_or_choice(output: str) -> Callable[[str, str, Tensor], Tensor]:
     """Of a model's output the chosen classes; of other layers their Gram vector."""
 
-    def reduce(model: str, layer: str, activation: Tensor) -> Tensor:  # noqa: ARG001
+    def reduce(model: str, layer: str, activation: Tensor) -> Tensor:
+        if layer.endswith("]"):
+            raise ValueError(
+                f"{layer!r} of {model} is one of several values that its block passes on, and what comes before and after "
+                f"such blocks is not known; choose a Vision Transformer or a ResNet"
+            )
         if layer.partition("#")[0] == output:
             return activation.argmax(-1)
         enough = len(activation) >= similarity.SMALLEST_BATCH

@@ -64,9 +64,7 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
         OSError: timm's weights cannot be had, or the file is no checkpoint.
     """
     base, at, weights = name.rpartition("@")
-    if not at or (
-        base.startswith("hf-hub:") and weights != RANDOM and not Path(weights).expanduser().is_file()
-    ):
+    if not at or (base.startswith("hf-hub:") and weights != RANDOM and not _is_file(_path(weights))):
         base, weights = name, ""  # a hub name may carry a revision of its own
     if base.startswith("lab/"):
         module, preprocessing = _lab(base, weights, seed)
@@ -120,7 +118,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: with the checkpoints that lie beside.
         OSError: it is neither, or holds something else than weights.
     """
-    if not path.is_file():
+    if not _is_file(path):
         beside = [
             str(file)
             for file in path.parent.glob("*")
@@ -138,8 +136,16 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         (key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None
     )
     content = content[wrapper] if wrapper else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict):
         raise OSError(f"{str(path)!r} holds {type(content).__name__}, not a dictionary of tensors")
+    others = [
+        f"{key!r} ({type(value).__name__})" for key, value in content.items() if not isinstance(value, Tensor)
+    ]
+    if others or not content:
+        told = f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" or "nothing"
+        raise OSError(
+            f"{str(path)!r} holds {told} where tensors by name are expected; save the model's state_dict()"
+        )
     return clean_state_dict(content)
 
 
@@ -147,7 +153,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load weights that must fit exactly.
 
     Raises:
-        ValueError: which keys are missing, unexpected or of another shape, and how many.
+        ValueError: which keys are missing, unexpected, of another shape or not numbers, and how many.
     """
     own = module.state_dict()
     faults = {
@@ -158,6 +164,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             for key in own
             if key in state and state[key].shape != own[key].shape
         ],
+        "not numbers": [key for key in own if key in state and state[key].isnan().any()],
     }
     told = [
         f"{len(keys)} {fault} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -205,18 +212,36 @@ def _short(name: str, base: str, weights: str) -> str:
 
 def _lab(name: str, weights: str, seed: int) -> tuple[nn.Module, Preprocessing]:
     recipe = zoo.recipe(name)
-    checkpoint = Path(weights).expanduser() if weights not in ("", RANDOM) else None
+    checkpoint = _path(weights) if weights not in ("", RANDOM) else None
     file = checkpoint or (zoo.home(name) if weights == RANDOM else zoo.lab_file(name))
     state = None if weights == RANDOM else read_checkpoint(file)
     facts = _metadata(file) if file.is_file() else {}
-    config = json.loads(facts["config"]) if "config" in facts else recipe.config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = zoo.build(recipe.architecture, config)
+    try:
+        config = json.loads(facts["config"]) if "config" in facts else recipe.config
+        size, mean, std = (tuple(json.loads(facts.get(key, default))) for key, default in LAB_INPUT.items())
+        preprocessing = Preprocessing(size, mean, std, crop_pct=1.0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = zoo.build(recipe.architecture, config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise OSError(f"{str(file)!r} says of itself what cannot be: {error}") from error
     if state is not None:
         fit(module, state, weights or name)
-    size, mean, std = (tuple(json.loads(facts.get(key, default))) for key, default in LAB_INPUT.items())
-    return module, Preprocessing(size, mean, std, crop_pct=1.0)
+    return module, preprocessing
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # nobody's home
+        raise FileNotFoundError(f"no checkpoint {name!r}: {error}") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long, or in a folder that may not be looked into
+        return False
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -237,7 +262,7 @@ def _timm(name: str, weights: str, seed: int) -> nn.Module:
         raise ValueError(f"no model {name!r}; {did_you_mean(name, everything)}")
     if not weights:
         return _pretrained(name)
-    state = None if weights == RANDOM else read_checkpoint(Path(weights).expanduser())
+    state = None if weights == RANDOM else read_checkpoint(_path(weights))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = timm.create_model(name, pretrained=False)
@@ -266,6 +291,15 @@ def _pretrained(name: str) -> nn.Module:
 
 
 def _preprocessing(module: nn.Module) -> Preprocessing:
+    """What timm says of the model, but for what the module itself was built for: the size of its images and their channels."""
     config = resolve_model_data_config(module)
     known = {field.name for field in fields(Preprocessing)}
+    channels, *size = config["input_size"]
+    embed = getattr(module, "patch_embed", None)
+    if getattr(embed, "strict_img_size", True) and isinstance(own := getattr(embed, "img_size", None), tuple):
+        size = list(own)
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is not None and first.in_channels == 1 and getattr(module, "pretrained_cfg", None):
+        channels = 1
+    config["input_size"] = (channels, *size)
     return Preprocessing(**{key: value for key, value in config.items() if key in known})

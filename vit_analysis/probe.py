@@ -124,7 +124,7 @@ class Reader:
         for token in self.tokens:
             if token == "cls" and prefix and self.layout.class_token:
                 parts[token] = every[:, 0]
-            elif token == "mean" or (token == "mean_spatial" and prefix):
+            elif token == "mean" or (token == "mean_spatial" and prefix and spatial.shape[1]):
                 parts[token] = (every if token == "mean" else spatial).mean(1)
             elif token == EACH:
                 parts |= {str(place): one for place, one in enumerate(spatial.unbind(1))}
@@ -291,6 +291,8 @@ def _learn(reading: features.Reading, chosen: Mapping[str, Tensor]) -> dict[Plac
     images, found = reading.images, features.gather(reading)
     alike: dict[tuple[str, torch.Size], list[Place]] = {}
     for place, values in found.items():
+        if not values.isfinite().all():
+            raise ValueError(f"{place[1]!r} of {place[0]} has values that are not finite")
         alike.setdefault((place[0], values.shape), []).append(place)
     row = {number: place for place, number in enumerate(images.order)}
     probes: dict[Place, dict[str, Probe]] = {place: {} for place in found}

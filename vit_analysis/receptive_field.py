@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from vit_analysis import command, features, layers, measure, plot, running
 from vit_analysis.images import Images
+from vit_analysis.intervene import sums as true_sums
 from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import GROUPS, Sums, jackknife
@@ -135,7 +136,7 @@ def plan(
     if channels is not None and channels < 1:
         raise ValueError(f"channels must be at least 1, or None for all, got {channels}")
     loaded = named(models)
-    steps = {name: _steps(model.module, layers) for name, model in loaded.items()}
+    steps = {name: _steps(model, images, layers) for name, model in loaded.items()}
     reading = features.Reading(
         models=loaded,
         images=images,
@@ -200,10 +201,10 @@ def offsets(
     return distance, (distance >= -stride / 2) & (distance < stride / 2)
 
 
-def _steps(model: nn.Module, chosen: str | Sequence[str]) -> pd.DataFrame:
+def _steps(model: Model, images: Images, chosen: str | Sequence[str]) -> pd.DataFrame:
     """Columns layer, step, depth, branch of the chosen layers; other layers than the paper's are steps of their own."""
     try:
-        steps = layers.sublayers(model)
+        steps = _true_steps(model, layers.sublayers(model.module), images)
     except ValueError:
         if chosen == "paper":
             raise
@@ -215,9 +216,23 @@ def _steps(model: nn.Module, chosen: str | Sequence[str]) -> pd.DataFrame:
         for branch, tap in (("residual", step.residual), ("long", step.long))
         if tap
     }
-    taps = list(known) if chosen == "paper" else layers.choose({"": model}, chosen)[""]
+    taps = list(known) if chosen == "paper" else layers.choose({"": model.module}, chosen)[""]
     rows = [known.get(tap, (tap, tap, np.nan, "residual")) for tap in taps]
     return pd.DataFrame(rows, columns=["layer", "step", "depth", "branch"])
+
+
+def _true_steps(model: Model, steps: Sequence[layers.Sublayer], images: Images) -> Sequence[layers.Sublayer]:
+    """The steps without those that are none, and without long branches that are not what is added, as one image shows."""
+    branches = [step.branch for step in steps if step.branch]
+    if not branches:
+        return steps
+    pixels = next(images.read([model.preprocessing])).inputs[0].to(model.device)
+    found = set(true_sums(model.module, branches, pixels))
+    return [
+        step if step.branch is None or step.branch in found else step._replace(long=None)
+        for step in steps
+        if step.branch is None or step.branch in found or not step.needed
+    ]
 
 
 def _reducer(models: Mapping[str, Model]) -> Callable[[str, str, Tensor], Centre]:
@@ -287,6 +302,8 @@ def _table(sums: FieldSums, steps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     place = pd.DataFrame(sums.places, columns=["model", "layer", "rows", "columns", "uniform_centre_share"])
     known = pd.concat([own.assign(model=name) for name, own in steps.items()])
     table = place[["model", "layer"]].merge(known, how="left", on=["model", "layer"], validate="1:1")
+    # Of a block that passes on several values each is a layer, and no step.
+    table = table.assign(step=table["step"].fillna(table["layer"]), branch=table["branch"].fillna("residual"))
     order = table.groupby("model").cumcount() / (table.groupby("model")["layer"].transform("size") - 1).clip(
         lower=1
     )

@@ -37,8 +37,6 @@ Models = Sequence[Model] | Mapping[str, nn.Module]
 FIRST = 9  # tokens that figure 7 shows one by one
 # Medians are read from counts in bins of a 32nd of an octave, from 2^-12 to 2^12: right to 1.1 %, and nothing is stored.
 OCTAVES, BINS = 12, 32
-# z + f(z) may differ from what goes on by rounding.
-ROUNDING = 1e-2
 COMPARED = ("norm_ratio", "cosine", "skip_norm", "long_norm")  # of which intervals are computed elsewhere
 MEANS = ("norm_ratio", "cosine", "cosine_branches", "cosine_long", "skip_norm", "long_norm")
 
@@ -81,6 +79,8 @@ def norm_ratios(
 
 def plan(models: Models, images: Images, *, first: int = FIRST) -> Measurement[RatioSums]:
     """What `norm_ratios` measures, to share a pass with others."""
+    if first < 0:
+        raise ValueError(f"first must be at least 0, got {first}")
     loaded = named(models)
     branches = {name: layers.branches(model.module) for name, model in loaded.items()}
     readers = {name: _Reader(model.module, branches[name], first) for name, model in loaded.items()}
@@ -141,7 +141,7 @@ class _Reader:
         self.model, self.branches, self.first = model, branches, first
         self.layout = layers.layout(model)
         self.held: dict[str, Tensor] = {}
-        self.totals: dict[Branch, Tensor] = {}
+        self.first_image: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.found: dict[Branch, Any] = {}
         self.checked: set[Branch] = set()
 
@@ -158,21 +158,20 @@ class _Reader:
         return result
 
     def _reduce(self, branch: Branch, skip: Tensor, long: Tensor) -> None:
+        if skip.numel() != long.numel():
+            raise branch.refusal()
         self.found[branch] = ratios(skip, long, self.layout, self.first)
         if branch not in self.checked:
-            self.totals[branch] = skip[:1] + long[:1]
+            self.first_image[branch] = skip[:1].clone(), long[:1].clone()
 
     def _check(self, branch: Branch, joined: Tensor) -> None:
         """Of one image of the run: z + f(z) is what goes on."""
         if branch in self.checked:
             return
-        expected = as_tokens(branch.join(self.model, self.totals.pop(branch)), self.layout)
-        found = as_tokens(joined[:1], self.layout)
-        if expected.shape != found.shape or (expected - found).norm() > ROUNDING * found.norm():
-            raise ValueError(
-                f"what goes on after {branch.long!r} is not z + f(z) with z from {branch.skip!r}: its block adds in another "
-                f"way (parallel branches, a norm after the addition), and such skip connections are not known"
-            )
+        if branch not in self.first_image:
+            raise branch.refusal()
+        if not branch.is_sum(self.model, *self.first_image.pop(branch), joined[:1]):
+            raise branch.refusal()
         self.checked.add(branch)
 
 
@@ -184,6 +183,11 @@ def _fold_ratios(batch: features.Pass, branches: Mapping[str, Mapping[str, Branc
             places += [[model, branch.block, branch.sublayer, token] for token in tokens]
             totals.append(total)
             counts.append(count)
+    if not totals:
+        raise ValueError(
+            f"the blocks of {' and '.join(batch.seen)} pass on several values at once, and skip connections among them are "
+            f"not known; choose a Vision Transformer or a ResNet"
+        )
     means = torch.cat(totals)
     finite = means[:, -2:].isfinite().all(1)
     if not finite.all():

@@ -48,11 +48,16 @@ def read(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: with the tables that lie beside.
+        OSError: it is no table.
     """
-    if not path.exists():
+    if not path.is_file():
         near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.parquet")])
         raise FileNotFoundError(f"no table {path}; {near}")
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # of many kinds, and all mean that this is no parquet file, or not all of one
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(f"{path} is no table that can be read: {reason}") from error
 
 
 def column(table: pd.DataFrame, name: str) -> pd.Series:

@@ -45,6 +45,7 @@ class Layout:
         prefix: number of prefix tokens before them.
         class_token: whether the first prefix token is a class token.
         channels_last: whether maps are ``image row col channel``.
+        by_shape: whether a square map that says otherwise by its shape is believed: two equal axes are its rows and columns.
         grid: rows and columns of the spatial tokens of a token layer, where there is a fixed grid.
     """
 
@@ -52,12 +53,20 @@ class Layout:
     prefix: int = 0
     class_token: bool = False
     channels_last: bool = False
+    by_shape: bool = False
     grid: tuple[int, int] | None = None
 
     def prefix_of(self, activation: Tensor) -> int:
         """Prefix tokens in this activation: a patch embedding, before the class token joins, has none."""
         has_prefix = activation.ndim == 3 and activation.shape[1] != self.spatial
-        return self.prefix if has_prefix else 0
+        return min(self.prefix, activation.shape[1]) if has_prefix else 0
+
+    def ends_with_channels(self, map: Float[Tensor, "image a b c"]) -> bool:
+        """Whether this map is ``image row col channel``: some models arrange some of their blocks so and say it nowhere."""
+        _, first, middle, last = map.shape
+        if self.by_shape and (first == middle) != (middle == last):
+            return first == middle
+        return self.channels_last
 
 
 def everything(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
@@ -65,9 +74,12 @@ def everything(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
     return activation
 
 
-def spatial(activation: Tensor, layout: Layout) -> Tensor:
-    """The spatial tokens; maps whole."""
-    return activation[:, layout.prefix_of(activation) :] if activation.ndim == 3 else activation
+def spatial(activation: Tensor, layout: Layout) -> Tensor | None:
+    """The spatial tokens; None for a token layer that has none. Maps whole."""
+    if activation.ndim != 3:
+        return activation
+    prefix = layout.prefix_of(activation)
+    return activation[:, prefix:] if prefix < activation.shape[1] else None
 
 
 def class_token(activation: Tensor, layout: Layout) -> Tensor | None:
@@ -133,7 +145,8 @@ SELECTIONS: Mapping[str, Callable[[Tensor, Layout], Tensor | None]] = {
 def as_tokens(activation: Tensor, layout: Layout) -> Float[Tensor, "image token channel"]:
     """Any activation as tokens: a map's positions, or a vector as one token."""
     if activation.ndim == 4:
-        axes = "image row col channel" if layout.channels_last else "image channel row col"
+        last = layout.ends_with_channels(activation)
+        axes = "image row col channel" if last else "image channel row col"
         return rearrange(activation, f"{axes} -> image (row col) channel")
     return activation if activation.ndim == 3 else activation.flatten(1)[:, None]
 
@@ -142,7 +155,9 @@ def channels_first(
     map: Float[Tensor, "image a b c"], layout: Layout
 ) -> Float[Tensor, "image channel row col"]:
     """A map as ``image channel row col``, however the model arranges it."""
-    return rearrange(map, "image row col channel -> image channel row col") if layout.channels_last else map
+    if not layout.ends_with_channels(map):
+        return map
+    return rearrange(map, "image row col channel -> image channel row col")
 
 
 def aligned(
@@ -178,9 +193,9 @@ def on_grid(activation: Tensor, layout: Layout, layer: str) -> Float[Tensor, "im
         ValueError: the layer is neither.
     """
     if activation.ndim == 4:
-        return activation if layout.channels_last else activation.permute(0, 2, 3, 1)
-    tokens = spatial(activation, layout)
-    if activation.ndim == 3 and layout.grid and tokens.shape[1] == layout.grid[0] * layout.grid[1]:
+        return activation if layout.ends_with_channels(activation) else activation.permute(0, 2, 3, 1)
+    tokens = spatial(activation, layout) if activation.ndim == 3 else None
+    if tokens is not None and layout.grid and tokens.shape[1] == layout.grid[0] * layout.grid[1]:
         return tokens.unflatten(1, layout.grid)
     expected = f"{layout.grid[0]} x {layout.grid[1]} tokens" if layout.grid else "tokens of a fixed grid"
     raise ValueError(

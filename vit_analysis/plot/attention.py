@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_analysis.plot.axes import PANEL, folded, legend_below
+from vit_analysis.plot.axes import PANEL, folded, legend_below, literal
 
 ENDS = ("#1f4e9c", "#5fa8d3", "#f2a33a", "#b3261e")  # two lowest blocks (blue), two highest (red)
 
@@ -37,6 +37,7 @@ def head_distances(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def attention_distance(table: pd.DataFrame) -> Figure:
     """Figures 3, 4, C.5 and C.6 of the paper: one panel per model, from 0 on one scale."""
     models = list(dict.fromkeys(table["model"]))
@@ -77,6 +78,7 @@ def subset_similarity(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def head_subsets(table: pd.DataFrame) -> Figure:
     """Figure 5 of the paper: one panel per pair of a Vision Transformer and a CNN, similarity on one scale."""
     pairs = list(table[["vit", "cnn"]].drop_duplicates().itertuples(index=False, name=None))

@@ -1,8 +1,9 @@
 """What the pictures share: sizes, colours, ticks, legends."""
 
 import re
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Literal, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -15,10 +16,23 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
+Given = ParamSpec("Given")
+
 PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLOURS = mpl.colormaps["magma"].with_extremes(bad="0.75")
 LINES = ("#1f4e9c", "#b3261e", "#2e7d32", "#8e44ad", "#e67e22", "#555555")  # a model's colour
+
+
+def literal(picture: Callable[Given, Figure]) -> Callable[Given, Figure]:
+    """Names are written as they are: to matplotlib what stands between two dollars is a formula."""
+
+    @wraps(picture)
+    def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Figure:
+        with mpl.rc_context({"text.parse_math": False}):
+            return picture(*args, **kwargs)
+
+    return drawn
 
 
 def depth_ticks(depth: np.ndarray) -> tuple[list[float], list[str]]:

@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL, folded, legend_outside
+from vit_analysis.plot.axes import COLOURS, LINES, PANEL, folded, legend_outside, literal
 
 BRANCHES = {"residual": "after the addition", "long": "long branch alone"}
 FIELDS = 5  # steps of a model, as in figure 6
@@ -48,6 +48,7 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def receptive_field(table: pd.DataFrame) -> Figure:
     """How wide receptive fields are and how much of them is their own patch, over depth (figures 6 and C.1-C.4 in numbers)."""
     figure = Figure(figsize=(2 * (PANEL + 0.6), PANEL + 0.5), layout="constrained", dpi=200)
@@ -75,6 +76,7 @@ def field(row: pd.Series, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Figure:
     """Figures 6 and C.1-C.4 of the paper: a block of panels per model, each panel divided by its maximum.
 
@@ -98,6 +100,7 @@ def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Fi
     return _draw(blocks, ACROSS if steps is None else steps)
 
 
+@literal
 def receptive_field_maps(table: pd.DataFrame) -> Figure:
     """Figure 6 of the paper, and C.4 below it: five steps of every model, after and before the residual addition."""
     blocks: list[Block] = []

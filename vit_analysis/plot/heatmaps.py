@@ -21,6 +21,7 @@ from vit_analysis.plot.axes import (
     dominated,
     folded,
     legend_below,
+    literal,
     token_note,
     width,
 )
@@ -55,6 +56,7 @@ def heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figure:
     """Figures 1, 2, 8, B.1, G.2, H.1 and H.2 of the paper: squares of similarity on one colour scale.
 
@@ -94,6 +96,7 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
     return figure
 
 
+@literal
 def cka(table: pd.DataFrame) -> Figure:
     """Figures 1 and 2 of the paper: every model with itself, then every pair of models that the table compares."""
     models = list(dict.fromkeys([*table["model"], *table["other_model"]]))
@@ -102,6 +105,7 @@ def cka(table: pd.DataFrame) -> Figure:
     return heatmaps(table, panels=[pair for pair in panels if pair in held or pair[::-1] in held])
 
 
+@literal
 def corresponding(
     table: pd.DataFrame, *, pairs: Sequence[tuple[str, str]], labels: Sequence[str] = ()
 ) -> Figure:

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vit_analysis.plot.axes import COLOURS, PANEL, folded, token_note
+from vit_analysis.plot.axes import COLOURS, PANEL, folded, literal, token_note
 
 TOKENS = ((0, 0), (2, 1), (4, 2), (4, 4))  # of figure 9, on its grid of 7 x 7
 
@@ -32,6 +32,7 @@ def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, 
     return ax
 
 
+@literal
 def localization(table: pd.DataFrame) -> Figure:
     """Figures 9, 10 and D.1-D.3 of the paper: a row per layer, a corner token and three interior ones, one scale per row."""
     rows = list(table.groupby(["model", "layer"], sort=False))

@@ -18,6 +18,7 @@ from vit_analysis.plot.axes import (
     folded,
     legend_below,
     legend_outside,
+    literal,
     token_note,
 )
 
@@ -66,6 +67,7 @@ def accuracy_map(table: pd.DataFrame, grid: Sequence[int], ax: Axes | None = Non
     return ax
 
 
+@literal
 def probe(table: pd.DataFrame) -> Figure:
     """Figure 13 of the paper: one panel per target, of what each model's own head reads, on one scale; chance is dotted."""
     targets = list(dict.fromkeys(table["target"]))
@@ -81,6 +83,7 @@ def probe(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@literal
 def probe_tokens(table: pd.DataFrame) -> Figure:
     """Figure 11 of the paper, for the first target: single tokens on average, and representations of a layer."""
     rows = table[table["target"] == table["target"].iloc[0]]
@@ -108,6 +111,7 @@ def probe_tokens(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@literal
 def accuracy_maps(table: pd.DataFrame) -> Figure:
     """Figure D.4 of the paper, for the first target: accuracy of a probe on each token, in five layers of each model.
 
@@ -178,6 +182,7 @@ def entanglement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@literal
 def soft_nearest_neighbor(table: pd.DataFrame) -> Figure:
     """The loss with the best temperature, and with one fixed in units of the layer's distances, over depth."""
     figure = Figure(figsize=(2 * PANEL, PANEL + 0.4), layout="constrained", dpi=200)

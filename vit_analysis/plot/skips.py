@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL, folded, legend_outside, plain_decades
+from vit_analysis.plot.axes import COLOURS, LINES, PANEL, folded, legend_outside, literal, plain_decades
 
 SKIPPED = {
     ("attention", "spatial"): ("#5fa8d3", "attention, spatial tokens"),
@@ -95,6 +95,7 @@ def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes
     return ax
 
 
+@literal
 def skip(table: pd.DataFrame) -> Figure:
     """Figures 7, E.1 and E.2: tokens of each Vision Transformer, then norm ratios and cosines of all models over blocks."""
     lines = len(_transformers(table)) + 1
@@ -108,6 +109,7 @@ def skip(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@literal
 def norm_ratios(table: pd.DataFrame) -> Figure:
     """Figure 7 of the paper: the first tokens of the first Vision Transformer, mean of both sublayers, and ratios over blocks.
 
@@ -131,6 +133,7 @@ def norm_ratios(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@literal
 def token_norm_ratios(table: pd.DataFrame) -> Figure:
     """Figure E.1 of the paper: all numbered tokens of each Vision Transformer (a row), by MLP and attention, on one scale.
 
@@ -151,6 +154,7 @@ def token_norm_ratios(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@literal
 def cosines(table: pd.DataFrame) -> Figure:
     """Figure E.2 of the paper: cosine of the output of an addition with its skip branch, over blocks.
 
@@ -201,6 +205,7 @@ def _ratio_bar(figure: Figure, axes: Sequence[Axes], table: pd.DataFrame) -> Non
     plain_decades(bar.ax.yaxis)
 
 
+@literal
 def lesions(table: pd.DataFrame) -> Figure:
     """What becomes of accuracy, and of similarity across a block, without that block's skip connections (figure 8)."""
     figure = Figure(figsize=(2.6 * PANEL, PANEL + 0.6), layout="constrained", dpi=200)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vit_analysis.plot.axes import folded, width
+from vit_analysis.plot.axes import folded, literal, width
 
 DIFFERENCES = {
     1: "1. Layers are more alike, shallow to deep",
@@ -24,6 +24,7 @@ LINE = 1.3 * POINTS / 72  # inches
 SPACE = 0.7  # lines between rows
 
 
+@literal
 def verdicts(findings: pd.DataFrame) -> Figure:
     """A row per finding: its value and interval beside its threshold, and the verdict in words.
 
