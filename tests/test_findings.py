@@ -150,7 +150,12 @@ def norms(first: float, second: float) -> Study:
         for token in ("cls", "spatial")
     ]
     made = pd.DataFrame(rows, columns=["model", "block", "sublayer", "token", "norm_ratio"])
-    return Study(PARTS, {"skip": finished(made, "norm_ratio", 0.01)}, {})
+    made = finished(made, "norm_ratio", 0.01)
+    attrs = made.attrs
+    made["skip_norm"], made["skip_norm_without"] = made["norm_ratio"], made["norm_ratio_without"]
+    made["long_norm"], made["long_norm_without"] = 1.0, [np.ones(GROUPS)] * len(made)
+    made.attrs = attrs
+    return Study(PARTS, {"skip": made}, {})
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def uniform(e: Evidence) -> float:
 
 def trained_uniform(e: Evidence) -> float:
     """F1x: the same, less what their untrained twins have."""
+    e.one("vit"), e.one("cnn")
     vit, cnn = e.parts.twins()
     untrained = uniformity(e.cka(vit, vit)) - uniformity(e.cka(cnn, cnn))
     return uniform(e) - untrained
@@ -233,12 +234,12 @@ def third_unit(e: Evidence) -> float:
     rows = e.rows("receptive_field", model=e.one("cnn"), branch="residual")
     if len(rows) < 4:
         raise NotMeasured("needs a CNN with three units or more")
-    return field(e, "vit", "radius_px", 0) - float(rows["radius_px"].iloc[3])
+    return field(e, "vit", "radius_px", 0.0) - float(rows["radius_px"].iloc[3])
 
 
 def midway(e: Evidence, part: str) -> float:
     """Radius of the field at depth 0.5 over that at 1."""
-    return field(e, part, "radius_px", 0.5) / field(e, part, "radius_px", 1)
+    return field(e, part, "radius_px", 0.5) / field(e, part, "radius_px", 1.0)
 
 
 def centred_by_skips(e: Evidence) -> float:

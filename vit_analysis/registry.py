@@ -156,7 +156,7 @@ CLAIMS = (
     Claim(
         "F6c", "6", "A token of the last layer still depends strongly on its own patch",
         "strong dependence on the centre patch", "share of the field in the own patch / share of a constant field, last of V",
-        lambda e: q.field(e, "vit", "centre_share", 1) / q.field(e, "vit", "uniform_centre_share", 1),
+        lambda e: q.field(e, "vit", "centre_share", 1.0) / q.field(e, "vit", "uniform_centre_share", 1.0),
         ("receptive_field",), Above(3.0),
     ),
     Claim(
