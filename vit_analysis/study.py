@@ -44,6 +44,7 @@ IMAGES = Images(
 )  # 20 batches of 16 scenes of each shape: as many groups as an interval has
 TRAIN = Images(limit=100_000, seed=1)
 FIELDS = 32  # images of receptive fields, as in the paper
+SHOTS = 30  # of scenes: ten do not tell a linear classifier what a texture is, a hundred take longer than all else
 SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
 
 
@@ -222,7 +223,7 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
     grids = cast.of("vit", "gap", "cnn")
     others = cast.of("gap", "less_data")
     probed = cast.of("vit", "gap", "less_data", "cnn", "cnn_less_data")
-    shots = Shots(train, probe.FREE_SHOTS if train.source == LAB else 10)
+    shots = Shots(train, SHOTS if train.source == LAB else 10)
     layered = [*cast.of("vit", "cnn", "gap", "no_skip", "mixer"), *cast.twins]
     everyone = list(cast.models.values())
     return {
