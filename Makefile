@@ -11,8 +11,7 @@ BIN := .venv/bin
 	touch $@
 
 figures: .venv/ready
-	$(BIN)/python -m vit_analysis.cka --out figures/cka
-	$(BIN)/python -m vit_analysis.cka lab/vit lab/vit@random lab/resnet lab/resnet@random --layers blocks --out figures/cka_untrained
+	$(BIN)/python -m vit_analysis.figures --out figures
 
 test: check unit wheel
 

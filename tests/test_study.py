@@ -160,7 +160,7 @@ def test_every_figure_is_a_picture_or_says_what_it_needs(made, tmp_path):
 def test_one_command_makes_pictures_verdicts_and_a_report(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "LAB_PARTS", Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
     monkeypatch.setattr(study, "FIELDS", 2)
-    monkeypatch.setattr("vit_analysis.receptive_field.CHANNELS", 1)
+    monkeypatch.setattr(study, "CHANNELS", 1)
     monkeypatch.setattr(study, "SHOTS", 2)
     monkeypatch.setattr(study, "SINGLE", 2)
     figures.main(images=IMAGES, train=replace(TRAIN, limit=1000), out=tmp_path, device="cpu")

@@ -27,6 +27,7 @@ from vit_analysis import (
     probe,
     receptive_field,
     running,
+    similarity,
     skip,
     soft_nearest_neighbor,
     table,
@@ -43,7 +44,8 @@ IMAGES = Images(
     limit=3600, batch=160
 )  # 20 batches of 16 scenes of each shape: as many groups as an interval has
 TRAIN = Images(limit=100_000, seed=1)
-FIELDS = 32  # images of receptive fields, as in the paper
+FIELDS, CHANNELS = 32, 8  # images of receptive fields, as in the paper, and channels drawn for each image
+LESIONED = 320  # images of lesions: each goes through the model once for every block
 SHOTS = 30  # of scenes: ten do not tell a linear classifier what a texture is, a hundred take longer than all else
 SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
 
@@ -239,7 +241,7 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
             )
         ],
         "skip": lambda: [skip.plan([*main, *cast.twins], images, first=FIRST_TOKENS)],
-        "lesions": lambda: [lesions.plan(model, images) for model in main],
+        "lesions": lambda: [lesions.plan(model, first(images, LESIONED)) for model in main],
         "lesions_trained": lambda: [
             lesions.plan_trained(vits[0], _some(cast.of("no_skip"), parts_wanted("no_skip")), images)
         ],
@@ -257,6 +259,12 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
             soft_nearest_neighbor.plan(main, images, tokens="normalized")
         ],
     }
+
+
+def first(images: Images, count: int) -> Images:
+    """Some of the images, in as many batches as an interval has groups."""
+    few = images.order[:count]
+    return images.only(few, batch=max(similarity.SMALLEST_BATCH, len(few) // running.GROUPS))
 
 
 FIRST_TOKENS = 50  # of figure E.1
@@ -363,14 +371,16 @@ def _fields(cast: Cast, images: Images, out: Path, missing: dict[str, str]) -> d
     """Receptive fields: two tables of the same sums."""
     few = replace(images, limit=min(FIELDS, images.limit or FIELDS), batch=8)
     try:
-        key = _key([receptive_field.plan(cast.of("vit", "cnn"), few)])
+        key = _key([receptive_field.plan(cast.of("vit", "cnn"), few, channels=CHANNELS)])
     except ValueError as error:
         missing |= dict.fromkeys(FIELD_TABLES, str(error))
         return {}
     kept = {name: _kept(out / f"{name}.parquet", key) for name in sorted(FIELD_TABLES)}
     if all(own is not None for own in kept.values()):
         return {name: own for name, own in kept.items() if own is not None}
-    made = receptive_field.with_maps(cast.of("vit", "cnn"), few, state=out / "receptive_field")
+    made = receptive_field.with_maps(
+        cast.of("vit", "cnn"), few, channels=CHANNELS, state=out / "receptive_field"
+    )
     for name, own in zip(sorted(FIELD_TABLES), made, strict=True):
         _write(own, out / f"{name}.parquet", key)
     return dict(zip(sorted(FIELD_TABLES), made, strict=True))
