@@ -124,16 +124,11 @@ def plan_controls(
             _pairs(sums.places, jackknife(similarity.cka, hsic, held)).assign(control=control)
             for control, hsic in zip(CONTROLS, sums.hsic, strict=True)
         ]
-        shares = massive_shares(sums).to_dict("records")
         return with_provenance(
-            pd.concat(parts, ignore_index=True),
-            "cka_controls",
-            **reading.facts(),
-            layers=layers,
-            massive=shares,
+            pd.concat(parts, ignore_index=True), "cka_controls", **reading.facts(), layers=layers
         )
 
-    reading = _reading(models, images, layers, CONTROLS)
+    reading = _reading(models, images, layers, CONTROLS, watched=False)
     return Measurement(reading, _fold, PairSums, finish)
 
 
@@ -178,7 +173,12 @@ def massive_shares(sums: PairSums) -> pd.DataFrame:
 
 
 def _reading(
-    models: Models, images: Images, chosen: str | Sequence[str], selections: Sequence[str]
+    models: Models,
+    images: Images,
+    chosen: str | Sequence[str],
+    selections: Sequence[str],
+    *,
+    watched: bool = True,
 ) -> features.Reading:
     loaded = named(models)
     if unknown := [name for name in selections if name not in (*SELECTIONS, *CONTROLS)]:
@@ -186,14 +186,14 @@ def _reading(
     taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
     if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
-    reducer = _reducer(loaded, selections)
+    reducer = _reducer(loaded, selections, watched)
     return features.Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
 
 
 def _reducer(
-    models: Mapping[str, Model], selections: Sequence[str]
+    models: Mapping[str, Model], selections: Sequence[str], watched: bool
 ) -> Callable[[str, str, Tensor], tuple[list[Tensor], Tensor | None] | None]:
-    """What is kept of an activation: a centred Gram vector per selection, and how far massive tokens dominate."""
+    """What is kept of an activation: a centred Gram vector per selection and, if watched, how far massive tokens dominate."""
     layouts = {name: layers.layout(model.module) for name, model in models.items()}
 
     def vector(selection: str, model: str, layer: str, activation: Tensor) -> Tensor | None:
@@ -209,8 +209,9 @@ def _reducer(
             return [], None
         found = [vector(selection, model, layer, activation) for selection in selections]
         vectors = [own for own in found if own is not None]
-        watched = _watch(activation, layouts[model]) if activation.ndim == 3 else None
-        return (vectors, watched) if len(vectors) == len(selections) else None
+        if len(vectors) < len(selections):
+            return None
+        return vectors, _watch(activation, layouts[model]) if watched and activation.ndim == 3 else None
 
     return reduce
 

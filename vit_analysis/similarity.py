@@ -16,9 +16,10 @@ float64. What float32 cannot bear is a common offset, which centring cancels onl
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 # Images below which U-centring is undefined.
@@ -196,5 +197,11 @@ def _products(
 
 def _pack(centred: Float64[Tensor, "image image"]) -> Float32[Tensor, " pair"]:
     n = len(centred)
-    rows, columns = torch.triu_indices(n, n, 1, device=centred.device)
-    return (centred[rows, columns] * (2 / (n * (n - 3))) ** 0.5).float()
+    return (centred.take(_above(n, centred.device)) * (2 / (n * (n - 3))) ** 0.5).float()
+
+
+@lru_cache(maxsize=8)
+def _above(n: int, device: torch.device) -> Int64[Tensor, " pair"]:
+    """Places of the entries above the diagonal of a square matrix, row by row."""
+    rows, columns = torch.triu_indices(n, n, 1, device=device)
+    return rows * n + columns

@@ -40,13 +40,11 @@ from vit_analysis.probe import Shots
 
 logger = logging.getLogger(__name__)
 
-IMAGES = Images(
-    limit=3600, batch=160
-)  # 20 batches of 16 scenes of each shape: as many groups as an interval has
+IMAGES = Images(limit=2000, batch=160)  # about 11 batches of 16 scenes of each shape
 TRAIN = Images(limit=100_000, seed=1)
 FIELDS, CHANNELS = 32, 8  # images of receptive fields, as in the paper, and channels drawn for each image
 LESIONED = 320  # images of lesions: each goes through the model once for every block
-SHOTS = 30  # of scenes: ten do not tell a linear classifier what a texture is, a hundred take longer than all else
+SHOTS = 20  # of scenes: ten do not tell a linear classifier what a texture is, a hundred take longer than all else
 SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
 
 
@@ -227,10 +225,10 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
     probed = cast.of("vit", "gap", "less_data", "cnn", "cnn_less_data")
     shots = Shots(train, SHOTS if train.source == LAB else 10)
     layered = [*cast.of("vit", "cnn", "gap", "no_skip", "mixer"), *cast.twins]
-    everyone = list(cast.models.values())
+    compared = cast.of("vit", "cnn", "less_data", "other_seed", "mixer", "tuned")
     return {
         "cka": lambda: [cka.plan(layered, images, pairs=_pairs(cast))],
-        "cka_controls": lambda: [cka.plan_controls(everyone, images)],
+        "cka_controls": lambda: [cka.plan_controls(compared, images)],
         "attention_distance": lambda: [
             attention_distance.plan([*_some(vits, parts_wanted("vit")), *others, *cast.twins[:1]], images)
         ],
