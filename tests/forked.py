@@ -24,7 +24,7 @@ def start(
 ) -> BaseProcess:
     """Start ``python -m vit_analysis.command arguments``; `first` changes something before; what it says goes to `log`."""
     parts = (command, list(arguments), log, first, environment or {}, Path.cwd())
-    process = CONTEXT.Process(target=_run, args=parts)
+    process = CONTEXT.Process(target=_run, args=parts, daemon=True)  # ends with the tests
     process.start()
     return process
 
@@ -59,7 +59,9 @@ def ends(process: BaseProcess, within: float = 300.0) -> int:
     return process.exitcode
 
 
-def pair(folder: Path, *arguments: Any, **changes: Any) -> tuple[list[BaseProcess], list[Path]]:
+def pair(
+    folder: Path, command: str, arguments: Sequence[str], **changes: Any
+) -> tuple[list[BaseProcess], list[Path]]:
     """Two processes of one run, with nobody who looks after them as torchrun does; and their logs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,7 +69,7 @@ def pair(folder: Path, *arguments: Any, **changes: Any) -> tuple[list[BaseProces
     logs = [folder / f"{rank}.log" for rank in range(2)]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
-        start(*arguments, log=log, environment={**world, "RANK": str(rank)}, **changes)
+        start(command, arguments, log, environment={**world, "RANK": str(rank)}, **changes)
         for rank, log in enumerate(logs)
     ]
     return started, logs
