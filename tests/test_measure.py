@@ -123,7 +123,7 @@ def test_another_command_does_not_pick_up_the_state(images, tmp_path):
     assert place(reading(images)) == place(reading(images))
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "one bit", "of other sums"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "one bit", "more batches", "of other sums"])
 def test_a_damaged_state_is_named_put_aside_and_not_believed(images, tmp_path, monkeypatch, caplog, damage):
     monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
     with pytest.raises(Killed):
@@ -136,6 +136,8 @@ def test_a_damaged_state_is_named_put_aside_and_not_believed(images, tmp_path, m
         del contents[len(contents) // 2 :]
     elif damage == "one bit":
         contents[-3] ^= 1
+    elif damage == "more batches":
+        contents = contents.replace(b'"done":"3"', b'"done":"5"')
     else:
         contents = bytearray(safetensors.torch.save({"a": torch.ones(1)}))
     state.write_bytes(contents)

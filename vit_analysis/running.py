@@ -82,8 +82,11 @@ def save(path: Path, parts: Mapping[str, Sums], done: int) -> None:
         for name, sums in parts.items()
         for field, value in sums.tensors().items()
     }
-    labels = {name: sums.labels() for name, sums in parts.items()}
-    facts = {"done": str(done), "labels": json.dumps(labels), "digest": _digest(tensors)}
+    facts = {
+        "done": str(done),
+        "labels": json.dumps({name: sums.labels() for name, sums in parts.items()}),
+    }
+    facts["digest"] = _digest(tensors, facts)
 
     def write(part: Path) -> None:
         try:
@@ -106,7 +109,7 @@ def restore(path: Path, kinds: Mapping[str, type[Sums]], device: torch.device) -
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    if facts.get("digest") != _digest(tensors):
+    if facts.pop("digest", None) != _digest(tensors, facts):
         raise ValueError("its contents are not those that were written")
     parts = {}
     for name, labels in json.loads(facts["labels"]).items():
@@ -119,8 +122,8 @@ def restore(path: Path, kinds: Mapping[str, type[Sums]], device: torch.device) -
     return parts, int(facts["done"])
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
