@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 from safetensors import safe_open
@@ -76,8 +77,9 @@ def campaign(name: str, kills: int, folder: Path, chance: random.Random) -> None
     done, ends, parts, when = 0, 0, 0, Counter[str]()
     while done < kills:
         broken = folder / f"broken {ends}"
-        while True:
+        for attempt in count():
             process = start(name, broken)
+            ready = time.monotonic()
             try:
                 status = process.wait(chance.uniform(0, takes))
             except subprocess.TimeoutExpired:
@@ -87,6 +89,8 @@ def campaign(name: str, kills: int, folder: Path, chance: random.Random) -> None
                 when[seen(broken)] += 1
                 continue
             assert status == 0, (broken / "log").read_text()
+            if attempt == 0:  # the machine has less other work than before
+                takes = min(takes, time.monotonic() - ready)
             break
         left = [file for file in (broken / "out").iterdir() if file.name[0] != "."]
         parts += len(list((broken / "out").glob(".*")))
@@ -94,7 +98,7 @@ def campaign(name: str, kills: int, folder: Path, chance: random.Random) -> None
         found = {file.name: file.read_bytes() for file in left if file.suffix == ".parquet"}
         assert found == expected, f"{name}: another table than the unbroken run's"
         ends += 1
-    told = ", ".join(f"{count} {what}" for what, count in sorted(when.items()))
+    told = ", ".join(f"{often} {what}" for what, often in sorted(when.items()))
     print(
         f"| {name} | {takes:.1f} | {done} | {told} | {ends} of {ends} | {parts} | {time.monotonic() - began:.0f} |",
         flush=True,
