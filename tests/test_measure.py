@@ -1,8 +1,10 @@
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from conftest import Given, Layers
 from torch import Tensor, nn
@@ -70,6 +72,19 @@ class Killed(BaseException):
     """What a kill looks like from within."""
 
 
+def dying(after: int):
+    """Folds so many batches."""
+    folded = []
+
+    def die(batch: features.Pass) -> Total:
+        if len(folded) == after:
+            raise Killed
+        folded.append(batch.number)
+        return fold(batch)
+
+    return die
+
+
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_a_killed_run_goes_on_and_ends_with_the_same_sums(images, tmp_path, monkeypatch, after):
     monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
@@ -106,6 +121,67 @@ def test_another_command_does_not_pick_up_the_state(images, tmp_path):
     ]
     assert len({place(own) for own in [reading(images), *changed]}) == 5
     assert place(reading(images)) == place(reading(images))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "one bit", "more batches", "of other sums"])
+def test_a_damaged_state_is_named_put_aside_and_not_believed(images, tmp_path, monkeypatch, caplog, damage):
+    monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
+    with pytest.raises(Killed):
+        measured(reading(images), dying(3), tmp_path / "run")
+    (state,) = tmp_path.iterdir()
+    contents = bytearray(state.read_bytes())
+    if damage == "empty":
+        contents.clear()
+    elif damage == "cut":
+        del contents[len(contents) // 2 :]
+    elif damage == "one bit":
+        contents[-3] ^= 1
+    elif damage == "more batches":
+        contents = contents.replace(b'"done":"3"', b'"done":"5"')
+    else:
+        contents = bytearray(safetensors.torch.save({"a": torch.ones(1)}))
+    state.write_bytes(contents)
+    total = measured(reading(images), state=tmp_path / "run")
+    assert torch.equal(total.total, measured(reading(images)).total)
+    assert re.search(
+        rf"the sums in {state} cannot be read \(.+\): put aside as {state.stem}.unreadable; beginning again",
+        caplog.text,
+    )
+    (aside,) = tmp_path.iterdir()
+    assert aside.name == f"{state.stem}.unreadable"
+    assert aside.read_bytes() == contents
+
+
+def test_what_is_made_of_the_sums_can_be_written_before_they_go(images, tmp_path):
+    def killed_after_the_pass() -> None:
+        with running.keeping():
+            measured(reading(images), state=tmp_path / "run")
+            raise Killed
+
+    with pytest.raises(Killed):
+        killed_after_the_pass()
+    assert len(list(tmp_path.iterdir())) == 1
+    with running.keeping():
+        never = measured(reading(images), lambda _: pytest.fail("read again"), tmp_path / "run")
+    assert int(never.images) == 22
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_file_more_in_a_folder_is_another_state():
+    @dataclass(frozen=True)
+    class Choice(Given):
+        whole: int = 0
+
+        @property
+        def order(self) -> list[int]:
+            return torch.randperm(self.whole, generator=torch.Generator().manual_seed(0))[:8].tolist()
+
+    def key(whole: int) -> str:
+        own = reading(Choice(batch=4, pixels=torch.zeros(8, 3), whole=whole))
+        return measure.Measurement(own, fold, Total, pd.DataFrame).key()
+
+    assert key(100) != key(101)
+    assert key(100) == key(100)
 
 
 def test_fewer_batches_than_processes_are_refused_before_anything_waits(images, monkeypatch):

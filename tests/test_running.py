@@ -112,3 +112,17 @@ def test_a_difference_is_jackknifed_as_a_difference():
     difference = jackknife(lambda sums: (sums[1] - sums[0]) / 20, groups, held)
     assert float(difference.value) == pytest.approx(0.1)
     assert float(difference.high - difference.low) < 1e-9
+
+
+@pytest.mark.parametrize("other", [moments([1, 2, 3], "y"), Moments(torch.ones(4), torch.tensor(3), "x")])
+def test_processes_with_sums_of_other_things_are_refused_before_they_add_up(monkeypatch, other):
+    # Two processes, of which the second is given.
+    def gather(shapes: list, mine: running._Shape) -> None:
+        tensors = {name: (value.shape, value.dtype) for name, value in other.tensors().items()}
+        shapes[:] = [mine, running._Shape(Moments, tensors, other.labels())]
+
+    monkeypatch.setattr(running, "processes", lambda: (0, 2))
+    monkeypatch.setattr(running.dist, "all_gather_object", gather)
+    monkeypatch.setattr(running.dist, "all_reduce", lambda _: pytest.fail("added up"))
+    with pytest.raises(ValueError, match="process 0 has sums of other things than process 1"):
+        running.over_processes(moments([1, 2, 3]), torch.device("cpu"))

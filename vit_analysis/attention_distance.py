@@ -119,6 +119,8 @@ def plan_subsets(vit: Model, cnn: Model, images: Images) -> Measurement[SubsetSu
     taps = {vit.name: [f"{_chosen(vit, [0])[0]}:heads"], cnn.name: units}
 
     def reduce(model: str, layer: str, activation: Any) -> Any:
+        if len(activation.query if isinstance(activation, Heads) else activation) < similarity.SMALLEST_BATCH:
+            return None  # `_fold_subsets` leaves the batch out
         if not isinstance(activation, Heads):
             return similarity.centred_gram(activation)
         _refuse_other_tokens(activation, place, f"{layer} of {model}")

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.distributed as dist
 import tyro
 
 from vit_analysis import running, table
@@ -30,15 +30,19 @@ def run(main: Callable[..., None]) -> None:
     for library in ("timm", "PIL", "matplotlib", "httpx", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
     keep_memory()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        _join()
+    signal.signal(signal.SIGTERM, _stop)  # as clusters send it: to be treated as Ctrl-C
     try:
-        tyro.cli(main, prog=_program())
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _join()
+        with running.keeping():
+            tyro.cli(main, prog=_program())
+            running.company.meet()  # until the first has written what the sums of all were for
+        running.company.leave()
     except MISTAKES as error:
+        running.company.fail(str(error.args[0] if error.args else error))
         if os.environ.get("VIT_ANALYSIS_TRACEBACK"):
             raise
-        message = error.args[0] if isinstance(error, KeyError) else error
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
         # Sentences meant for a user are of these kinds; of others, where they come from may matter.
         hint = (
             ""
@@ -47,12 +51,18 @@ def run(main: Callable[..., None]) -> None:
         )
         logger.error("error: %s%s", message, hint)
         sys.exit(2)
-    except KeyboardInterrupt:
-        logger.error("stopped; the same command goes on from the sums last written")
-        sys.exit(130)
-    finally:
-        if processes > 1:
-            dist.destroy_process_group()
+    except KeyboardInterrupt as stop:
+        running.company.fail("stopped")
+        notes = getattr(stop, "__notes__", ["the same command goes on from what it last wrote"])
+        logger.error("stopped; %s", "; ".join(notes))
+        sys.exit(128 + (signal.SIGTERM if stop.args else signal.SIGINT))
+    except Exception as error:
+        running.company.fail(str(error))
+        raise
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt("SIGTERM")
 
 
 def write(result: pd.DataFrame, out: Path) -> None:
@@ -103,4 +113,4 @@ def _join() -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    running.company.join("cpu:gloo,cuda:nccl" if cuda else "gloo")

@@ -117,8 +117,9 @@ def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
     rank, of = dealt(reading.images)
     images = reading.images
     parts: list[tuple[slice, dict[str, dict[str, Any]]]] = []
-    with tqdm(total=images.batches // of, unit="batch", disable=quiet(rank)) as bar:
+    with tqdm(total=len(range(rank, images.batches, of)), unit="batch", disable=quiet(rank)) as bar:
         for batch in stream(reading):
+            running.company.heed()
             first = batch.number * images.batch
             if batch.images != images.order[first:][: images.batch]:
                 raise OSError(
@@ -134,7 +135,9 @@ def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
         whole = pieces[0][1].new_zeros(len(images.order), *pieces[0][1].shape[1:])
         for rows, piece in pieces:
             whole[rows] = piece
-        gathered[model, layer] = running.over_processes(_Rows(whole)).kept
+        rows_of_all = running.over_processes(_Rows(whole), whole.device)
+        assert rows_of_all  # every process has a batch
+        gathered[model, layer] = rows_of_all.kept
     return gathered
 
 

@@ -22,6 +22,7 @@ from vit_analysis import running
 from vit_analysis.features import Pass, Reading, dealt, quiet, stream
 from vit_analysis.models import Model
 from vit_analysis.running import Sums, SumsType
+from vit_analysis.table import versions
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ class Measurement(Generic[SumsType]):
             "taps": {name: list(taps) for name, taps in self.reading.taps.items()},
             "sums": self.kind.__name__,
             "settings": dict(self.reading.settings),
+            # One file more in a folder, and a random choice is of other files.
+            "order": hashlib.sha256(str(self.reading.images.order).encode()).hexdigest(),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -90,29 +93,50 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
 
     Raises:
         ValueError: there is no batch for some process, or none that counts for some measurement.
+        ConnectionError: another process failed or died.
     """
     reading = merged(measurements)
-    rank, of = dealt(reading.images)
+    dealt(reading.images)
     path = state_path(state, measurements) if state else None
     for measurement in measurements.values():
         measurement.prepare()
-    sums, done = _restored(path, measurements, reading)
-    saved = time.monotonic()
-    with tqdm(
-        total=reading.images.batches // of, initial=done // of, unit="batch", disable=quiet(rank)
-    ) as bar:
-        for batch in stream(reading, start=done):
-            _add(sums, measurements, batch)
-            bar.update()
-            if path and sums and time.monotonic() - saved > SAVE_EVERY:
-                running.save(path, sums, batch.number + 1)
-                saved = time.monotonic()
-    if len(sums) < len(measurements):
+    sums = _read(reading, measurements, path)
+    place = next(iter(reading.models.values())).device
+    merged_sums = {name: running.over_processes(sums.get(name), place) for name in measurements}
+    if any(own is None for own in merged_sums.values()):
         raise ValueError(f"no batch of {reading.images.batches} could be used")
-    merged_sums = {name: running.over_processes(sums[name]) for name in measurements}
     if path:
-        path.unlink(missing_ok=True)
+        running.finish(path)
     return merged_sums
+
+
+def _read(
+    reading: Reading, measurements: Mapping[str, Measurement[Any]], path: Path | None
+) -> dict[str, Sums]:
+    """This process's sums, from those written to ``path`` on."""
+    (rank, of), batches = running.processes(), reading.images.batches
+    sums, start = _restored(path, measurements, reading)
+    numbers = range(rank, batches, of)
+    left = [number for number in numbers if number >= start]
+    written, kept = time.monotonic(), start
+    try:
+        with tqdm(
+            total=len(numbers), initial=len(numbers) - len(left), unit="batch", disable=quiet(rank)
+        ) as bar:
+            for batch in stream(reading, start=start):
+                running.company.heed()
+                _add(sums, measurements, batch)
+                bar.update()
+                last = batch.number == left[-1]
+                if path and sums and (last or time.monotonic() - written > SAVE_EVERY):
+                    running.save(path, sums, batch.number + 1)
+                    written, kept = time.monotonic(), batch.number + 1
+    except KeyboardInterrupt as stop:
+        if path:
+            done = len(range(rank, kept, of))
+            stop.add_note(f"the same command goes on after {done} of {len(numbers)} batches")
+        raise
+    return sums
 
 
 def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
@@ -190,13 +214,22 @@ def _restored(
     if path is None or not path.exists():
         return {}, 0
     place = next(iter(reading.models.values())).device
-    sums, done = running.restore(path, {name: one.kind for name, one in measurements.items()}, place)
+    try:
+        sums, done = running.restore(path, {name: one.kind for name, one in measurements.items()}, place)
+    except ValueError as error:
+        aside = path.with_suffix(".unreadable")
+        path.replace(aside)
+        logger.warning(
+            "the sums in %s cannot be read (%s): put aside as %s; beginning again", path, error, aside.name
+        )
+        return {}, 0
     logger.info("going on after batch %d of %d", done, reading.images.batches)
     return sums, done
 
 
 def state_path(state: Path, measurements: Mapping[str, Measurement[Any]]) -> Path:
     """Where the sums of these measurements lie meanwhile, for this process among these many."""
-    facts = [{name: one.key() for name, one in measurements.items()}, running.processes()]
+    keys = {name: one.key() for name, one in measurements.items()}
+    facts = [keys, running.processes(), versions()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return state.with_name(f"{state.name}.{digest}.state")

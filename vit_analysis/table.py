@@ -1,8 +1,10 @@
 """Tables: tidy DataFrames that carry where they came from, on disk whole or not at all."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,10 @@ from vit_analysis.spelling import did_you_mean
 VERSIONS = ("vit-analysis", "torch", "timm", "numpy")
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
+
+# Folder of a file that is being written; a killed writer leaves it. An hour without a change, and nobody writes any more.
+PART = ".part-"
+ABANDONED = 3600.0  # seconds
 
 
 def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.DataFrame:
@@ -74,17 +80,44 @@ def column(table: pd.DataFrame, name: str) -> pd.Series:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file that appears at ``path`` complete or not at all: written beside it, synced, then renamed.
 
-    A full disk or a kill leaves what was at ``path`` before.
+    A full disk or a kill leaves what was at ``path`` before. What killed writers left beside it goes after an hour.
+
+    Raises:
+        OSError: it cannot be written; names ``path`` and says why.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    part = Path(name)
     try:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A folder, as some libraries write beside what they write, too.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART, ignore_cleanup_errors=True) as folder:
+            _sweep(Path(folder))
+            part = Path(folder, path.name)
+            try:
+                write(part)
+                with part.open("rb+") as file:
+                    os.fsync(file.fileno())
+                part.chmod(0o644)
+                part.replace(path)
+            except RuntimeError as error:  # as torch.save says of a full disk
+                raise OSError(_full(Path(folder)) or str(error)) from error
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise OSError(f"cannot write {path}: {reason}; what was there before is as it was") from error
+
+
+def _full(folder: Path) -> str | None:
+    """What the system says where there is no room for another file."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**16))
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _sweep(fresh: Path) -> None:
+    """Remove what killed writers left beside a folder made just now: by one clock, also on a disk of another machine."""
+    now = fresh.stat().st_mtime
+    for left in fresh.parent.glob(f"{PART}*"):
+        with suppress(OSError):
+            if now - max(one.stat().st_mtime for one in (left, *left.iterdir())) > ABANDONED:
+                shutil.rmtree(left)
