@@ -29,6 +29,15 @@ def test_uniformity_does_not_depend_on_how_many_layers_are_looked_at():
     assert q.uniformity(square(np.eye(24))) == 0
 
 
+def test_layers_that_are_constant_over_images_are_passed_over():
+    place = np.linspace(0, 1, 9)
+    values = np.exp(-np.abs(place[:, None] - place))
+    spoilt = values.copy()
+    spoilt[4], spoilt[:, 4] = np.nan, np.nan
+    assert q.uniformity(square(spoilt)) == pytest.approx(q.uniformity(square(values)), abs=0.01)
+    assert np.isnan(q.uniformity(square(np.full((3, 3), np.nan))))
+
+
 def test_the_far_corner_is_the_lowest_third_with_the_highest():
     values = np.zeros((24, 24))
     values[:8, 16:] = 1
@@ -51,8 +60,10 @@ def test_a_grid_with_the_period_of_a_block_is_found_and_a_smooth_map_has_none():
     place = np.arange(24)
     grid = square((place[:, None] % 4 == place % 4).astype(float), layers)
     assert q.periodicity(grid) > 0.9
-    smooth = square(np.exp(-np.abs(place[:, None] - place) / 8), layers)
-    assert q.periodicity(smooth) < 0.05
+    trend = np.exp(-np.abs(place[:, None] - place) / 8)
+    assert q.periodicity(square(grid.values + 3 * trend, layers)) > 0.5
+    other = square(trend + 0.1 * (place[:, None] % 3 == place % 3), layers)  # a grid with another period
+    assert q.periodicity(other) < 0
     with pytest.raises(NotMeasured, match="needs several layers of each block"):
         q.periodicity(square(np.eye(6)))
 

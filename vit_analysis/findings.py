@@ -129,6 +129,8 @@ def _row(claim: Claim, evidence: Evidence, under: Callable[[str], Evidence | Non
         found = estimate(claim.compute, claim.tables, evidence)
     except NotMeasured as needed:
         return row | {"reason": str(needed)}
+    if math.isnan(found.value):
+        return row | {"reason": "undefined here: layers that it needs are constant over images"}
     verdict = claim.rule.verdict(found.value, found.low, found.high)
     controls = {name: own for name in claim.controls if (own := _control(claim, under(name)))}
     return row | {
@@ -147,6 +149,8 @@ def _control(claim: Claim, evidence: Evidence | None) -> dict[str, Any] | None:
     try:
         found = estimate(claim.compute, claim.tables, evidence)
     except NotMeasured:
+        return None
+    if math.isnan(found.value):
         return None
     verdict = claim.rule.verdict(found.value, found.low, found.high)
     return {"value": found.value, "low": found.low, "high": found.high, "verdict": verdict}

@@ -26,25 +26,29 @@ BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$|:)")
 
 
 def resampled(matrix: Matrix) -> Float64[np.ndarray, "24 24"]:
-    """On a common grid of depths, linearly interpolated."""
+    """On a common grid of depths, linearly interpolated; undefined layers, constant over images, are passed over."""
     places = np.linspace(0, 1, GRID)
+    rows, columns = (~np.isnan(matrix.values).all(axis=axis) for axis in (1, 0))
+    if not (rows.any() and columns.any()):
+        return np.full((GRID, GRID), np.nan)
 
     def weights(depth: np.ndarray) -> np.ndarray:
         return np.stack([np.interp(places, depth, own) for own in np.eye(len(depth))], axis=1)
 
-    return weights(matrix.depth) @ matrix.values @ weights(matrix.other_depth).T
+    values = matrix.values[rows][:, columns]
+    return weights(matrix.depth[rows]) @ values @ weights(matrix.other_depth[columns]).T
 
 
 def uniformity(matrix: Matrix) -> float:
     """Mean similarity of different depths."""
     values = resampled(matrix)
-    return float(np.nanmean(values[~np.eye(GRID, dtype=bool)]))
+    return float(values[~np.eye(GRID, dtype=bool)].mean())
 
 
 def far(matrix: Matrix) -> float:
     """Mean similarity of the lowest third of depths with the highest."""
     third = GRID // 3
-    return float(np.nanmean(resampled(matrix)[:third, -third:]))
+    return float(resampled(matrix)[:third, -third:].mean())
 
 
 def contrast(matrix: Matrix, stages: np.ndarray) -> float:
@@ -68,19 +72,21 @@ def quarters(matrix: Matrix) -> np.ndarray:
 
 
 def periodicity(matrix: Matrix) -> float:
-    """Autocorrelation of rows at the lag of one block less the mean at shorter lags from 2 on, over the layers of blocks."""
+    """Autocorrelation of rows at the lag of one block less the mean at shorter lags from 2 on, over the layers of blocks.
+
+    Rows change with depth whether or not there is a grid, so their running mean over one block is taken away first.
+    """
     numbers = [int(match[1]) if (match := BLOCK.match(layer)) else -1 for layer in matrix.layers]
     period = numbers.count(1)
     if period < 4:
         raise NotMeasured("needs several layers of each block (--layers paper)")
     inside = np.array(numbers) >= 0
     rows = matrix.values[inside][:, inside]
-    rows = rows - np.nanmean(rows, axis=1, keepdims=True)
-    power = np.nansum(rows**2, axis=1)
-    lags = [
-        np.nanmean(np.nansum(rows[:, :-lag] * rows[:, lag:], axis=1) / power) for lag in range(2, period + 1)
-    ]
-    return float(lags[-1] - np.mean(lags[:-1]))
+    windows = np.lib.stride_tricks.sliding_window_view(rows, period, axis=1)
+    rest = rows[:, period // 2 : period // 2 + windows.shape[1]] - windows.mean(axis=2)
+    power = np.square(rest).mean(axis=1)
+    lags = [(rest[:, :-lag] * rest[:, lag:]).mean(axis=1) / power for lag in range(2, period + 1)]
+    return float(np.nanmean(lags[-1] - np.mean(lags[:-1], axis=0)))
 
 
 def matched(matrix: Matrix, depth: float) -> float:
@@ -270,7 +276,7 @@ def transition(e: Evidence) -> float:
 
 def skips_carry(e: Evidence) -> float:
     """F7b: log of how much larger the ratio of skip to long branch is in V than in R."""
-    vit, cnn = (np.nanmedian(log_ratios(e, e.one(part), "spatial")) for part in ("vit", "cnn"))
+    vit, cnn = (pd.Series(log_ratios(e, e.one(part), "spatial")).median() for part in ("vit", "cnn"))
     return float(vit - cnn)
 
 
