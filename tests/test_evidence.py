@@ -99,5 +99,14 @@ def test_cka_is_a_matrix_of_layers_by_layers():
         [0, 0.5, 1],
         [0, 1],
     )
+    spoilt = made.copy()
+    spoilt.loc[spoilt["layer"] == "l1", "cka"] = np.nan
+    spoilt.attrs = made.attrs
+    left = evidence(cka=spoilt).cka("m", "n")
+    assert (left.layers, left.values.tolist(), left.depth.tolist()) == (
+        ["l0", "l2"],
+        [[0, 1], [20, 21]],
+        [0, 1],
+    )
     ((_, second),) = own.without(["cka"])
     np.testing.assert_array_equal(second.cka("m", "n").values, matrix.values + 1)

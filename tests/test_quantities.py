@@ -29,15 +29,6 @@ def test_uniformity_does_not_depend_on_how_many_layers_are_looked_at():
     assert q.uniformity(square(np.eye(24))) == 0
 
 
-def test_layers_that_are_constant_over_images_are_passed_over():
-    place = np.linspace(0, 1, 9)
-    values = np.exp(-np.abs(place[:, None] - place))
-    spoilt = values.copy()
-    spoilt[4], spoilt[:, 4] = np.nan, np.nan
-    assert q.uniformity(square(spoilt)) == pytest.approx(q.uniformity(square(values)), abs=0.01)
-    assert np.isnan(q.uniformity(square(np.full((3, 3), np.nan))))
-
-
 def test_the_far_corner_is_the_lowest_third_with_the_highest():
     values = np.zeros((24, 24))
     values[:8, 16:] = 1

@@ -20,7 +20,7 @@ UNTRAINED = Parts(
     no_skip=("lab/vit_no_skip_middle@random",),
     mixer="lab/mixer@random",
 )
-QUICK = {"cka", "cka_controls", "attention_distance", "skip", "localization", "soft_nearest_neighbor"}
+QUICK = {"cka", "cka_controls", "attention_distance", "skip", "localization"}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def test_an_analysis_that_does_not_apply_is_missing_with_its_reason(tmp_path):
     )
     assert done.tables.keys() == {"skip"}
     assert done.missing["attention_distance"] == "needs a Vision Transformer (--vit)"
+    assert done.missing["lesions_trained"] == "needs a Vision Transformer (--vit)"
     assert done.missing["head_subsets"] == "needs a Vision Transformer (--vit) and a CNN (--cnn)"
 
 
@@ -143,7 +144,6 @@ def test_every_figure_is_a_picture_or_says_what_it_needs(made, tmp_path):
         "8",
         "9",
         "10",
-        "notes",
         "E.1",
         "E.2",
         "G.2",

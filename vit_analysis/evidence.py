@@ -125,12 +125,21 @@ class Evidence:
         return rows.assign(**{column: own[places, group] for column, own in self._replicates(name).items()})
 
     def cka(self, model: str, other: str, table: str = "cka") -> Matrix:
-        """Of all layers of two models that the table compares."""
+        """Of the layers of two models that the table compares; those that are constant over images have none and are left out.
+
+        Raises:
+            NotMeasured: the table does not compare them, or no layer is left.
+        """
         rows = self.rows(table, model=model, other_model=other)
         layers = list(dict.fromkeys(rows["layer"]))
         values = rows["cka"].to_numpy(dtype=float).reshape(len(layers), -1)
+        depth = rows["depth"].to_numpy(dtype=float)[:: values.shape[1]]
         other_depth = rows["other_depth"].to_numpy(dtype=float)[: values.shape[1]]
-        return Matrix(values, layers, rows["depth"].to_numpy(dtype=float)[:: values.shape[1]], other_depth)
+        down, across = (~np.isnan(values).all(axis=axis) for axis in (1, 0))
+        if not down.any():
+            raise NotMeasured(f"all layers of {model} or of {other} are constant over images")
+        kept = [layer for layer, defined in zip(layers, down, strict=True) if defined]
+        return Matrix(values[down][:, across], kept, depth[down], other_depth[across])
 
     def without(self, tables: Collection[str]) -> Iterator[list["Evidence"]]:
         """For each source of variation of these tables, the evidence without each of its groups."""

@@ -26,17 +26,13 @@ BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$|:)")
 
 
 def resampled(matrix: Matrix) -> Float64[np.ndarray, "24 24"]:
-    """On a common grid of depths, linearly interpolated; undefined layers, constant over images, are passed over."""
+    """On a common grid of depths, linearly interpolated."""
     places = np.linspace(0, 1, GRID)
-    rows, columns = (~np.isnan(matrix.values).all(axis=axis) for axis in (1, 0))
-    if not (rows.any() and columns.any()):
-        return np.full((GRID, GRID), np.nan)
 
     def weights(depth: np.ndarray) -> np.ndarray:
         return np.stack([np.interp(places, depth, own) for own in np.eye(len(depth))], axis=1)
 
-    values = matrix.values[rows][:, columns]
-    return weights(matrix.depth[rows]) @ values @ weights(matrix.other_depth[columns]).T
+    return weights(matrix.depth) @ matrix.values @ weights(matrix.other_depth).T
 
 
 def uniformity(matrix: Matrix) -> float:
@@ -162,7 +158,7 @@ def layers_needed(e: Evidence) -> float:
     """SEED1: layers of R that it takes to resemble the middle of V, less layers of V for the middle of R."""
     matrix = crossed(e)
     turned = Matrix(matrix.values.T, [], matrix.other_depth, matrix.depth)
-    return layers_until(turned) - layers_until(matrix)
+    return float(layers_until(turned) - layers_until(matrix))
 
 
 def monotone(e: Evidence) -> float:

@@ -240,7 +240,11 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
         "skip": lambda: [skip.plan([*main, *cast.twins], images, first=FIRST_TOKENS)],
         "lesions": lambda: [lesions.plan(model, first(images, LESIONED)) for model in main],
         "lesions_trained": lambda: [
-            lesions.plan_trained(vits[0], _some(cast.of("no_skip"), parts_wanted("no_skip")), images)
+            lesions.plan_trained(
+                _some(vits, parts_wanted("vit"))[0],
+                _some(cast.of("no_skip"), parts_wanted("no_skip")),
+                images,
+            )
         ],
         "localization": lambda: [localization.plan([*grids, *cast.twins], images)],
         "localization_penultimate": lambda: [localization.plan(grids, images, layers="penultimate")],
