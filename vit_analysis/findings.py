@@ -237,7 +237,7 @@ CONTROLS: Mapping[str, Callable[[Evidence], Evidence | None]] = {
 
 def markdown(found: pd.DataFrame) -> str:
     """The five differences, then every claim, as text."""
-    lines = ["# Findings", ""]
+    lines = ["# Findings", "", f"Of {', '.join(found.attrs.get('models', {}))}.", ""]
     counts = found["verdict"].value_counts()
     lines += [f"{'; '.join(f'{counts[verdict]} {verdict}' for verdict in counts.index)}.", ""]
     lines += ["## The five differences", ""]
@@ -247,8 +247,8 @@ def markdown(found: pd.DataFrame) -> str:
         lines += [f"{difference.number}. **{difference.title}**: {difference.verdict}. {told}.", ""]
     lines += ["## Every claim", ""]
     lines += [
-        "| id | figure | claim | the paper | number | wanted | verdict | controls |",
-        "|---|---|---|---|--:|---|---|---|",
+        "| id | figure | claim | the paper | statistic | number | wanted | p (Holm) | verdict | controls |",
+        "|---|---|---|---|---|--:|---|--:|---|---|",
     ]
     lines += [_line(row) for row in found.itertuples()]
     return "\n".join([*lines, ""])
@@ -258,10 +258,13 @@ def _line(row: Any) -> str:
     verdict = (
         f"**{row.verdict}**"
         + (", fragile" if row.fragile else "")
+        + (", but smaller than the words" if row.verdict == "reproduced" and not row.in_size else "")
         + (f": {row.reason}" if row.reason else "")
     )
     controls = "; ".join(f"{name} {own['value']:.3g}" for name, own in row.controls.items())
-    cells = (row.id, row.figure, row.claim, row.paper, number(row), row.threshold, verdict, controls)
+    p = "" if math.isnan(row.p) else f"{row.p:.1g}"
+    said = (row.id, row.figure, row.claim, row.paper, row.statistic)
+    cells = (*said, number(row), row.threshold, p, verdict, controls)
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
