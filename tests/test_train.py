@@ -143,6 +143,19 @@ def test_goes_on_from_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(load_file(second)[name], tensor, atol=1e-4, rtol=1e-3)
 
 
+def test_a_head_of_other_classes_is_not_taken_and_all_else_is(tmp_path: Path) -> None:
+    first = tmp_path / "first.safetensors"
+    train.train(TINY, lessons(), PLAN, first)
+    torch.manual_seed(5)
+    other = zoo.build("vit", TINY.config | {"num_classes": 3})
+    head = other.head.weight.clone()
+    train.start_from(other, first)
+    assert torch.equal(other.head.weight, head)
+    torch.testing.assert_close(
+        other.blocks[1].mlp.fc1.weight, load_file(first)["blocks.1.mlp.fc1.weight"].float()
+    )
+
+
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     first = tmp_path / "first.safetensors"
     train.train(TINY, lessons(), PLAN, first)

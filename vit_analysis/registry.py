@@ -181,7 +181,7 @@ CLAIMS = (
         q.partitioned, ("lesions_trained",), Above(0.0, 0.2), (), 3,
     ),
     Claim(
-        "F8b", "8", "and accuracy falls",
+        "F8b", "8", "Trained without them, a model loses accuracy",
         "4 % for middle blocks", "accuracy, intact - trained without those of the middle block, points",
         q.accuracy_lost, ("lesions_trained",), Near(2.0, 6.0), (), 3,
     ),
@@ -198,7 +198,7 @@ CLAIMS = (
         q.v_less_r("near_hit_rate"), ("localization",), Above(0.0, 0.3), ("normalized", "untrained"), 4,
     ),
     Claim(
-        "F9b", "9", "and stand out more from other places",
+        "F9b", "9", "Tokens of the last block stand out more from other places than in a ResNet",
         "the same, no number", "(CKA with own patch - mean of others) / SD of the map, interior tokens, V - R",
         q.v_less_r("contrast"), ("localization",), Above(0.0, 1.0), ("normalized", "untrained"), 4,
     ),
@@ -280,7 +280,7 @@ CLAIMS = (
         q.last_falls, ("soft_nearest_neighbor",), Below(0.0), ("normalized",), 5,
     ),
     Claim(
-        "S2", "notes", "and falls more there than in a Vision Transformer",
+        "S2", "notes", "That loss falls more at the end of a ResNet than of a Vision Transformer",
         "the notes; not in the paper", "share of the loss that the last block takes away, R - V",
         q.falls_more, ("soft_nearest_neighbor",), Above(0.0), ("normalized",), 5,
     ),

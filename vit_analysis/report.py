@@ -127,7 +127,7 @@ def _page(
         "base-uri 'none'; form-action 'none'",
         style=style,
         script=script,
-        models=_text(" and ".join(provenance.get("models", ())) or "the models below"),
+        models=_text(", ".join(provenance.get("models", ())) or "the models below"),
         strip="".join(_square(row) for row in rows),
         tally="".join(f"<li><b>{counts[verdict]}</b> {_tag(verdict)}</li>" for verdict in MARKS),
         contents="".join(_entry(place) for place in places),
@@ -179,7 +179,7 @@ def _square(row: Row) -> str:
 
 
 def _entry(place: Place) -> str:
-    number = _label(place.id).removeprefix("Figure ")
+    number = _label(place.id).removeprefix("Figure ").split()[0]  # the title tells apart what shares it
     link = f'<a href="#{_anchor("figure", place.id)}"><b>{_text(number)}</b> <span>{_text(place.title)}</span></a>'
     return f"<li>{link}</li>"
 

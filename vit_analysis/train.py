@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_DECAY = 0.05
 WARM_UP = 100  # steps
+HEADS = ("head.", "fc.")  # of the lab's models
 CHECKPOINT_EVERY = 200  # steps
 
 
@@ -151,10 +152,27 @@ def train(recipe: zoo.Recipe, data: Data, plan: Plan, out: Path, init: Path | No
     torch.manual_seed(plan.seed)
     model = zoo.build(recipe.architecture, recipe.config)
     if init is not None:
-        models.fit(model, models.read_checkpoint(init), str(init))
+        start_from(model, init)
     fit(model, data, plan, checkpoint)
     ship(model, recipe, data, plan, out)
     checkpoint.unlink(missing_ok=True)
+
+
+def start_from(model: nn.Module, init: Path) -> None:
+    """Weights to go on from; a head of other classes stays as it is, untrained.
+
+    Raises:
+        ValueError: anything else does not fit.
+    """
+    own, given = model.state_dict(), models.read_checkpoint(init)
+    other = [
+        name
+        for name in own
+        if name in given and name.startswith(HEADS) and given[name].shape != own[name].shape
+    ]
+    if other:
+        logger.info("%s tells %d other classes: its head is not taken", init, len(given[other[0]]))
+    models.fit(model, given | {name: own[name] for name in other}, str(init))
 
 
 def ship(model: nn.Module, recipe: zoo.Recipe, data: Data, plan: Plan, out: Path) -> None:
