@@ -89,6 +89,8 @@ def test_a_tar_is_read_as_it_is(tmp_path):
     values = brightness(batch.inputs[0])
     assert sorted(values) == list(range(6))
     assert batch.labels.tolist() == [value % 2 for value in values]
+    assert images.classes == ["class0", "class1"]
+    assert images.truth(batch.images)["class"].tolist() == batch.labels.tolist()
 
 
 def test_an_unreadable_image_is_named_and_left_out(folder, caplog):

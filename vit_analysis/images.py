@@ -130,7 +130,8 @@ class Images:
         """Names of the classes, in order of their labels; empty where the source has none."""
         if self.source == LAB:
             return list(scenes.SHAPES)
-        names = getattr(getattr(self._files.data, "reader", self._files.data), "class_to_idx", {})
+        reader = getattr(self._files.data, "reader", self._files.data)
+        names = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", {})  # a folder's, a tar's
         return list(names) if len(names) > 1 else []
 
     @property
