@@ -6,7 +6,8 @@ from scipy.stats import t as student
 
 from vit_analysis import running
 from vit_analysis.evidence import Evidence, NotMeasured, estimate
-from vit_analysis.study import Parts, Study
+from vit_analysis.parts import Parts
+from vit_analysis.study import Study
 
 
 def table(without: np.ndarray, images: str = "a", **columns) -> pd.DataFrame:

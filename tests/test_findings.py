@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from vit_analysis import findings, study
+from vit_analysis.parts import Parts
 from vit_analysis.registry import CLAIMS, DIFFERENCES
-from vit_analysis.study import Parts, Study
+from vit_analysis.study import Study
 
 PARTS = Parts(vit=("v",), cnn=("r",), gap="g", less_data=("small", "medium"), other_seed="seed")
 GROUPS = 12

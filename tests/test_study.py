@@ -9,7 +9,8 @@ import torch
 from vit_analysis import figures, findings, measure, study, table
 from vit_analysis.drawings import DRAWINGS
 from vit_analysis.images import Images
-from vit_analysis.study import Cast, Parts
+from vit_analysis.parts import Parts
+from vit_analysis.study import Cast
 
 IMAGES = Images(limit=40, batch=20)
 TRAIN = Images(limit=400, seed=1)

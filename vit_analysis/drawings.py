@@ -9,7 +9,7 @@ import pandas as pd
 
 from vit_analysis import plot
 from vit_analysis.evidence import Evidence, NotMeasured
-from vit_analysis.study import parts_wanted
+from vit_analysis.parts import parts_wanted
 
 Panels = list[tuple[str, str]]
 

@@ -17,8 +17,9 @@ import pandas as pd
 from jaxtyping import Float64
 from scipy.stats import t as student
 
+from vit_analysis.parts import Parts, parts_wanted
 from vit_analysis.running import CONFIDENCE
-from vit_analysis.study import Parts, Study, parts_wanted
+from vit_analysis.study import Study
 from vit_analysis.table import WITHOUT
 
 DRAW = "draw"

@@ -19,9 +19,9 @@ from vit_analysis import command, findings, plot, report, running, study, table
 from vit_analysis.drawings import DRAWINGS, Drawing
 from vit_analysis.evidence import Evidence, NotMeasured
 from vit_analysis.images import Images
+from vit_analysis.parts import Parts
 from vit_analysis.report import Place
 from vit_analysis.spelling import did_you_mean
-from vit_analysis.study import Parts
 
 logger = logging.getLogger(__name__)
 

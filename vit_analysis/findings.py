@@ -24,8 +24,9 @@ from vit_analysis import command, study
 from vit_analysis import table as tables
 from vit_analysis.evidence import Evidence, NotMeasured, estimate
 from vit_analysis.images import Images
+from vit_analysis.parts import Parts
 from vit_analysis.registry import CLAIMS, DIFFERENCES, Claim
-from vit_analysis.study import Parts, Study
+from vit_analysis.study import Study
 from vit_analysis.table import WITHOUT
 
 logger = logging.getLogger(__name__)

@@ -131,7 +131,9 @@ class Images:
         if self.source == LAB:
             return list(scenes.SHAPES)
         reader = getattr(self._files.data, "reader", self._files.data)
-        names = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", {})  # a folder's, a tar's
+        names = getattr(reader, "class_to_idx", None) or getattr(
+            reader, "class_name_to_idx", {}
+        )  # a folder's, a tar's
         return list(names) if len(names) > 1 else []
 
     @property

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from vit_analysis import (
 from vit_analysis.images import LAB, Images
 from vit_analysis.measure import Measurement
 from vit_analysis.models import Model
+from vit_analysis.parts import LAB_PARTS, Parts, parts_wanted
 from vit_analysis.probe import Shots
 
 logger = logging.getLogger(__name__)
@@ -46,65 +47,6 @@ FIELDS, CHANNELS = 32, 8  # images of receptive fields, as in the paper, and cha
 LESIONED = 320  # images of lesions: each goes through the model once for every block
 SHOTS = 20  # of scenes: ten do not tell a linear classifier what a texture is, a hundred take longer than all else
 SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Which model plays which part; NAME[@WEIGHTS] each.
-
-    Attributes:
-        vit: Vision Transformers; the first one is the subject of figures and findings about one.
-        cnn: CNNs, likewise.
-        gap: the first Vision Transformer trained with average pooling instead of a class token.
-        less_data: the first Vision Transformer trained on less data, from the least on.
-        cnn_less_data: the first CNN trained on less data, from the least on.
-        other_seed: the first Vision Transformer trained again from other initial weights.
-        no_skip: the first Vision Transformer trained without the skip connections of one block.
-        mixer: an MLP-Mixer.
-        tuned: the first Vision Transformer fine-tuned to other data.
-    """
-
-    vit: tuple[str, ...] = ()
-    cnn: tuple[str, ...] = ()
-    gap: str | None = None
-    less_data: tuple[str, ...] = ()
-    cnn_less_data: tuple[str, ...] = ()
-    other_seed: str | None = None
-    no_skip: tuple[str, ...] = ()
-    mixer: str | None = None
-    tuned: str | None = None
-
-    def names(self, *parts: str) -> list[str]:
-        """The models of these parts, or of all, each once."""
-        values = [getattr(self, part) for part in parts or [field.name for field in fields(self)]]
-        named = [value if isinstance(value, tuple) else (value,) for value in values if value]
-        return list(dict.fromkeys(name for group in named for name in group))
-
-    def twins(self) -> list[str]:
-        """The untrained twins of the first Vision Transformer and the first CNN."""
-        return [models.twin(name) for name in (*self.vit[:1], *self.cnn[:1])]
-
-    def change(self, rename: Callable[[str], str | None]) -> "Parts":
-        """The same parts with other names; None leaves a model out."""
-        changed: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple):
-                changed[field.name] = tuple(new for name in value if (new := rename(name)))
-            else:
-                changed[field.name] = rename(value) if value else None
-        return Parts(**changed)
-
-
-LAB_PARTS = Parts(
-    vit=("lab/vit",),
-    cnn=("lab/resnet",),
-    gap="lab/vit_gap",
-    less_data=("lab/vit_small_data",),
-    cnn_less_data=("lab/resnet_small_data",),
-    no_skip=("lab/vit_no_skip_first", "lab/vit_no_skip_middle", "lab/vit_no_skip_last"),
-    mixer="lab/mixer",
-)
 
 
 def of(
@@ -271,22 +213,6 @@ def first(images: Images, count: int) -> Images:
 FIRST_TOKENS = 50  # of figure E.1
 FIELD_TABLES = {"receptive_field", "receptive_field_maps"}
 TABLES = (*plans(Cast(Parts(), {}), IMAGES, TRAIN), *sorted(FIELD_TABLES))
-
-
-def parts_wanted(part: str) -> str:
-    """A model of this part, in words."""
-    told = {
-        "vit": "a Vision Transformer (--vit)",
-        "cnn": "a CNN (--cnn)",
-        "gap": "a Vision Transformer trained with average pooling (--gap)",
-        "less_data": "a Vision Transformer trained on less data (--less-data)",
-        "cnn_less_data": "a CNN trained on less data (--cnn-less-data)",
-        "other_seed": "a Vision Transformer trained from another seed (--other-seed)",
-        "no_skip": "a Vision Transformer trained without the skip connections of one block (--no-skip)",
-        "mixer": "an MLP-Mixer (--mixer)",
-        "tuned": "a fine-tuned Vision Transformer (--tuned)",
-    }
-    return told[part]
 
 
 def _some(needed: list[Any], what: str) -> list[Any]:
