@@ -23,6 +23,7 @@ check: .venv/ready
 
 unit: .venv/ready
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake notebooks
 
 # A wheel, alone in an empty environment, must run the main job: the lab's weights are inside it.
 wheel: .venv/ready
