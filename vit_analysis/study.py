@@ -191,10 +191,13 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
         "localization": lambda: [localization.plan([*grids, *cast.twins], images)],
         "localization_penultimate": lambda: [localization.plan(grids, images, layers="penultimate")],
         "localization_normalized": lambda: [localization.plan(grids, images, tokens="normalized")],
-        "probe": lambda: [probe.plan(probed, images, shots)],
+        "probe": lambda: [probe.plan(probed, images, _learnable(shots, images))],
         "probe_tokens": lambda: [
             probe.plan(
-                grids, images, replace(shots, count=SINGLE, draws=3), tokens=[*probe.AGGREGATES, probe.EACH]
+                grids,
+                images,
+                _learnable(replace(shots, count=SINGLE, draws=3), images),
+                tokens=[*probe.AGGREGATES, probe.EACH],
             )
         ],
         "soft_nearest_neighbor": lambda: [soft_nearest_neighbor.plan(main, images)],
@@ -226,6 +229,12 @@ def _there(name: str) -> str | None:
         logger.warning("no weights of %r yet: train it with python -m vit_analysis.train %s", name, name)
         return None
     return name
+
+
+def _learnable(shots: Shots, images: Images) -> Shots:
+    if shots.images.source == LAB != images.source:
+        raise ValueError("needs images to learn from, with the classes of --images.source (--train.source)")
+    return shots
 
 
 def _pairs(cast: Cast) -> list[tuple[str, str]]:
