@@ -43,8 +43,9 @@ ROBUST: tuple[Tokens, ...] = ("all", "normalized", "standardized", "inliers")
 # Under which a finding is measured again: the paper's estimator; class token dropped; tokens that cannot dominate (two ways);
 # images that cannot dominate; the biased estimator; and every layer's images in another order, which must give 0.
 CONTROLS = ("all", "spatial", "normalized", "inliers", "typical", "biased", "shuffled")
-# Massive tokens are looked for in this share of every batch: all batches add up, and it costs little.
-WATCHED = 0.25
+# Massive tokens are looked for in this share of every batch: all batches add up, and it costs little. Of 8 images the HSIC of
+# a few tokens is too rough to notice that they dominate, so never in fewer than 16.
+WATCHED, LEAST_WATCHED = 0.25, 16
 # From this share of a layer's HSIC with itself on, its CKA is about the massive tokens and little else.
 DOMINANT = 0.5
 
@@ -222,7 +223,7 @@ def _shuffle(place: str, images: int) -> Int[Tensor, " image"]:
 
 
 def _watch(activation: Float[Tensor, "image token channel"], layout: Layout) -> Float64[Tensor, "4"]:
-    some = activation[: max(SMALLEST_BATCH, int(WATCHED * len(activation)))]
+    some = activation[: max(LEAST_WATCHED, int(WATCHED * len(activation)))]
     found = massive(some)
     vectors = torch.stack([similarity.centred_gram(some), similarity.centred_gram(inliers(some, layout))])
     count = torch.full((), float(found.numel()), dtype=torch.float64, device=some.device)
