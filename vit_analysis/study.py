@@ -273,6 +273,7 @@ def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[M
     return list(groups.values())
 
 
+@running.keeping()
 def _measured(group: Mapping[str, list[Measurement[Any]]], out: Path) -> dict[str, pd.DataFrame]:
     """The tables of one pass, or of a table's own passes, written."""
     each = {f"{name} {number}": one for name, own in group.items() for number, one in enumerate(own)}
@@ -303,6 +304,7 @@ def _write(result: pd.DataFrame, path: Path, key: str) -> None:
         logger.info("wrote %s", path)
 
 
+@running.keeping()
 def _fields(cast: Cast, images: Images, out: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
     """Receptive fields: two tables of the same sums."""
     few = replace(images, limit=min(FIELDS, images.limit or FIELDS), batch=8)
