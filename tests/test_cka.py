@@ -343,6 +343,9 @@ def test_a_table_of_some_pairs_of_models_holds_what_the_whole_table_does():
         "third": Layers(a=torch.cos),
     }
     whole = cka.compare(own, images, layers="*")
-    some = measure.table(cka.plan(own, images, layers="*", pairs=[("one", "one"), ("one", "third")]))
+    plan = cka.plan(own, images, layers="*", pairs=[("one", "one"), ("one", "third")])
+    assert len({plan.key(), cka.plan(own, images, layers="*").key()}) == 2  # another table is not read for it
+    assert plan.key() != cka.plan(own, images, layers="*", pairs=[("one", "one")]).key()
+    some = measure.table(plan)
     rows = (whole["model"] == "one") & whole["other_model"].isin(["one", "third"])
     pd.testing.assert_frame_equal(some, whole[rows].reset_index(drop=True))

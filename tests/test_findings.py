@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from vit_analysis import findings, study
+from vit_analysis.drawings import DRAWINGS
 from vit_analysis.parts import Parts
 from vit_analysis.registry import CLAIMS, DIFFERENCES
 from vit_analysis.study import Study
@@ -231,6 +232,7 @@ def test_the_registry_is_whole():
     ids = [claim.id for claim in CLAIMS]
     assert len(set(ids)) == len(ids)
     assert {claim.difference for claim in CLAIMS} == {0, *DIFFERENCES}
+    assert {claim.figure for claim in CLAIMS} <= {drawing.id for drawing in DRAWINGS}
     known = {*study.TABLES, "cka_blocks"}
     for claim in CLAIMS:
         assert set(claim.tables) <= known, claim.id

@@ -13,21 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from forked import ends
-from test_kill import batches_kept, slowly
+from test_kill import RUN, batches_kept, slowly
 
 from vit_analysis import measure, running, table
-
-RUN = [
-    "lab/vit@random",
-    "--images.limit",
-    "40",
-    "--images.batch",
-    "4",
-    "--layers",
-    "blocks",
-    "--out",
-    "out/run",
-]
 
 
 def test_two_processes_give_the_tables_of_one(tmp_path):

@@ -172,6 +172,7 @@ def test_one_command_makes_pictures_verdicts_and_a_report(tmp_path, monkeypatch)
     for drawing in DRAWINGS:
         assert drawing.title in page
     assert "needs an MLP-Mixer (--mixer)" in page
+    assert "mean over blocks of accuracy lost without their skip connections, V - R, points: " in page
     assert (tmp_path / "findings.md").stat().st_size > 1000
     assert (tmp_path / "figure_1.png").stat().st_size > 1000
     assert torch.is_grad_enabled()

@@ -14,7 +14,7 @@ incomplete last batch counts for what it holds. Intervals are a delete-one-group
 import logging
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +108,8 @@ def plan(
         return with_provenance(_pairs(sums.places, interval, pairs), "cka", **reading.facts(), **facts)
 
     reading = _reading(models, images, layers, (tokens,))
+    if pairs is not None:  # another choice of pairs is another table
+        reading = replace(reading, settings={**reading.settings, "pairs": [list(pair) for pair in pairs]})
     return Measurement(reading, _fold, PairSums, finish)
 
 

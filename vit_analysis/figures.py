@@ -79,7 +79,7 @@ def places(evidence: Evidence, drawn: dict[str, Path | str], found: pd.DataFrame
                 shows=_shows(drawing, found) if there else "",
                 picture=picture if isinstance(picture, Path) else None,
                 alternative=drawing.alternative,
-                missing="" if isinstance(picture, Path) else f"It {picture}.",
+                missing="" if isinstance(picture, Path) else f"This figure: {picture}.",
                 command=f"{line} --only {drawing.id.split()[0]}" if there else "",
                 heatmaps=_heatmaps(drawing, evidence) if there else (),
             )
@@ -89,13 +89,11 @@ def places(evidence: Evidence, drawn: dict[str, Path | str], found: pd.DataFrame
 
 def _shows(drawing: Drawing, found: pd.DataFrame) -> str:
     """The numbers of the claims that the figure is about, in words."""
-    own = found[(found["figure"] == drawing.id.rstrip("ab")) & (found["verdict"] != "not measured")]
-    told = [f"{row.statistic}: {findings.number(row)}, {row.verdict}" for row in own.itertuples()]
-    return (
-        "; ".join(told) + "."
-        if told
-        else "See the picture; the paper makes no claim here that one number could decide."
-    )
+    told = [
+        f"{row.statistic}: {str(row.reason) or findings.number(row)}, {row.verdict}"
+        for row in found[found["figure"] == drawing.id].itertuples()
+    ]
+    return f"{'; '.join(told)}." if told else "See the picture."
 
 
 def _heatmaps(drawing: Drawing, evidence: Evidence) -> list[tuple[str, pd.DataFrame]]:

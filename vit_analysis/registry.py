@@ -21,7 +21,7 @@ class Claim:
 
     Attributes:
         id: of the registry.
-        figure: of the paper, or ``notes``.
+        figure: the drawing that shows it, such as ``1`` or ``notes``.
         claim: in our own words.
         paper: what the paper says of it, with its number if there is one.
         statistic: the number, in words.
@@ -94,7 +94,7 @@ CLAIMS = (
         lambda e: q.periodicity(q.itself(e, "vit")), ("cka",), Above(0.0),
     ),
     Claim(
-        "F1x", "1", "Uniformity is learned: trained models differ by more than their untrained twins",
+        "F1x", "1 untrained", "Uniformity is learned: trained models differ by more than their untrained twins",
         "not a claim of the paper; untrained residual streams are uniform already", "F1a - F1a of the untrained twins",
         q.trained_uniform, ("cka",), Above(0.0), (),
     ),
@@ -181,12 +181,12 @@ CLAIMS = (
         q.partitioned, ("lesions_trained",), Above(0.0, 0.2), (), 3,
     ),
     Claim(
-        "F8b", "8", "Trained without them, a model loses accuracy",
+        "F8b", "8 accuracy", "Trained without them, a model loses accuracy",
         "4 % for middle blocks", "accuracy, intact - trained without those of the middle block, points",
         q.accuracy_lost, ("lesions_trained",), Near(2.0, 6.0), (), 3,
     ),
     Claim(
-        "L8", "8", "Removed from the trained model, they cost a Vision Transformer more than a ResNet",
+        "L8", "8 lesions", "Removed from the trained model, they cost a Vision Transformer more than a ResNet",
         "another experiment than figure 8; the notes say more influential than in a CNN",
         "mean over blocks of accuracy lost without their skip connections, V - R, points",
         q.lesions, ("lesions",), Above(0.0), (), 3,
@@ -250,12 +250,12 @@ CLAIMS = (
         q.monotone, ("cka_blocks",), Above(0.0), BLOCKS,
     ),
     Claim(
-        "F13a", "13", "With more data the middle layers say more",
+        "F13a", "13a", "With more data the middle layers say more",
         "a 30 % gap in absolute accuracy", "largest gain in accuracy of a probe at depths 0.4 to 0.7, V - less data, points",
         q.data_in_the_middle, ("probe",), Above(0.0, 15.0), (), 5,
     ),
     Claim(
-        "F13b", "13", "The middle layers of a Vision Transformer say more than those of a ResNet",
+        "F13b", "13b", "The middle layers of a Vision Transformer say more than those of a ResNet",
         "much stronger intermediate representations", "mean accuracy of probes at depths 0.4 to 0.8, V - R, points",
         q.better_in_the_middle, ("probe",), Above(0.0, 5.0), (), 5,
     ),
