@@ -85,8 +85,14 @@ def test_the_allocator_is_left_alone_where_the_environment_says_so(monkeypatch):
     monkeypatch.setattr(command.sys, "platform", "linux")
     for name in [name for name in command.os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("VIT_ANALYSIS_PLAIN", "1")
+    command.keep_memory()
+    assert calls == []
+    monkeypatch.delenv("VIT_ANALYSIS_PLAIN")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")  # which stays as it is
     command.keep_memory()
     assert calls == [(-3, 2**30), (-1, 2**31 - 1)]
+    assert command.os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     command.keep_memory()
     assert len(calls) == 2

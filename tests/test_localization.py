@@ -129,12 +129,13 @@ def test_a_vision_transformers_tokens_are_numbered_without_the_class_token():
 
 @pytest.mark.parametrize("budget", [1, 16 * 15 // 2 * 5])
 def test_pieces_of_any_size_give_the_same_answer(monkeypatch, budget):
+    # Up to the rounding of float32: how many Gram matrices are one product decides how each is summed.
     module, images = Layers(x=lambda x: cells(x).exp()), given(32)
     whole = compare({"m": module}, images, layers="x")
     monkeypatch.setattr(similarity, "VECTORS", budget)
     monkeypatch.setattr(similarity, "CPU_PIECE", 500)
     np.testing.assert_allclose(
-        compare({"m": module}, images, layers="x")["cka"], whole["cka"], rtol=1e-9, atol=1e-12
+        compare({"m": module}, images, layers="x")["cka"], whole["cka"], rtol=1e-5, atol=1e-7
     )
 
 

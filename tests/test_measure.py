@@ -68,6 +68,22 @@ def test_models_are_evaluated_and_given_back_as_they_were(images):
     assert not module.out._forward_hooks
 
 
+@pytest.mark.parametrize("plain", ["", "1"])
+def test_convolutions_run_with_channels_last_unless_the_environment_says_no(monkeypatch, plain):
+    monkeypatch.setenv("VIT_ANALYSIS_PLAIN", plain)
+    module, strides = nn.Sequential(nn.Conv2d(3, 4, 2)), []
+    module[0].register_forward_pre_hook(lambda conv, _: strides.append(conv.weight.stride()))
+    monkeypatch.setattr(features.layers, "is_convolutional", lambda _: True)
+    own = features.Reading(
+        models.named({"mine": module}),
+        Given(batch=2, pixels=torch.randn(2, 3, 5, 5)),
+        {"mine": ["0"]},
+        lambda _model, _layer, x: x.sum(0),
+    )
+    next(features.stream(own))
+    assert strides == [(12, 4, 2, 1) if plain else (12, 1, 6, 3)]
+
+
 class Killed(BaseException):
     """What a kill looks like from within."""
 

@@ -37,17 +37,24 @@ def test_hsic_is_the_three_term_formula(images, count):
 def test_u_centred_form_equals_the_formula_in_float64():
     x, y = features(50, 20)
     k, l = torch.from_numpy(plain_gram(x)), torch.from_numpy(plain_gram(y))
-    inner = (similarity.u_centre(k) * similarity.u_centre(l)).sum() / (50 * 47)
+    inner = 2 * (similarity.u_centre(k) * similarity.u_centre(l)).sum() / (50 * 47)
     assert float(inner) == pytest.approx(song(k.numpy(), l.numpy()), rel=1e-10)
 
 
 def test_u_centred_rows_sum_to_zero_off_the_diagonal():
-    centred = similarity.u_centre(torch.randn(3, 20, 20, dtype=torch.float64))
-    assert centred.diagonal(dim1=1, dim2=2).abs().max() == 0
-    symmetric = similarity.u_centre(
-        torch.eye(20, dtype=torch.float64)[None] + torch.ones(1, 20, 20, dtype=torch.float64)
-    )
-    assert symmetric.sum(-1).abs().max() < 1e-12
+    gram = torch.randn(3, 20, 20, dtype=torch.float64)
+    gram = gram + gram.mT
+    centred = torch.zeros(3, 20, 20, dtype=torch.float64)
+    centred[:, *torch.triu_indices(20, 20, 1)] = similarity.u_centre(gram)
+    assert (centred + centred.mT).sum(-1).abs().max() < 1e-12
+    assert centred.abs().max() > 1
+
+
+@pytest.mark.parametrize("images", [4, 16, 17, 32, 64, 65, 160, 200])
+def test_the_symmetric_product_is_the_product(images):
+    x = torch.randn(images, 300)
+    expected = (x.double() @ x.double().T).numpy()
+    np.testing.assert_allclose(similarity.gram(x).numpy(), expected, rtol=2e-6, atol=1e-4)
 
 
 def test_a_layer_is_like_itself():
@@ -92,7 +99,7 @@ def test_the_offset_is_what_breaks_a_plain_float32_gram():
     # What `gram` avoids: without removing the offset the same numbers are visibly wrong.
     x, y = features(64, 500)
     k = ((x + 1000) @ (x + 1000).T).double()
-    broken = torch.stack([similarity._pack(similarity.u_centre(k)), similarity.centred_gram(y)])
+    broken = torch.stack([similarity.centred(k), similarity.centred_gram(y)])
     assert abs(float(similarity.cka(similarity.hsic(broken))[0, 1]) - cka(x, y)) > 0.01
 
 

@@ -49,7 +49,7 @@ def measured(images: Labelled, change=lambda x: x, **kwargs) -> pd.Series:
 
 def test_the_curve_is_the_formula_at_every_temperature():
     x, labels = torch.randn(20, 6), torch.tensor([0] * 9 + [1] * 8 + [2, 2, 3])  # 3 has no mate
-    distances = similarity.squared_distances(x)
+    distances = similarity.squared_distances(similarity.gram(x))
     points, losses = snn.curve(distances[None], labels)
     assert 10 ** points[0, 0] == pytest.approx(
         np.median(distances[~torch.eye(20, dtype=torch.bool)]), rel=0.02
@@ -66,7 +66,7 @@ def test_the_curve_is_the_formula_at_every_temperature():
 def test_the_minimum_is_that_of_a_bounded_search_over_one_temperature(separation):
     images = clusters(separation)
     batches = [
-        (similarity.squared_distances(batch.inputs[0].flatten(1)), batch.labels)
+        (similarity.squared_distances(similarity.gram(batch.inputs[0])), batch.labels)
         for batch in snn.balanced(images, "class").read([None])
     ]
     median = float(torch.stack([distances.median() for distances, _ in batches]).median())
@@ -92,7 +92,8 @@ def test_features_without_structure_have_the_loss_of_chance():
     assert row["loss"] == pytest.approx(CHANCE, abs=0.05)
     for images, loss in ((64, CHANCE), (300, np.log(299 / 74))):
         _, losses = snn.curve(
-            similarity.squared_distances(torch.randn(images, 9))[None], torch.arange(images) % 4
+            similarity.squared_distances(similarity.gram(torch.randn(images, 9)))[None],
+            torch.arange(images) % 4,
         )
         assert losses[0, -1].item() / images == pytest.approx(loss, abs=0.01)  # at a large temperature
 
@@ -165,7 +166,14 @@ def single() -> list[snn.Curves]:
         snn.features.Pass(
             batch.number,
             64,
-            {"m": {"x": (similarity.squared_distances(batch.inputs[0]), torch.zeros(2).double())}},
+            {
+                "m": {
+                    "x": (
+                        similarity.squared_distances(similarity.gram(batch.inputs[0])),
+                        torch.zeros(2).double(),
+                    )
+                }
+            },
             batch.labels,
             batch.images,
         )

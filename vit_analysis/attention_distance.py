@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, measure, plot, similarity
+from vit_analysis import command, features, grams, layers, measure, plot, similarity
 from vit_analysis.attention import Scale, head_distances
 from vit_analysis.capture import Heads
 from vit_analysis.images import Images
@@ -115,17 +115,17 @@ def plan_subsets(vit: Model, cnn: Model, images: Images) -> Measurement[SubsetSu
     """What `head_subsets` measures, to share a pass with others."""
     loaded = named([vit, cnn])
     place = scale(vit)
-    units = layers.lower_units(cnn.module)
+    units, layout = layers.lower_units(cnn.module), layers.layout(cnn.module)
     taps = {vit.name: [f"{_chosen(vit, [0])[0]}:heads"], cnn.name: units}
 
     def reduce(model: str, layer: str, activation: Any) -> Any:
         if len(activation.query if isinstance(activation, Heads) else activation) < similarity.SMALLEST_BATCH:
             return None  # `_fold_subsets` leaves the batch out
         if not isinstance(activation, Heads):
-            return similarity.centred_gram(activation)
+            return similarity.centred(grams.of(activation, layout).all)
         _refuse_other_tokens(activation, place, f"{layer} of {model}")
-        grams = [similarity.centred_gram(head) for head in activation.output().unbind(1)]
-        return torch.stack(grams), head_distances(activation, place)[..., 0].sum(0)
+        heads = [similarity.centred_gram(head) for head in activation.output().unbind(1)]
+        return torch.stack(heads), head_distances(activation, place)[..., 0].sum(0)
 
     reading = features.Reading(loaded, images, taps, reduce)
 
@@ -187,9 +187,9 @@ def _fold_subsets(batch: features.Pass) -> SubsetSums | None:
     if batch.size < similarity.SMALLEST_BATCH:
         return None
     vit, cnn = batch.seen.values()
-    ((grams, distance),) = vit.values()
-    hsic = similarity.hsic(torch.cat([grams, torch.stack(list(cnn.values()))]))
-    _refuse_not_finite(hsic.diagonal(), [*("a head" for _ in grams), *cnn], batch.number)
+    ((heads, distance),) = vit.values()
+    hsic = similarity.hsic(torch.cat([heads, torch.stack(list(cnn.values()))]))
+    _refuse_not_finite(hsic.diagonal(), [*("a head" for _ in heads), *cnn], batch.number)
     return SubsetSums(
         hsic=in_group(batch.size * hsic, batch.number),
         distance=in_group(distance, batch.number),

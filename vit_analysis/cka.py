@@ -21,10 +21,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, measure, plot, similarity
+from vit_analysis import command, features, grams, layers, measure, plot, similarity
+from vit_analysis.grams import Grams
 from vit_analysis.images import Images
 from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
@@ -32,7 +33,7 @@ from vit_analysis.running import Interval, Sums, in_group, jackknife
 from vit_analysis.similarity import SMALLEST_BATCH
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tokens import SELECTIONS, Layout, inliers, massive
+from vit_analysis.tokens import SELECTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -199,22 +200,24 @@ def _reducer(
     """What is kept of an activation: a centred Gram vector per selection and, if watched, how far massive tokens dominate."""
     layouts = {name: layers.layout(model.module) for name, model in models.items()}
 
-    def vector(selection: str, model: str, layer: str, activation: Tensor) -> Tensor | None:
+    def vector(selection: str, place: str, own: Grams) -> Tensor | None:
         if selection == "biased":
-            return similarity.biased_gram(activation)
+            return similarity.biased(own.all)
         if selection == "shuffled":
-            return similarity.centred_gram(activation[_shuffle(f"{model} {layer}", len(activation))])
-        values = SELECTIONS[selection](activation, layouts[model])
-        return None if values is None else similarity.centred_gram(values)
+            order = _shuffle(place, len(own.all)).to(own.all.device)
+            return similarity.centred(own.all[order][:, order])
+        found = own.of(selection)
+        return None if found is None else similarity.centred(found)
 
     def reduce(model: str, layer: str, activation: Tensor) -> tuple[list[Tensor], Tensor | None] | None:
         if len(activation) < SMALLEST_BATCH:
             return [], None
-        found = [vector(selection, model, layer, activation) for selection in selections]
-        vectors = [own for own in found if own is not None]
+        own = grams.of(activation, layouts[model])
+        found = [vector(selection, f"{model} {layer}", own) for selection in selections]
+        vectors = [one for one in found if one is not None]
         if len(vectors) < len(selections):
             return None
-        return vectors, _watch(activation, layouts[model]) if watched and activation.ndim == 3 else None
+        return vectors, _watch(own) if watched and activation.ndim == 3 else None
 
     return reduce
 
@@ -224,12 +227,14 @@ def _shuffle(place: str, images: int) -> Int[Tensor, " image"]:
     return torch.randperm(images, generator=torch.Generator().manual_seed(zlib.crc32(place.encode())))
 
 
-def _watch(activation: Float[Tensor, "image token channel"], layout: Layout) -> Float64[Tensor, "4"]:
-    some = activation[: max(LEAST_WATCHED, int(WATCHED * len(activation)))]
-    found = massive(some)
-    vectors = torch.stack([similarity.centred_gram(some), similarity.centred_gram(inliers(some, layout))])
-    count = torch.full((), float(found.numel()), dtype=torch.float64, device=some.device)
-    return torch.stack([count, found.sum().double(), *vectors.double().square().sum(1)])
+def _watch(own: Grams) -> Float64[Tensor, "4"]:
+    some = own.first(max(LEAST_WATCHED, int(WATCHED * len(own.activation))))
+    both = torch.stack(
+        [similarity.centred(gram) for gram in (some.all, some.of("inliers")) if gram is not None]
+    )
+    massive = some.massive
+    count = torch.full((), float(massive.numel()), dtype=torch.float64, device=massive.device)
+    return torch.stack([count, massive.sum().double(), *both.double().square().sum(1)])
 
 
 def _fold(batch: features.Pass) -> PairSums | None:

@@ -15,6 +15,7 @@ import torch
 import tyro
 
 from vit_analysis import running, table
+from vit_analysis.features import as_they_are
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,13 @@ def keep_memory() -> None:
     """Have glibc keep freed memory for the next batch instead of giving it back and faulting it in again page by page.
 
     A quarter of the CPU time of a forward pass of ViT-Ti and ResNet-50 (benchmarks/README.md). This is a setting of the whole
-    process, so it is for commands and not for notebooks; an own MALLOC_TRIM_THRESHOLD_ in the environment stays as it is.
+    process, so it is for commands and not for notebooks; VIT_ANALYSIS_PLAIN=1 turns it off, and an own MALLOC_TRIM_THRESHOLD_
+    in the environment stays as it is.
     """
+    if as_they_are():
+        return
+    # Large tensors in large pages, if torch has not been asked before: 3 to 5 % of a forward pass.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return

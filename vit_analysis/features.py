@@ -73,7 +73,7 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
         runs = {}
         for name, model in models.items():
             stack.enter_context(evaluating(model.module))
-            if layers.is_convolutional(model.module):
+            if layers.is_convolutional(model.module) and not as_they_are():
                 stack.enter_context(channels_last(model.module))
             runs[name] = stack.enter_context(
                 capture(model.module, reading.taps[name], partial(reading.reduce, name))
@@ -84,6 +84,11 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
                 pixels = batch.inputs[wanted.index(model.preprocessing)].to(model.device, non_blocking=True)
                 seen[name] = _look(reading, name, runs[name], pixels, batch.images)
             yield Pass(batch.number, len(batch.labels), seen, batch.labels, batch.images)
+
+
+def as_they_are() -> bool:
+    """Whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
+    return bool(os.environ.get("VIT_ANALYSIS_PLAIN"))
 
 
 def _look(reading: Reading, name: str, run: Run, pixels: Tensor, images: list[int]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vit_analysis import running
+from vit_analysis import grams, running
 from vit_analysis.features import Pass, Reading, dealt, quiet, stream
 from vit_analysis.models import Model
 from vit_analysis.running import Sums, SumsType
@@ -165,7 +165,8 @@ def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
         return [name for name, reading in readings.items() if tap in reading.taps.get(model, ())]
 
     def reduce(model: str, layer: str, activation: Any) -> dict[str, Any] | None:
-        kept = {name: readings[name].reduce(model, layer, activation) for name in asking(model, layer)}
+        with grams.shared():
+            kept = {name: readings[name].reduce(model, layer, activation) for name in asking(model, layer)}
         return {name: value for name, value in kept.items() if value is not None} or None
 
     return Reading(models, first.images, taps, reduce, _differentiate(readings))

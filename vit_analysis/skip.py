@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, measure, plot
+from vit_analysis import command, features, layers, measure, plot, similarity
 from vit_analysis.images import Images
 from vit_analysis.intervene import Branch
 from vit_analysis.measure import Measurement
@@ -109,8 +109,8 @@ def ratios(skip: Tensor, long: Tensor, layout: Layout, first: int) -> tuple[list
         The names of the rows; of each the sum over images of `MEANS`; of each the counts of ratios of single tokens.
         The cosine of a vector of zeros is 0, and a token that is zero in both has no ratio.
     """
-    z, f = as_tokens(skip, layout).float(), as_tokens(long, layout).float()
-    zz, ff, zf = (torch.linalg.vecdot(x, y).double() for x, y in ((z, z), (f, f), (z, f)))
+    z, f = as_tokens(skip, layout), as_tokens(long, layout)
+    zz, ff, zf = squared_norms(z), squared_norms(f), inner_products(z, f)
     total = (zz + 2 * zf + ff).clamp(min=0)
     cosines = [(zz + zf) / (zz * total).sqrt(), zf / (zz * ff).sqrt(), (zf + ff) / (ff * total).sqrt()]
     ratio = (zz / ff).sqrt()
@@ -122,6 +122,26 @@ def ratios(skip: Tensor, long: Tensor, layout: Layout, first: int) -> tuple[list
         found = bins[:, tokens].flatten()
         count.index_add_(0, found, torch.ones_like(found, dtype=count.dtype))
     return list(rows), torch.stack([values[:, tokens].nanmean(1).sum(0) for tokens in rows.values()]), counts
+
+
+def squared_norms(x: Float[Tensor, "image token channel"]) -> Float64[Tensor, "image token"]:
+    """Of every token, summed in float32."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).double().square()
+
+
+def inner_products(
+    x: Float[Tensor, "image token channel"], y: Float[Tensor, "image token channel"]
+) -> Float64[Tensor, "image token"]:
+    """Of every token in x with the same in y, summed in float32.
+
+    Piece by piece in memory that is used again: products of whole maps would be written out only to be read once.
+    """
+    found = torch.empty(x.shape[:2], device=x.device)
+    scratch = torch.empty(0, device=x.device)
+    for start in range(0, len(x), size := max(1, similarity.piece(x.device) // x[0].numel())):
+        part = slice(start, start + size)
+        torch.sum(torch.mul(x[part], y[part], out=scratch.resize_(x[part].shape)), dim=-1, out=found[part])
+    return found.double()
 
 
 def _rows(layout: Layout, prefix: int, first: int) -> Iterator[tuple[str, slice]]:

@@ -33,14 +33,14 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, measure, plot, similarity
+from vit_analysis import command, features, grams, layers, measure, plot, similarity
 from vit_analysis.images import Images
 from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Sums, in_group, jackknife
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tokens import SELECTIONS, Layout, Selection, inliers
+from vit_analysis.tokens import SELECTIONS, Layout, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -233,15 +233,16 @@ def _distances(
     layouts: Mapping[str, Layout], tokens: str, model: str, _: str, activation: Tensor
 ) -> tuple[Float64[Tensor, "image image"], Float64[Tensor, "2"]] | None:
     """Squared distances of the images, and how far massive tokens make them; None where the layer has no such tokens."""
-    values = SELECTIONS[tokens](activation, layouts[model])
-    if values is None:
+    own = grams.of(activation, layouts[model])
+    chosen = own.of(tokens)
+    if chosen is None:
         return None
-    distances = similarity.squared_distances(values)
+    distances = similarity.squared_distances(chosen)
     if activation.ndim != 3:
         return distances, distances.new_zeros(2)
-    some = activation[: max(2, len(activation) // WATCHED)]
-    both = (some, inliers(some, layouts[model]))
-    return distances, torch.stack([similarity.squared_distances(own).sum() for own in both])
+    some = own.first(max(2, len(activation) // WATCHED))
+    both = [gram for gram in (some.all, some.of("inliers")) if gram is not None]
+    return distances, torch.stack([similarity.squared_distances(gram).sum() for gram in both])
 
 
 def _fold(images: Images, target: str, batch: features.Pass) -> Curves | None:

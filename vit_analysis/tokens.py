@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,6 +18,7 @@ from torch.nn import functional
 # 30-50 times the median and ordinary ones reach 2, so any number between 4 and 20 finds the same tokens.
 MASSIVE = 5.0
 DOMINANT_IMAGES = 0.01
+TINY = 1e-12  # a norm that no token is divided by
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def mean(activation: Tensor, layout: Layout) -> Tensor:
 
 def normalized(activation: Tensor, layout: Layout) -> Tensor:
     """Each token, or each position of a map, scaled to norm 1: no token can outweigh another."""
-    return torch.nn.functional.normalize(as_tokens(activation.float(), layout), dim=-1)
+    return torch.nn.functional.normalize(as_tokens(activation.float(), layout), dim=-1, eps=TINY)
 
 
 def standardized(activation: Tensor, layout: Layout) -> Tensor:
@@ -111,7 +112,7 @@ def inliers(activation: Tensor, layout: Layout) -> Tensor:
     After centring over images the replacement contributes nothing, which is what dropping a token from a Gram matrix means.
     """
     tokens = as_tokens(activation.float(), layout)
-    ordinary = ~massive(tokens)[..., None]
+    ordinary = ~massive(torch.linalg.vector_norm(tokens, dim=-1))[..., None]
     typical = (tokens * ordinary).sum(0) / ordinary.sum(0).clamp(min=1)
     return torch.where(ordinary, tokens, typical)
 
@@ -123,8 +124,7 @@ def typical(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
     can make up a layer's similarity (Nguyen et al. 2022).
     """
     rows = activation.flatten(1).float()
-    count = max(1, round(DOMINANT_IMAGES * len(rows)))
-    far = torch.linalg.vector_norm(rows - rows.mean(0), dim=1).topk(count).indices
+    far = dominant(torch.linalg.vector_norm(rows - rows.mean(0), dim=1))
     ordinary = torch.ones(len(rows), 1, device=rows.device).index_fill(0, far, 0)
     return torch.where(ordinary > 0, rows, (rows * ordinary).sum(0) / ordinary.sum())
 
@@ -204,7 +204,11 @@ def on_grid(activation: Tensor, layout: Layout, layer: str) -> Float[Tensor, "im
     )
 
 
-def massive(tokens: Float[Tensor, "image token channel"]) -> Bool[Tensor, "image token"]:
+def massive(norms: Float[Tensor, "image token"]) -> Bool[Tensor, "image token"]:
     """Which tokens are massive activations (Darcet et al. 2024; Sun et al. 2024): norm above 5 times the batch's median."""
-    norms = torch.linalg.vector_norm(tokens.float(), dim=-1)
     return norms > MASSIVE * norms.median()
+
+
+def dominant(distances: Float[Tensor, " image"]) -> Int[Tensor, " far"]:
+    """The numbers of the 1 % of images, at least one, that are farthest from the mean."""
+    return distances.topk(max(1, round(DOMINANT_IMAGES * len(distances)))).indices

@@ -1,0 +1,96 @@
+"""Gram matrices of choices of tokens that need no product of their own are those of the definition."""
+
+import numpy as np
+import pytest
+import torch
+
+from vit_analysis import grams, similarity
+from vit_analysis.grams import Grams
+from vit_analysis.tokens import SELECTIONS, Layout
+
+VIT = Layout(spatial=9, prefix=2, class_token=True)
+SHAPES = {"tokens": (40, 11, 8), "patches": (40, 9, 8), "map": (40, 8, 3, 3), "vector": (40, 8)}
+
+
+def activation(kind: str, *, massive: bool = False) -> torch.Tensor:
+    x = torch.randn(SHAPES[kind]) + torch.randn(SHAPES[kind][1:])
+    if massive:
+        x[3] *= 100
+    return x
+
+
+def by_definition(selection: str, x: torch.Tensor) -> torch.Tensor:
+    """In float64, whole."""
+    rows = SELECTIONS[selection](x, VIT).double().flatten(1)
+    return rows @ rows.T
+
+
+def assert_same_when_centred(own: torch.Tensor, other: torch.Tensor) -> None:
+    own, other = similarity.u_centre(own), similarity.u_centre(other)
+    np.testing.assert_allclose(own, other, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("selection", list(SELECTIONS))
+@pytest.mark.parametrize("kind", list(SHAPES))
+@pytest.mark.parametrize("massive", [False, True])
+def test_every_selection_is_what_its_definition_gives(selection, kind, massive):
+    x = activation(kind, massive=massive)
+    own = Grams(x, VIT).of(selection)
+    if kind == "patches" and selection == "cls":
+        assert own is None
+    else:
+        assert_same_when_centred(own, by_definition(selection, x))
+
+
+def test_biased_hsic_and_distances_are_those_of_the_definition_too():
+    x = activation("tokens")
+    own, plain = Grams(x, VIT).of("spatial"), by_definition("spatial", x)
+    np.testing.assert_allclose(similarity.biased(own), similarity.biased(plain), atol=1e-4)
+    rows = x[:, 2:].flatten(1).double()
+    np.testing.assert_allclose(
+        similarity.squared_distances(own), torch.cdist(rows, rows).square(), rtol=1e-4, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
+def test_spatial_tokens_are_right_beside_a_class_token_that_outweighs_them(size):
+    x = activation("tokens")
+    x[:, 0] *= size
+    assert_same_when_centred(Grams(x, VIT).of("spatial"), by_definition("spatial", x))
+
+
+def test_spatial_tokens_are_none_where_all_tokens_are_prefix():
+    assert Grams(torch.randn(8, 2, 5), VIT).of("spatial") is None
+
+
+def test_what_needs_no_product_makes_none(monkeypatch):
+    made = []
+    own = Grams(activation("map"), VIT)
+    monkeypatch.setattr(similarity, "gram", lambda x, gram=similarity.gram: made.append(x.shape) or gram(x))
+    for selection in ("all", "spatial", "inliers", "typical"):
+        own.of(selection)
+    own.first(16).of("inliers")
+    assert made == [SHAPES["map"]]
+
+
+def test_the_first_images_are_those_of_a_shorter_batch():
+    x = activation("tokens")
+    for selection in ("all", "normalized", "typical"):
+        assert_same_when_centred(Grams(x, VIT).first(16).of(selection), by_definition(selection, x[:16]))
+
+
+@pytest.mark.parametrize("piece", [1, 100, 10**6])
+def test_normalized_tokens_may_come_in_pieces(monkeypatch, piece):
+    monkeypatch.setattr(similarity, "CPU_PIECE", piece)
+    x = activation("tokens").half()
+    assert_same_when_centred(Grams(x, VIT).of("normalized"), by_definition("normalized", x))
+
+
+def test_whoever_asks_within_shares_and_nothing_stays():
+    x = activation("tokens")
+    with grams.shared():
+        own = grams.of(x, VIT)
+        assert grams.of(x, VIT) is own
+        assert grams.of(x, Layout()) is not own
+        assert grams.of(x.clone(), VIT) is not own
+    assert grams.of(x, VIT) is not own
