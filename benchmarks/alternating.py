@@ -88,9 +88,9 @@ def rounds(script: str, contenders: Sequence[Any], count: int) -> Results:
 
 
 def one(run: Callable[[], object], warm_up: Callable[[], object]) -> None:
-    """Measure, and print as JSON: CPU seconds, and extra memory in MB, the peak over what stood before."""
-    warm_up()  # what a first call allocates and compiles is no one's fault
+    """Measure, and print as JSON: CPU seconds, and extra memory in MB, the peak over what stood before the first batch."""
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    warm_up()  # what a first call compiles is no one's fault
     start = time.process_time()
     run()
     cpu = time.process_time() - start
@@ -117,3 +117,13 @@ def rows(results: Mapping[str, Sequence[Mapping[str, float]]], base: str) -> Ite
                 f"{statistics.median(ratio):.2f}",
             ]
         yield f"| {name} | {' | '.join(cells)} |"
+
+
+def line(point: Mapping[str, int], layers: int, results: Results) -> str:
+    """A row of a table of growth: a point, and what the forward pass and another take there."""
+    base, other = results.values()
+    seconds = [statistics.median(one["cpu"] for one in own) for own in (base, other)]
+    memory = [statistics.median(one["extra"] for one in own) for own in (base, other)]
+    ratio = statistics.median(one["cpu"] / bare["cpu"] for one, bare in zip(other, base, strict=True))
+    cells = [point["images"], point["batch"], layers, *(f"{own:.2f}" for own in (*seconds, ratio))]
+    return f"| {' | '.join(map(str, [*cells, *(f'{own:.0f}' for own in memory)]))} |"

@@ -3,6 +3,8 @@
     python benchmarks/families.py                          # all of them; writes benchmarks/families.md
     python benchmarks/families.py --only vit swin xcit     # these, printed
 
+Families that get the same tables stand in one row first, then each with its reasons.
+
 "yes" is a table that the analysis was willing to give, "in part" one of those blocks whose skip connections are known (a
 warning names the rest); `tests/test_families.py` compares such tables with what hooks and hands compute. Scenes are few and
 small, as nothing here depends on what is in them. An error of a kind that no user should see has its name in capitals, and the
@@ -222,6 +224,20 @@ def in_general(said: str, family: str) -> str:
     return re.sub(r"^\w+(?= has no)|(?<=connections of )\w+|(?<=forward pass of )\w+", "MODEL", said)
 
 
+def grouped(answers: dict[str, dict[str, str]]) -> list[str]:
+    """Families that get the same tables, one row for all; most tables first."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for family, own in answers.items():
+        rows.setdefault(tuple(said if said in TABLES else "" for said in own.values()), []).append(family)
+    names = list(next(iter(answers.values())))
+    ordered = sorted(rows, key=lambda row: -sum(said != "" for said in row))
+    return [
+        f"| families | {' | '.join(names)} |",
+        f"|---|{':-:|' * len(names)}",
+        *(f"| {'; '.join(rows[row])} | {' | '.join(row)} |" for row in ordered),
+    ]
+
+
 def markdown(answers: dict[str, dict[str, str]], seconds: float) -> str:
     """Families by analyses, sentences as footnotes, in general."""
     notes: dict[str, int] = {}
@@ -239,7 +255,7 @@ def markdown(answers: dict[str, dict[str, str]], seconds: float) -> str:
         f"{sum(said == 'yes' for own in answers.values() for said in own.values())} of them tables; "
         f"{seconds / 60:.0f} minutes on one thread (torch {torch.__version__}, timm {timm.__version__}).\n"
     )
-    return "\n".join([head, *lines, ""])
+    return "\n".join([head, *grouped(answers), "\nFamily by family, and why:\n", *lines, ""])
 
 
 def main() -> None:

@@ -88,9 +88,9 @@ def plan(models: Models, images: Images, *, blocks: Sequence[int] | None = None)
     scales = {name: scale(model) for name, model in loaded.items()}
     taps = {name: [f"{path}:heads" for path in _chosen(model, blocks)] for name, model in loaded.items()}
     reading = features.Reading(loaded, images, taps, _reducer(scales))
-    uniform = {name: one.pixels.mean().item() for name, one in scales.items()}
 
     def finish(sums: HeadSums) -> pd.DataFrame:
+        uniform = {name: one.pixels.mean().item() for name, one in scales.items()}
         groups = torch.cat([sums.totals.flatten(1), sums.images[:, None]], dim=1)
         interval = jackknife(_mean, groups, sums.images > 0)
         return with_provenance(_rows(sums.places, interval, uniform), "attention_distance", **reading.facts())

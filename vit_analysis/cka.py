@@ -15,6 +15,7 @@ import logging
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -204,7 +205,7 @@ def _reducer(
         if selection == "biased":
             return similarity.biased(own.all)
         if selection == "shuffled":
-            order = _shuffle(place, len(own.all)).to(own.all.device)
+            order = _shuffle(place, len(own.all), own.all.device)
             return similarity.centred(own.all[order][:, order])
         found = own.of(selection)
         return None if found is None else similarity.centred(found)
@@ -222,9 +223,11 @@ def _reducer(
     return reduce
 
 
-def _shuffle(place: str, images: int) -> Int[Tensor, " image"]:
+@lru_cache(maxsize=4096)  # an order that is sent to a GPU layer by layer, batch by batch, would stall it
+def _shuffle(place: str, images: int, device: torch.device) -> Int[Tensor, " image"]:
     """An order of the images for each layer, the same in every run: no two layers see the same images in the same rows."""
-    return torch.randperm(images, generator=torch.Generator().manual_seed(zlib.crc32(place.encode())))
+    generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
+    return torch.randperm(images, generator=generator).to(device)
 
 
 def _watch(own: Grams) -> Float64[Tensor, "4"]:

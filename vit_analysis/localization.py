@@ -215,9 +215,10 @@ def _fold(batch: features.Pass) -> PatchSums | None:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
         return None
     seen = [(model, layer, grid) for model, own in batch.seen.items() for layer, grid in own.items()]
-    for model, layer, grid in seen:
-        if not grid.hsic.isfinite().all():
-            raise ValueError(f"{layer!r} of {model} has values that are not finite in batch {batch.number}")
+    finite = torch.stack([grid.hsic.isfinite().all() for *_, grid in seen])
+    if not finite.all():
+        model, layer, _ = seen[int(finite.logical_not().nonzero()[0])]
+        raise ValueError(f"{layer!r} of {model} has values that are not finite in batch {batch.number}")
     hsic = torch.cat([grid.hsic for *_, grid in seen])
     return PatchSums(
         hsic=in_group(batch.size * hsic, batch.number),

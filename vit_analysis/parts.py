@@ -59,8 +59,9 @@ LAB_PARTS = Parts(
     vit=("lab/vit",),
     cnn=("lab/resnet",),
     gap="lab/vit_gap",
-    less_data=("lab/vit_small_data",),
+    less_data=("lab/vit_small_data", "lab/vit_medium_data"),
     cnn_less_data=("lab/resnet_small_data",),
+    other_seed="lab/vit_other_seed",
     no_skip=("lab/vit_no_skip_first", "lab/vit_no_skip_middle", "lab/vit_no_skip_last"),
     mixer="lab/mixer",
 )

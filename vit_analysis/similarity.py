@@ -17,6 +17,7 @@ float64. What float32 cannot bear is a common offset, which centring cancels onl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
@@ -63,7 +64,7 @@ def gram(features: Float[Tensor, "image ..."]) -> Float64[Tensor, "image image"]
 
 def is_precise(gram: Float64[Tensor, "image image"], rounded: Float64[Tensor, "image image"]) -> bool:
     """Whether a Gram matrix that carries the rounding of another, larger one is right to 1e-5 when centred (see `OFFSET`)."""
-    above = _above(len(gram), gram.device)
+    above = _above(len(gram), gram.device).place
     return bool(rounded.take(above).norm() <= OFFSET * u_centre(gram).norm())
 
 
@@ -106,16 +107,16 @@ def u_centre(gram: Float64[Tensor, "*layer image image"]) -> Float64[Tensor, "*l
     n = gram.shape[-1]
     sums = gram.sum(-1) - gram.diagonal(dim1=-2, dim2=-1)
     means = (sums - sums.sum(-1, keepdim=True) / (2 * (n - 1))) / (n - 2)
-    rows, columns = torch.triu_indices(n, n, 1, device=gram.device)
-    above = gram.flatten(-2).index_select(-1, _above(n, gram.device))
-    return above - means.index_select(-1, rows) - means.index_select(-1, columns)
+    above = _above(n, gram.device)
+    entries = gram.flatten(-2).index_select(-1, above.place)
+    return entries - means.index_select(-1, above.row) - means.index_select(-1, above.column)
 
 
 def hsic(vectors: Float32[Tensor, "layer pair"]) -> Float64[Tensor, "layer layer"]:
     """Unbiased HSIC of every pair of layers, from their `centred_gram` vectors: one product, in float64."""
     total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
-    for piece in vectors.split(max(1, CPU_PIECE // len(vectors)), dim=1):
-        exact = piece.double()
+    for part in vectors.split(max(1, piece(vectors.device) // len(vectors)), dim=1):
+        exact = part.double()
         total += exact @ exact.T
     return total
 
@@ -241,7 +242,7 @@ def _products(
     rows: Float32[Tensor, "row pair"], columns: Float32[Tensor, "column pair"]
 ) -> Float64[Tensor, "row column"]:
     """Inner products, in float64, piece by piece."""
-    size = max(1, CPU_PIECE // (len(rows) + len(columns)))
+    size = max(1, piece(rows.device) // (len(rows) + len(columns)))
     pieces = zip(rows.split(size, dim=1), columns.split(size, dim=1), strict=True)
     total = torch.zeros(len(rows), len(columns), dtype=torch.float64, device=rows.device)
     for row, column in pieces:
@@ -249,8 +250,16 @@ def _products(
     return total
 
 
+class _Above(NamedTuple):
+    """The entries above the diagonal of a square matrix, row by row."""
+
+    row: Int64[Tensor, " pair"]
+    column: Int64[Tensor, " pair"]
+    place: Int64[Tensor, " pair"]
+    """In the flattened matrix."""
+
+
 @lru_cache(maxsize=8)
-def _above(n: int, device: torch.device) -> Int64[Tensor, " pair"]:
-    """Places of the entries above the diagonal of a square matrix, row by row."""
-    rows, columns = torch.triu_indices(n, n, 1, device=device)
-    return rows * n + columns
+def _above(n: int, device: torch.device) -> _Above:
+    row, column = torch.triu_indices(n, n, 1, device=device)
+    return _Above(row, column, row * n + column)
