@@ -82,7 +82,7 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
 
     def everything() -> None:
         cast = study.Cast(Parts(vit=(vit,), cnn=(cnn,)), models.named(modules))
-        plans = study.plans(cast, given, given)
+        plans = study.plans(cast, given, given, given)
         # In small batches the loss has images of its own: batches with enough of some classes.
         wanted = {name: plans[name]() for name in TABLES}
         each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}

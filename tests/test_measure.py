@@ -2,6 +2,7 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
@@ -245,6 +246,19 @@ def test_measurements_share_a_pass_and_each_gets_what_it_would_alone(images):
         pd.testing.assert_frame_equal(together[name], measure.table(measurement))
     pd.testing.assert_frame_equal(together["twice"], 2 * together["sum"])
     pd.testing.assert_frame_equal(together["negative"], -together["sum"])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_two_tables_of_the_same_sums_take_one_pass(images, alone):
+    folded = []
+    table = measure.Measurement(
+        reading(images), lambda batch: folded.append(batch.number) or fold(batch), Total, finish, alone=alone
+    )
+    count = replace(table, finish=lambda sums: pd.DataFrame({"images": [int(sums.images)]}))
+    both = measure.tables({"mean": table, "count": count})
+    assert folded == list(range(images.batches))
+    assert both["count"]["images"].item() == 22
+    np.testing.assert_allclose(both["mean"]["mean"], images.pixels.double().mean(0))
 
 
 def test_a_measurement_that_keeps_nothing_of_a_layer_does_not_hide_it_from_others(images):

@@ -81,7 +81,7 @@ def test_each_image_goes_once_through_each_model(cast, tmp_path):
 
 
 def test_a_table_of_the_shared_pass_is_the_table_of_the_analysis_alone(cast, made):
-    alone = measure.table(study.plans(cast, study.balanced(IMAGES), TRAIN)["skip"]()[0])
+    alone = measure.table(study.plans(cast, IMAGES, study.balanced(IMAGES), TRAIN)["skip"]()[0])
     shared = made[0].tables["skip"]
     columns = [name for name in alone if not name.endswith("_without")]
     assert alone[columns].equals(shared[columns])

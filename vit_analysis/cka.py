@@ -137,7 +137,9 @@ def plan_controls(
     return Measurement(reading, _fold, PairSums, finish)
 
 
-def robustness(models: Models, images: Images, *, layers: str | Sequence[str] = "paper") -> pd.DataFrame:
+def robustness(
+    models: Models, images: Images, *, layers: str | Sequence[str] = "paper", state: Path | None = None
+) -> pd.DataFrame:
     """Mean CKA over a model's pairs of different layers, under the paper's estimator and three that no token can dominate.
 
     Returns:
@@ -160,7 +162,7 @@ def robustness(models: Models, images: Images, *, layers: str | Sequence[str] = 
         )
 
     reading = _reading(models, images, layers, ROBUST)
-    return measure.table(Measurement(reading, _fold, PairSums, finish))
+    return measure.table(Measurement(reading, _fold, PairSums, finish), state)
 
 
 def massive_shares(sums: PairSums) -> pd.DataFrame:
@@ -331,9 +333,10 @@ def main(
     command.write(table, out)
     command.draw(table, out, plot.cka)
     if tokens == "all" and any(row["hsic"] > DOMINANT for row in table.attrs["massive"]):
-        robust = robustness(loaded, images, layers=chosen)
+        beside = command.beside(out, "_robustness")
+        robust = robustness(loaded, images, layers=chosen, state=beside)
         logger.info("mean CKA of different layers:\n%s", robust.round(3).to_string(index=False))
-        command.write(robust, command.beside(out, "_robustness"))
+        command.write(robust, beside)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
     """Sums over all batches and processes; killed and called again, it goes on from the sums last written.
 
     Args:
-        measurements: of the same images.
+        measurements: of the same images. Those that differ in ``finish`` alone have the same sums, which are made once.
         state: where to write the sums meanwhile, gone when all is done; None never writes. The name gets a digest of all that
             the sums depend on, so that no other command picks them up.
 
@@ -95,19 +95,22 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
         ValueError: there is no batch for some process, or none that counts for some measurement.
         ConnectionError: another process failed or died.
     """
-    reading = merged(measurements)
+    made_as = {name: (id(one.reading), one.fold, one.alone) for name, one in measurements.items()}
+    first = {sums: name for name, sums in reversed(made_as.items())}
+    different = {name: measurements[name] for name in measurements if first[made_as[name]] == name}
+    reading = merged(different)
     dealt(reading.images)
-    path = state_path(state, measurements) if state else None
-    for measurement in measurements.values():
+    path = state_path(state, different) if state else None
+    for measurement in different.values():
         measurement.prepare()
-    sums = _read(reading, measurements, path)
+    sums = _read(reading, different, path)
     place = next(iter(reading.models.values())).device
-    merged_sums = {name: running.over_processes(sums.get(name), place) for name in measurements}
+    merged_sums = {name: running.over_processes(sums.get(name), place) for name in different}
     if any(own is None for own in merged_sums.values()):
         raise ValueError(f"no batch of {reading.images.batches} could be used")
     if path:
         running.finish(path)
-    return merged_sums
+    return {name: merged_sums[first[made_as[name]]] for name in measurements}
 
 
 def _read(

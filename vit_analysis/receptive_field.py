@@ -18,7 +18,7 @@ position's own patch: a square of the layer's stride (16 px in a ViT/16, 32 px i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,21 +118,19 @@ def with_maps(
         The fields have columns model, layer, step, depth, branch, radius_px, rows, columns, map: E row by row, in units of the
         layer per unit of the normalised input.
     """
-    measurement = plan(models, images, layers=layers, channels=channels)
-    sums = measure.total({"": measurement}, state)[""]
-    table = measurement.finish(sums)
-    origin = {name: table.attrs[name] for name in ("models", "images", "layers", "channels")}
-    return table, with_provenance(_maps(sums, table), "receptive_field_maps", **origin)
+    both = plan_with_maps(models, images, layers=layers, channels=channels)
+    table, maps = measure.tables(dict(zip(("table", "maps"), both, strict=True)), state).values()
+    return table, maps
 
 
-def plan(
+def plan_with_maps(
     models: Models,
     images: Images = PAPER,
     *,
     layers: str | Sequence[str] = "paper",
     channels: int | None = CHANNELS,
-) -> Measurement[FieldSums]:
-    """What `compare` measures; it needs gradients, so a pass of its own."""
+) -> tuple[Measurement[FieldSums], Measurement[FieldSums]]:
+    """What `with_maps` measures: two tables of the same sums. They need gradients, so a pass of their own."""
     if channels is not None and channels < 1:
         raise ValueError(f"channels must be at least 1, or None for all, got {channels}")
     loaded = named(models)
@@ -145,14 +143,19 @@ def plan(
         differentiate=_differentiator(loaded, channels),
         settings={"channels": channels},
     )
+    facts = {"layers": layers, "channels": channels}
 
     def finish(sums: FieldSums) -> pd.DataFrame:
         table = _table(sums, steps)
         found = _summary(sums, table).to_dict("records")
-        facts = {"layers": layers, "channels": channels, "summary": found}
-        return with_provenance(table, "receptive_field", **reading.facts(), **facts)
+        return with_provenance(table, "receptive_field", **reading.facts(), **facts, summary=found)
 
-    return Measurement(reading, partial(_fold, images.batch), FieldSums, finish, alone=True)
+    def finish_maps(sums: FieldSums) -> pd.DataFrame:
+        maps = _maps(sums, _table(sums, steps))
+        return with_provenance(maps, "receptive_field_maps", **reading.facts(), **facts)
+
+    own = Measurement(reading, partial(_fold, images.batch), FieldSums, finish, alone=True)
+    return own, replace(own, finish=finish_maps)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +121,7 @@ def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection
     """
     tables, missing = dict[str, pd.DataFrame](), dict[str, str]()
     todo: dict[str, list[Measurement[Any]]] = {}
-    for name, plan in plans(cast, balanced(images), train).items():
+    for name, plan in plans(cast, images, balanced(images), train).items():
         if wanted is not None and name not in wanted:
             continue
         try:
@@ -134,8 +135,6 @@ def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection
             del todo[name]
     for group in _passes(todo):
         tables |= _measured(group, out)
-    if wanted is None or FIELD_TABLES & set(wanted):
-        tables |= _fields(cast, images, out, missing)
     return Study(cast.parts, tables, missing)
 
 
@@ -157,8 +156,17 @@ def balanced(images: Images) -> Images:
         return images
 
 
-def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], list[Measurement[Any]]]]:
-    """What each table takes. A table of several measurements is theirs, one below the other."""
+def plans(
+    cast: Cast, unchosen: Images, images: Images, train: Images
+) -> dict[str, Callable[[], list[Measurement[Any]]]]:
+    """What each table takes. A table of several measurements is theirs, one below the other.
+
+    Args:
+        cast: the models.
+        unchosen: images as they come, for the few of receptive fields.
+        images: the same, `balanced`.
+        train: which images probes learn from.
+    """
     vits, cnns = cast.of("vit"), cast.of("cnn")
     main = cast.of("vit", "cnn")
     grids = cast.of("vit", "gap", "cnn")
@@ -167,6 +175,8 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
     shots = Shots(train, SHOTS if train.source == LAB else 10)
     layered = [*cast.of("vit", "cnn", "gap", "no_skip", "mixer"), *cast.twins]
     compared = cast.of("vit", "cnn", "less_data", "other_seed", "mixer", "tuned")
+    few = replace(unchosen, limit=min(FIELDS, unchosen.limit or FIELDS), batch=8)
+    fields = cache(lambda: receptive_field.plan_with_maps(main, few, channels=CHANNELS))
     return {
         "cka": lambda: [cka.plan(layered, images, pairs=_pairs(cast))],
         "cka_controls": lambda: [cka.plan_controls(compared, images)],
@@ -180,6 +190,8 @@ def plans(cast: Cast, images: Images, train: Images) -> dict[str, Callable[[], l
             )
         ],
         "skip": lambda: [skip.plan([*main, *cast.twins], images, first=FIRST_TOKENS)],
+        "receptive_field": lambda: [fields()[0]],
+        "receptive_field_maps": lambda: [fields()[1]],
         "lesions": lambda: [lesions.plan(model, first(images, LESIONED)) for model in main],
         "lesions_trained": lambda: [
             lesions.plan_trained(
@@ -214,8 +226,7 @@ def first(images: Images, count: int) -> Images:
 
 
 FIRST_TOKENS = 50  # of figure E.1
-FIELD_TABLES = {"receptive_field", "receptive_field_maps"}
-TABLES = (*plans(Cast(Parts(), {}), IMAGES, TRAIN), *sorted(FIELD_TABLES))
+TABLES = tuple(plans(Cast(Parts(), {}), IMAGES, IMAGES, TRAIN))
 
 
 def _some(needed: list[Any], what: str) -> list[Any]:
@@ -268,24 +279,27 @@ def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[M
     groups: dict[str, dict[str, list[Measurement[Any]]]] = {}
     for name, measurements in todo.items():
         alone = any(measurement.alone for measurement in measurements)
-        images = json.dumps([one.reading.images.facts() for one in measurements[:1]], sort_keys=True)
-        groups.setdefault(name if alone else images, {})[name] = measurements
+        shared = [one.key() if alone else one.reading.images.facts() for one in measurements]
+        groups.setdefault(json.dumps(shared if alone else shared[:1], sort_keys=True), {})[name] = (
+            measurements
+        )
     return list(groups.values())
 
 
 @running.keeping()
 def _measured(group: Mapping[str, list[Measurement[Any]]], out: Path) -> dict[str, pd.DataFrame]:
-    """The tables of one pass, or of a table's own passes, written."""
-    each = {f"{name} {number}": one for name, own in group.items() for number, one in enumerate(own)}
-    state = out / "study"
-    if any(one.alone for one in each.values()):
-        parts = {name: measure.table(one, state) for name, one in each.items()}
-    else:
-        parts = measure.tables(each, state)
+    """The tables of one pass, or of each pass of those that share none, written."""
+    each = {(name, number): one for name, own in group.items() for number, one in enumerate(own)}
+    passes: dict[str, dict[Any, Measurement[Any]]] = {}
+    for place, one in each.items():
+        passes.setdefault(one.key() if one.alone else "", {})[place] = one
+    parts: dict[Any, pd.DataFrame] = {}
+    for together in passes.values():
+        named = {f"{name} {number}": one for (name, number), one in together.items()}
+        parts |= zip(together, measure.tables(named, out / "study").values(), strict=True)
     tables = {}
     for name, own in group.items():
-        mine = [parts[f"{name} {number}"] for number in range(len(own))]
-        tables[name] = _joined(mine)
+        tables[name] = _joined([parts[name, number] for number in range(len(own))])
         _write(tables[name], out / f"{name}.parquet", _key(own))
     return tables
 
@@ -302,23 +316,3 @@ def _write(result: pd.DataFrame, path: Path, key: str) -> None:
     if running.processes()[0] == 0:
         table.write(result, path)
         logger.info("wrote %s", path)
-
-
-@running.keeping()
-def _fields(cast: Cast, images: Images, out: Path, missing: dict[str, str]) -> dict[str, pd.DataFrame]:
-    """Receptive fields: two tables of the same sums."""
-    few = replace(images, limit=min(FIELDS, images.limit or FIELDS), batch=8)
-    try:
-        key = _key([receptive_field.plan(cast.of("vit", "cnn"), few, channels=CHANNELS)])
-    except ValueError as error:
-        missing |= dict.fromkeys(FIELD_TABLES, str(error))
-        return {}
-    kept = {name: _kept(out / f"{name}.parquet", key) for name in sorted(FIELD_TABLES)}
-    if all(own is not None for own in kept.values()):
-        return {name: own for name, own in kept.items() if own is not None}
-    made = receptive_field.with_maps(
-        cast.of("vit", "cnn"), few, channels=CHANNELS, state=out / "receptive_field"
-    )
-    for name, own in zip(sorted(FIELD_TABLES), made, strict=True):
-        _write(own, out / f"{name}.parquet", key)
-    return dict(zip(sorted(FIELD_TABLES), made, strict=True))
