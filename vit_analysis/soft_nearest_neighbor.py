@@ -50,6 +50,7 @@ WATCHED = 4  # massive tokens are looked for in one of four images of every batc
 MATES = 16  # images of each class in a batch
 STEP = 0.1  # of log10 of the temperature
 SPAN = 30  # steps from a batch's median squared distance to either end of its search
+ROUNDING = 1e-12  # of one anchor's loss, a difference of logarithms: what is smaller is 0
 ENDS = 300  # steps from 1 to either end of the grid: squared distances of float32 do not go further
 
 
@@ -188,12 +189,24 @@ def curve(
     grid = STEP * ((middle / STEP).round()[:, None] + torch.arange(-SPAN, SPAN + 1, device=middle.device))
     points = torch.cat([middle[:, None], grid], dim=1)
     near = (-distances[:, anchors]).masked_fill(itself[anchors], -torch.inf)
+    mated = _mated(near, mates[anchors])
     losses = []
     for temperature in (10**points).unbind(1):
-        logits = near / temperature[:, None, None]
-        mated = logits.masked_fill(~mates[anchors], -torch.inf)
-        losses.append((logits.logsumexp(-1) - mated.logsumexp(-1)).sum(-1))
-    return points, torch.stack(losses, dim=1).where(median[:, None] > 0, torch.nan)
+        scale = temperature[:, None, None]
+        losses.append(((near / scale).logsumexp(-1) - (mated / scale).logsumexp(-1)).sum(-1))
+    total = torch.stack(losses, dim=1)
+    total = total.where(~(total <= ROUNDING * len(mated[0])), 0.0)
+    return points, total.where(median[:, None] > 0, torch.nan)
+
+
+def _mated(
+    near: Float64[Tensor, "layer anchor image"], mates: Bool[Tensor, "anchor image"]
+) -> Float64[Tensor, "layer anchor mate"]:
+    """Of every anchor its mates alone, which are few; minus infinity where another has more."""
+    most = int(mates.sum(1).max()) if len(mates) else 0
+    there, place = mates.int().sort(dim=1, descending=True, stable=True)
+    own = near.gather(2, place[:, :most].expand(len(near), -1, -1))
+    return own.masked_fill(there[:, :most] == 0, -torch.inf)
 
 
 def minimum(loss: Float64[Tensor, "layer temperature"]) -> Minimum:
