@@ -5,13 +5,14 @@
     python benchmarks/cka.py --cross --contenders forward ours pytorch-cka    # one model against the other alone
 
 See `alternating` for how it is measured. "tuned" is what a command of this package sets for its process, for the forward pass
-and for us: convolutions with channels last, and an allocator that keeps memory. Peers are asked for the same: within both
-models and across, which takes them three runs; with --cross only across, where we still compute all. They are an optional
-dependency group (pip install --group benchmark).
+and for us: convolutions with channels last, and an allocator that keeps memory; "plain" is neither. Peers are asked for the
+same: within both models and across, which takes them three runs; with --cross only across, where we still compute all. They
+are an optional dependency group (pip install --group benchmark).
 """
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,10 @@ from vit_analysis.command import keep_memory
 
 TASKS = {"resnets": (("resnet18", "resnet18"), 4), "pair": (("vit_tiny_patch16_224", "resnet50"), 2)}
 BATCH = 32
-CONTENDERS = ("forward", "ours", "forward, tuned", "ours, tuned", "pytorch-cka", "torch_cka")
+CONTENDERS = (
+    *("forward", "ours", "ours, plain", "forward, tuned", "ours, tuned"),
+    *("pytorch-cka", "torch_cka"),
+)
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -66,8 +70,10 @@ def measure(contender: str, task: str, cross: bool) -> None:
     modules = [model(name) for name in names]
     pixels = scenes.draw(range(batches * BATCH), size=224).image
     layers = [layers_of(module) for module in modules]
-    kind, _, tuned = contender.partition(", ")
-    if tuned:
+    kind, _, settings = contender.partition(", ")
+    if settings == "plain":
+        os.environ["VIT_ANALYSIS_PLAIN"] = "1"
+    if settings == "tuned":
         modules = [module.to(memory_format=torch.channels_last) for module in modules]
         keep_memory()
     pairs = [(0, 1)] if cross else [(0, 0), (1, 1), (0, 1)]
