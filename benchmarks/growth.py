@@ -66,9 +66,9 @@ def chosen(every: int) -> dict[str, list[str]]:
 
 def measure(contender: str, images: int, batch: int, every: int) -> None:
     """One contender."""
-    command.keep_memory()
     modules = models()
     pixels = scenes.draw(range(images), size=SIZE).image
+    command.keep_memory()  # not what drawing left behind
     taps = [tap for own in chosen(every).values() for tap in own]
     given = alternating.InMemory(batch=batch, pixels=pixels)
     parts = pixels.split(batch)

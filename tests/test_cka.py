@@ -8,7 +8,7 @@ import torch
 from conftest import Given, Layers, cell, oracle_cka
 from torch import nn
 
-from vit_analysis import cka, measure, models, running
+from vit_analysis import cka, measure, models, running, similarity
 from vit_analysis.capture import capture
 from vit_analysis.images import Images
 
@@ -349,3 +349,33 @@ def test_a_table_of_some_pairs_of_models_holds_what_the_whole_table_does():
     some = measure.table(plan)
     rows = (whole["model"] == "one") & whole["other_model"].isin(["one", "third"])
     pd.testing.assert_frame_equal(some, whole[rows].reset_index(drop=True))
+
+
+def test_models_may_run_in_half_precision_and_gram_matrices_do_not():
+    both = [models.load("lab/vit", device="cpu"), models.load("lab/resnet", device="cpu")]
+    images = Images(limit=128, batch=32)
+    whole = cka.compare(both, images, layers="blocks")["cka"]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = cka.compare(both, images, layers="blocks")["cka"]
+    assert 0 < (half - whole).abs().max() < 0.01
+
+
+def test_measurements_of_one_pass_share_their_products(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        similarity, "_gram", lambda x, gram=similarity._gram: made.append(x.shape[1]) or gram(x)
+    )
+    vit, images = models.load("lab/vit@random", device="cpu"), Images(limit=16, batch=16)
+    measure.tables(
+        {"cka": cka.plan([vit], images, layers="blocks"), "controls": cka.plan_controls([vit], images)}
+    )
+    whole, width, blocks = 65 * 96, 96, 8
+    # One of everything for both, one of the class token, and normalised tokens in pieces that add up to everything.
+    assert made.count(width) == blocks
+    assert sum(made) == blocks * (2 * whole + width)
+
+
+def test_an_order_of_images_is_kept_where_it_is_needed():
+    order = cka._shuffle("vit blocks.0", 8, torch.device("meta"))
+    assert order.device.type == "meta"
+    assert cka._shuffle("vit blocks.0", 8, torch.device("meta")) is order

@@ -1,7 +1,7 @@
 """On a GPU: what is kept of a layer is made there, and nothing waits for the device layer by layer.
 
 Without a GPU this is seen with fake tensors, which know their device, refuse to meet those of another, and have no values that
-anyone could wait for. With one, tables are those of the CPU.
+anyone could wait for; what is sent to the device layer by layer is not seen. With a GPU, tables are those of the CPU.
 """
 
 import pytest
@@ -16,6 +16,7 @@ from vit_analysis import (
     localization,
     measure,
     models,
+    similarity,
     skip,
     soft_nearest_neighbor,
 )
@@ -26,6 +27,13 @@ from vit_analysis.measure import Measurement
 IMAGES = Images(limit=320, batch=160)
 # Outside the package, as autocast says it of any device that is not there.
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available.*")
+
+
+@pytest.fixture(autouse=True)
+def _no_fake_tensor_stays():
+    yield
+    similarity._above.cache_clear()
+    cka._shuffle.cache_clear()
 
 
 def on_fake_gpu(module: nn.Module) -> None:

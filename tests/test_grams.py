@@ -12,8 +12,8 @@ VIT = Layout(spatial=9, prefix=2, class_token=True)
 SHAPES = {"tokens": (40, 11, 8), "patches": (40, 9, 8), "map": (40, 8, 3, 3), "vector": (40, 8)}
 
 
-def activation(kind: str, *, massive: bool = False) -> torch.Tensor:
-    x = torch.randn(SHAPES[kind]) + torch.randn(SHAPES[kind][1:])
+def activation(kind: str, *, massive: bool = False, offset: float = 1.0) -> torch.Tensor:
+    x = torch.randn(SHAPES[kind]) + offset * torch.randn(SHAPES[kind][1:])
     if massive:
         x[3] *= 100
     return x
@@ -22,19 +22,21 @@ def activation(kind: str, *, massive: bool = False) -> torch.Tensor:
 def by_definition(selection: str, x: torch.Tensor) -> torch.Tensor:
     """In float64, whole."""
     rows = SELECTIONS[selection](x, VIT).double().flatten(1)
+    rows = rows - rows.mean(0)  # which is taken away in any case, and then in float64
     return rows @ rows.T
 
 
-def assert_same_when_centred(own: torch.Tensor, other: torch.Tensor) -> None:
+def assert_same_when_centred(own: torch.Tensor, other: torch.Tensor, within: float = 1e-5) -> None:
     own, other = similarity.u_centre(own), similarity.u_centre(other)
-    np.testing.assert_allclose(own, other, atol=1e-5 * float(other.abs().max()))
+    np.testing.assert_allclose(own, other, atol=within * float(other.abs().max()))
 
 
 @pytest.mark.parametrize("selection", list(SELECTIONS))
 @pytest.mark.parametrize("kind", list(SHAPES))
 @pytest.mark.parametrize("massive", [False, True])
-def test_every_selection_is_what_its_definition_gives(selection, kind, massive):
-    x = activation(kind, massive=massive)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_selection_is_what_its_definition_gives(selection, kind, massive, dtype):
+    x = activation(kind, massive=massive).to(dtype)
     own = Grams(x, VIT).of(selection)
     if kind == "patches" and selection == "cls":
         assert own is None
@@ -59,6 +61,29 @@ def test_spatial_tokens_are_right_beside_a_class_token_that_outweighs_them(size)
     assert_same_when_centred(Grams(x, VIT).of("spatial"), by_definition("spatial", x))
 
 
+@pytest.mark.parametrize("offset", [3, 10, 30])
+@pytest.mark.parametrize("size", [10, 100, 1000])
+def test_ordinary_images_are_right_beside_one_that_outweighs_them_and_hides_an_offset(offset, size):
+    x = activation("tokens", offset=offset)
+    x[3] *= size
+    # Up to `similarity.OFFSET` times the rounding of float32; without looking, the worst of these is wrong by a fifth.
+    assert_same_when_centred(Grams(x, VIT).of("typical"), by_definition("typical", x.double()), within=5e-5)
+
+
+def test_spatial_tokens_are_right_where_the_class_token_alone_has_an_offset():
+    x = activation("tokens", offset=1e4)
+    x[:, :2] = 3e4 * (9 + torch.randn(40, 2, 8))
+    assert_same_when_centred(Grams(x, VIT).of("spatial"), by_definition("spatial", x))
+
+
+def test_distances_of_spatial_tokens_are_right_where_a_class_token_is_large_on_the_diagonal_alone():
+    x = torch.randn(32, 11, 64)
+    x[:, 0] = 1e4 * torch.eye(32, 64)
+    rows = x[:, 2:].flatten(1).double()
+    own = similarity.squared_distances(Grams(x, VIT).of("spatial"))
+    np.testing.assert_allclose(own, torch.cdist(rows, rows).square(), rtol=1e-4, atol=1e-9)
+
+
 def test_spatial_tokens_are_none_where_all_tokens_are_prefix():
     assert Grams(torch.randn(8, 2, 5), VIT).of("spatial") is None
 
@@ -71,6 +96,8 @@ def test_what_needs_no_product_makes_none(monkeypatch):
         own.of(selection)
     own.first(16).of("inliers")
     assert made == [SHAPES["map"]]
+    Grams(activation("tokens"), VIT).first(16).of("inliers")
+    assert made[1:] == [(16, *SHAPES["tokens"][1:])]
 
 
 def test_the_first_images_are_those_of_a_shorter_batch():

@@ -153,6 +153,22 @@ def test_too_few_images_are_refused(images):
         similarity.centred_gram(torch.randn(images, 5))
 
 
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_every_token_with_every_patch_is_hsic_of_that_pair(offset):
+    tokens, patches = torch.randn(20, 5, 7) + offset, torch.randn(20, 3, 4)
+    tokens[:, :3, :4] += patches.mean(1, keepdim=True)
+    tokens[:, 4] = offset + 3.3  # constant
+    between, own, theirs = similarity.hsic_between(tokens, patches)
+    for i in range(5):
+        k = plain_gram(tokens[:, i].double() - offset)
+        assert float(own[i]) == pytest.approx(song(k, k), rel=1e-3, abs=1e-9)
+        for j in range(3):
+            l = plain_gram(patches[:, j])
+            assert float(theirs[j]) == pytest.approx(song(l, l), rel=1e-5)
+            assert float(between[i, j]) == pytest.approx(song(k, l), abs=1e-3 * song(l, l))
+    assert own[4] == 0
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_gpu_agrees_with_the_cpu():
     x, y = features(64, 5000)

@@ -204,3 +204,15 @@ def test_the_untrained_lab_pair_with_pictures_on_one_scale():
     rows = table[(table["sublayer"] == "mlp") & table["token"].str.isdigit()]
     np.testing.assert_array_equal(mlp.images[0].get_array(), rows["norm_ratio"].to_numpy().reshape(8, 9))
     assert len(lines.lines) == len(cosines.lines) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_multiplied_in_float32(dtype):
+    # 400 squared is more than half precision holds.
+    z, f = 400 + torch.randn(2, 5, 8), 400 + torch.randn(2, 5, 8)
+    z, f = z.to(dtype), f.to(dtype)
+    layout = Layout(spatial=4, prefix=1, class_token=True)
+    own, expected = ratios(z, f, layout, 2), ratios(z.float(), f.float(), layout, 2)
+    assert own[0] == expected[0]
+    torch.testing.assert_close(own[1], expected[1], rtol=1e-5, atol=1e-5)
+    assert (own[1][:, 1] / 2).min() > 0.99  # the cosine of z + f(z) and z

@@ -114,6 +114,21 @@ def test_an_analysis_that_does_not_apply_is_missing_with_its_reason(tmp_path):
     assert done.missing["head_subsets"] == "needs a Vision Transformer (--vit) and a CNN (--cnn)"
 
 
+def test_receptive_fields_and_their_sizes_come_of_one_pass_whichever_is_wanted(cast, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FIELDS", 8)
+    monkeypatch.setattr(study, "CHANNELS", 1)
+    fields = {"receptive_field", "receptive_field_maps"}
+    assert study.run(cast, IMAGES, TRAIN, tmp_path, {"receptive_field_maps"}).tables.keys() == fields
+    read = []
+    monkeypatch.setattr(measure, "_read", lambda *what, read_=measure._read: read.append(1) or read_(*what))
+    assert study.run(cast, IMAGES, TRAIN, tmp_path, {"receptive_field"}).tables.keys() == fields
+    assert not read
+    (tmp_path / "receptive_field.parquet").unlink()  # as of a run that was killed between the two
+    assert study.run(cast, IMAGES, TRAIN, tmp_path, {"receptive_field_maps"}).tables.keys() == fields
+    assert len(read) == 1
+    assert {path.stem for path in tmp_path.iterdir()} == fields
+
+
 def test_batches_are_balanced_where_they_have_room_for_all_classes():
     wide = study.balanced(Images(limit=700, batch=160))
     labels = wide.truth(wide.order)["shape"]

@@ -234,9 +234,9 @@ def _shuffle(place: str, images: int, device: torch.device) -> Int[Tensor, " ima
 
 def _watch(own: Grams) -> Float64[Tensor, "4"]:
     some = own.first(max(LEAST_WATCHED, int(WATCHED * len(own.activation))))
-    both = torch.stack(
-        [similarity.centred(gram) for gram in (some.all, some.of("inliers")) if gram is not None]
-    )
+    ordinary = some.of("inliers")
+    assert ordinary is not None  # of any activation
+    both = torch.stack([similarity.centred(gram) for gram in (some.all, ordinary)])
     massive = some.massive
     count = torch.full((), float(massive.numel()), dtype=torch.float64, device=massive.device)
     return torch.stack([count, massive.sum().double(), *both.double().square().sum(1)])

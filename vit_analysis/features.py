@@ -88,7 +88,7 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
 
 def as_they_are() -> bool:
     """Whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
-    return bool(os.environ.get("VIT_ANALYSIS_PLAIN"))
+    return os.environ.get("VIT_ANALYSIS_PLAIN", "0") not in ("", "0")
 
 
 def _look(reading: Reading, name: str, run: Run, pixels: Tensor, images: list[int]) -> dict[str, Any]:

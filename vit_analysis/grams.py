@@ -5,7 +5,9 @@ A product over all features is what everything here costs. Several choices need 
     spatial tokens      what all tokens give, less what the prefix tokens give: a Gram matrix is a sum over features
     inliers             what all tokens give, where no token is massive
     typical images      T K T', where T puts the mean of the ordinary images in the place of the others
-    images by number    rows and columns of K
+    first images        rows and columns of K
+
+The first and the third are used where they are precise, and the product of the definition elsewhere.
 
 Different measurements ask for the same Gram matrices of the same activation: within `shared`, each is made once for all.
 """
@@ -53,16 +55,18 @@ class Grams:
         return whole
 
     def first(self, images: int) -> "Grams":
-        """Those of the first images alone."""
+        """Those of the first images alone, from what is there already."""
         some = Grams(self.activation[:images], self.layout)
-        some._made["all"] = self.all[:images, :images]
+        if "all" in self._made:
+            some._made["all"] = self.all[:images, :images]
+        if "norms" in vars(self):
+            vars(some)["norms"] = self.norms[:images]
         return some
 
     @cached_property
     def norms(self) -> Float32[Tensor, "image token"]:
         """Of every token, or of every position of a map."""
-        own = tokens.as_tokens(self.activation, self.layout)
-        return torch.linalg.vector_norm(own, dim=-1, dtype=torch.float32)
+        return tokens.norms(tokens.as_tokens(self.activation, self.layout))
 
     @cached_property
     def massive(self) -> Bool[Tensor, "image token"]:
@@ -78,8 +82,13 @@ def _spatial(grams: Grams) -> Gram | None:
         return grams.all
     if prefix == activation.shape[1] or activation.is_cuda:
         return grams.product("spatial")
-    rest = grams.all - similarity.gram(activation[:, :prefix])
-    return rest if similarity.is_precise(rest, grams.all) else grams.product("spatial")
+    own = similarity.gram(activation[:, :prefix])
+    rest = grams.all - own
+    precise = all(similarity.is_precise(rest, larger) for larger in (grams.all, own))
+    # Of distances the diagonal is a part, too.
+    if precise and (grams.all.diagonal() <= similarity.OFFSET * rest.diagonal()).all():
+        return rest
+    return grams.product("spatial")
 
 
 def _inliers(grams: Grams) -> Gram | None:
@@ -90,12 +99,21 @@ def _inliers(grams: Grams) -> Gram | None:
 
 
 def _typical(grams: Grams) -> Gram:
-    """How far an image is from the mean follows from the Gram matrix, and so does that of any mixture of images."""
+    """How far an image is from the mean follows from the Gram matrix, and so does that of any mixture of images.
+
+    Where a dominant image hid an offset from `similarity.gram`, the others are rounded to the size of that. On a GPU by a
+    product of its own, as looking would stall the device.
+    """
+    if grams.activation.is_cuda:
+        return similarity.gram(tokens.typical(grams.activation, grams.layout))
     own = grams.all
     far = tokens.dominant(own.diagonal() - 2 * own.mean(1))
     ordinary = torch.ones(len(own), dtype=torch.float64, device=own.device).index_fill(0, far, 0)
     mixed = torch.diag(ordinary).index_copy(0, far, (ordinary / ordinary.sum()).expand(len(far), -1))
-    return mixed @ own @ mixed.T
+    found = mixed @ own @ mixed.T
+    if len(own) >= similarity.SMALLEST_BATCH and similarity.is_precise(found, found):
+        return found
+    return similarity.gram(tokens.typical(grams.activation, grams.layout))
 
 
 def _normalized(grams: Grams) -> Gram:

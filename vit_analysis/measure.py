@@ -49,6 +49,11 @@ class Measurement(Generic[SumsType]):
     prepare: Callable[[], None] = lambda: None
     alone: bool = False
 
+    @property
+    def sums(self) -> tuple[Any, ...]:
+        """The same for measurements that differ in ``finish`` alone, and so have the same sums."""
+        return id(self.reading), self.fold, self.kind, self.prepare, self.alone
+
     def key(self) -> str:
         """Sixteen hexadecimal digits of all that the sums depend on: models, images, taps, settings."""
         facts = {
@@ -87,7 +92,7 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
     """Sums over all batches and processes; killed and called again, it goes on from the sums last written.
 
     Args:
-        measurements: of the same images. Those that differ in ``finish`` alone have the same sums, which are made once.
+        measurements: of the same images. Those of the same ``sums`` share them.
         state: where to write the sums meanwhile, gone when all is done; None never writes. The name gets a digest of all that
             the sums depend on, so that no other command picks them up.
 
@@ -95,9 +100,8 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
         ValueError: there is no batch for some process, or none that counts for some measurement.
         ConnectionError: another process failed or died.
     """
-    made_as = {name: (id(one.reading), one.fold, one.alone) for name, one in measurements.items()}
-    first = {sums: name for name, sums in reversed(made_as.items())}
-    different = {name: measurements[name] for name in measurements if first[made_as[name]] == name}
+    first = {measurements[name].sums: name for name in reversed(list(measurements))}
+    different = {name: one for name, one in measurements.items() if first[one.sums] == name}
     reading = merged(different)
     dealt(reading.images)
     path = state_path(state, different) if state else None
@@ -110,7 +114,7 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
         raise ValueError(f"no batch of {reading.images.batches} could be used")
     if path:
         running.finish(path)
-    return {name: merged_sums[first[made_as[name]]] for name in measurements}
+    return {name: merged_sums[first[one.sums]] for name, one in measurements.items()}
 
 
 def _read(

@@ -229,13 +229,18 @@ def _pieces(rows: Float[Tensor, "image feature"]) -> Iterator[Float32[Tensor, "i
 
 
 def _centred_grams(features: Float[Tensor, "image place feature"]) -> Float32[Tensor, "place pair"]:
-    """`centred_gram` of every place by itself, all in one product."""
-    own = features.transpose(0, 1).float()
-    mean = own.mean(1, keepdim=True)
-    own = own - mean
-    with full_float32(own.device):
-        grams = (own @ own.mT).double()
-    return centred(_varying(grams, len(features) * mean.double().square().sum((1, 2))))
+    """`centred_gram` of every place by itself, as many in one product as stay in a core's cache."""
+    n, places, _ = features.shape
+    found = torch.empty(places, n * (n - 1) // 2, device=features.device)
+    size = max(1, piece(features.device) // n**2)
+    for start in range(0, places, size):
+        own = features[:, start : start + size].transpose(0, 1).float()
+        mean = own.mean(1, keepdim=True)
+        own = own - mean
+        with full_float32(own.device):
+            grams = (own @ own.mT).double()
+        found[start : start + size] = centred(_varying(grams, n * mean.double().square().sum((1, 2))))
+    return found
 
 
 def _products(

@@ -28,7 +28,7 @@ from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
 from vit_analysis.running import Sums, in_group, jackknife
 from vit_analysis.table import WITHOUT, with_provenance
-from vit_analysis.tokens import Layout, as_tokens
+from vit_analysis.tokens import Layout, as_tokens, norms
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def ratios(skip: Tensor, long: Tensor, layout: Layout, first: int) -> tuple[list
         The cosine of a vector of zeros is 0, and a token that is zero in both has no ratio.
     """
     z, f = as_tokens(skip, layout), as_tokens(long, layout)
-    zz, ff, zf = squared_norms(z), squared_norms(f), inner_products(z, f)
+    zz, ff, zf = norms(z).double().square(), norms(f).double().square(), inner_products(z, f)
     total = (zz + 2 * zf + ff).clamp(min=0)
     cosines = [(zz + zf) / (zz * total).sqrt(), zf / (zz * ff).sqrt(), (zf + ff) / (ff * total).sqrt()]
     ratio = (zz / ff).sqrt()
@@ -124,11 +124,6 @@ def ratios(skip: Tensor, long: Tensor, layout: Layout, first: int) -> tuple[list
     return list(rows), torch.stack([values[:, tokens].nanmean(1).sum(0) for tokens in rows.values()]), counts
 
 
-def squared_norms(x: Float[Tensor, "image token channel"]) -> Float64[Tensor, "image token"]:
-    """Of every token, summed in float32."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).double().square()
-
-
 def inner_products(
     x: Float[Tensor, "image token channel"], y: Float[Tensor, "image token channel"]
 ) -> Float64[Tensor, "image token"]:
@@ -140,7 +135,8 @@ def inner_products(
     scratch = torch.empty(0, device=x.device)
     for start in range(0, len(x), size := max(1, similarity.piece(x.device) // x[0].numel())):
         part = slice(start, start + size)
-        torch.sum(torch.mul(x[part], y[part], out=scratch.resize_(x[part].shape)), dim=-1, out=found[part])
+        both = torch.mul(x[part].float(), y[part].float(), out=scratch.resize_(x[part].shape))
+        torch.sum(both, dim=-1, out=found[part])
     return found.double()
 
 

@@ -254,8 +254,10 @@ def _distances(
     if activation.ndim != 3:
         return distances, distances.new_zeros(2)
     some = own.first(max(2, len(activation) // WATCHED))
-    both = [gram for gram in (some.all, some.of("inliers")) if gram is not None]
-    return distances, torch.stack([similarity.squared_distances(gram).sum() for gram in both])
+    ordinary = some.of("inliers")
+    assert ordinary is not None  # of any activation
+    both = [similarity.squared_distances(gram).sum() for gram in (some.all, ordinary)]
+    return distances, torch.stack(both)
 
 
 def _fold(images: Images, target: str, batch: features.Pass) -> Curves | None:

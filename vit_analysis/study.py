@@ -119,20 +119,22 @@ def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection
         out: folder of the tables, `NAME.parquet` each.
         wanted: names of tables; None is all of `plans`.
     """
-    tables, missing = dict[str, pd.DataFrame](), dict[str, str]()
+    missing = dict[str, str]()
     todo: dict[str, list[Measurement[Any]]] = {}
     for name, plan in plans(cast, images, balanced(images), train).items():
-        if wanted is not None and name not in wanted:
+        if wanted is not None and not {name, *TWO_OF_ONE.get(name, ())} & set(wanted):
             continue
         try:
             todo[name] = plan()
         except ValueError as error:  # an analysis that does not apply says so before it reads an image
             missing[name] = str(error)
-    for name, key in {name: _key(measurements) for name, measurements in todo.items()}.items():
-        kept = _kept(out / f"{name}.parquet", key)
-        if kept is not None:
-            tables[name] = kept
-            del todo[name]
+    kept = {name: _kept(out / f"{name}.parquet", _key(own)) for name, own in todo.items()}
+    tables = {
+        name: own
+        for name, own in kept.items()
+        if own is not None and all(kept[other] is not None for other in TWO_OF_ONE.get(name, ()))
+    }
+    todo = {name: own for name, own in todo.items() if name not in tables}
     for group in _passes(todo):
         tables |= _measured(group, out)
     return Study(cast.parts, tables, missing)
@@ -225,6 +227,8 @@ def first(images: Images, count: int) -> Images:
     return images.only(few, batch=max(similarity.SMALLEST_BATCH, len(few) // running.GROUPS))
 
 
+# Two tables of the same sums: whoever wants one gets both, as the other would take the same pass again.
+TWO_OF_ONE = {"receptive_field": ("receptive_field_maps",), "receptive_field_maps": ("receptive_field",)}
 FIRST_TOKENS = 50  # of figure E.1
 TABLES = tuple(plans(Cast(Parts(), {}), IMAGES, IMAGES, TRAIN))
 
@@ -290,9 +294,9 @@ def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[M
 def _measured(group: Mapping[str, list[Measurement[Any]]], out: Path) -> dict[str, pd.DataFrame]:
     """The tables of one pass, or of each pass of those that share none, written."""
     each = {(name, number): one for name, own in group.items() for number, one in enumerate(own)}
-    passes: dict[str, dict[Any, Measurement[Any]]] = {}
+    passes: dict[Any, dict[Any, Measurement[Any]]] = {}
     for place, one in each.items():
-        passes.setdefault(one.key() if one.alone else "", {})[place] = one
+        passes.setdefault(one.sums if one.alone else (), {})[place] = one
     parts: dict[Any, pd.DataFrame] = {}
     for together in passes.values():
         named = {f"{name} {number}": one for (name, number), one in together.items()}

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -112,7 +112,7 @@ def inliers(activation: Tensor, layout: Layout) -> Tensor:
     After centring over images the replacement contributes nothing, which is what dropping a token from a Gram matrix means.
     """
     tokens = as_tokens(activation.float(), layout)
-    ordinary = ~massive(torch.linalg.vector_norm(tokens, dim=-1))[..., None]
+    ordinary = ~massive(norms(tokens))[..., None]
     typical = (tokens * ordinary).sum(0) / ordinary.sum(0).clamp(min=1)
     return torch.where(ordinary, tokens, typical)
 
@@ -202,6 +202,12 @@ def on_grid(activation: Tensor, layout: Layout, layer: str) -> Float[Tensor, "im
         f"{layer} is {' x '.join(map(str, activation.shape))}, neither image x token x channel with {expected} nor a map "
         f"image x channel x row x col, so nothing in it has a place in the image; choose another layer"
     )
+
+
+def norms(tokens: Float[Tensor, "image token channel"]) -> Float32[Tensor, "image token"]:
+    """Of every token, in float32; of half precision nothing is widened as a whole."""
+    precision = torch.promote_types(tokens.dtype, torch.float32)
+    return torch.linalg.vector_norm(tokens, dim=-1, dtype=precision).float()
 
 
 def massive(norms: Float[Tensor, "image token"]) -> Bool[Tensor, "image token"]:
