@@ -84,7 +84,7 @@ def measure(contender: str, task: str, cross: bool) -> None:
         "pytorch-cka": lambda: pytorch_cka(modules, pixels, layers, pairs),
         "torch_cka": lambda: torch_cka(modules, pixels, layers, pairs),
     }
-    alternating.one(contenders[kind](), lambda: alternating.forward(modules, parts[:1]))
+    alternating.one(contenders[kind](), lambda: alternating.forward(modules, parts[:1]), pixels)
 
 
 def model(name: str) -> nn.Module:

@@ -68,7 +68,7 @@ def measure(contender: str, images: int, batch: int, every: int) -> None:
     """One contender."""
     modules = models()
     pixels = scenes.draw(range(images), size=SIZE).image
-    command.keep_memory()  # not what drawing left behind
+    command.keep_memory()
     taps = [tap for own in chosen(every).values() for tap in own]
     given = alternating.InMemory(batch=batch, pixels=pixels)
     parts = pixels.split(batch)
@@ -79,6 +79,7 @@ def measure(contender: str, images: int, batch: int, every: int) -> None:
                 "forward": lambda: alternating.forward(list(modules.values()), parts),
             }[contender],
             lambda: alternating.forward(list(modules.values()), parts[:1]),
+            pixels,
         )
 
 

@@ -91,7 +91,7 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
         )
 
     run = everything if kind == "study" else lambda: alternating.forward(list(modules.values()), parts)
-    alternating.one(run, warm_up)
+    alternating.one(run, warm_up, given.pixels)
 
 
 if __name__ == "__main__":
