@@ -98,14 +98,14 @@ def _inliers(grams: Grams) -> Gram | None:
     return grams.all
 
 
-def _typical(grams: Grams) -> Gram:
+def _typical(grams: Grams) -> Gram | None:
     """How far an image is from the mean follows from the Gram matrix, and so does that of any mixture of images.
 
     Where a dominant image hid an offset from `similarity.gram`, the others are rounded to the size of that. On a GPU by a
     product of its own, as looking would stall the device.
     """
     if grams.activation.is_cuda:
-        return similarity.gram(tokens.typical(grams.activation, grams.layout))
+        return grams.product("typical")
     own = grams.all
     far = tokens.dominant(own.diagonal() - 2 * own.mean(1))
     ordinary = torch.ones(len(own), dtype=torch.float64, device=own.device).index_fill(0, far, 0)
@@ -113,7 +113,7 @@ def _typical(grams: Grams) -> Gram:
     found = mixed @ own @ mixed.T
     if len(own) >= similarity.SMALLEST_BATCH and similarity.is_precise(found, found):
         return found
-    return similarity.gram(tokens.typical(grams.activation, grams.layout))
+    return grams.product("typical")
 
 
 def _normalized(grams: Grams) -> Gram:
