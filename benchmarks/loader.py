@@ -4,22 +4,22 @@
     python benchmarks/loader.py lab/vit lab/resnet --images.source FOLDER --images.limit 256
 
 Wall-clock time, as workers are processes: of reading alone (decode, resize, crop and normalise for every model) with no, one,
-two ... worker processes; of the forward passes alone, on images in memory; and of both together, as every analysis does it:
-loading overlaps computing.
+two ... worker processes; of the models alone, on images in memory; and of both together, as every analysis does it: loading
+overlaps computing where there is a core for it.
 """
 
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 import tyro
 
-from vit_analysis import features
-from vit_analysis.images import Images
-from vit_analysis.models import load_all
+from vit_analysis import command, features
+from vit_analysis.images import Batch, Images, Preprocessing
+from vit_analysis.models import Model, load_all
 
 
 def main(
@@ -36,34 +36,52 @@ def main(
         images: which; the source is a folder.
         rounds: the best of so many is told.
     """
+    command.keep_memory()
     loaded = {model.name: model for model in load_all(models)}
     wanted = list(dict.fromkeys(model.preprocessing for model in loaded.values()))
-    print(
-        f"{len(images.order)} images of {images.source!r}, {len(wanted)} preprocessings, {os.cpu_count()} cores\n"
-    )
+    print(f"{len(images.order)} images, {len(wanted)} preprocessings, {os.cpu_count()} cores\n")
     print("| | workers | images/s |\n|---|--:|--:|")
     for workers in sorted({0, 1, 2, os.cpu_count() or 1}):
         own = dataclasses.replace(images, workers=workers)
         print(
             f"| reading alone | {workers} | {rate(lambda own=own: list(own.read(wanted)), images, rounds):.0f} |"
         )
-    first = next(iter(images.read(wanted)))
-    kept = [first] * images.batches
-
-    def forward() -> None:
-        with torch.inference_mode():
-            for batch in kept:
-                for model in loaded.values():
-                    model.module(batch.inputs[wanted.index(model.preprocessing)].to(model.device))
-
-    print(f"| forward passes alone | | {rate(forward, images, rounds):.0f} |")
-    for workers in (0, None):
+    kept = Kept(
+        **{field.name: getattr(images, field.name) for field in dataclasses.fields(Images)},
+        one=next(iter(images.read(wanted))),
+    )
+    print(f"| models alone, images in memory | | {rate(lambda: passes(loaded, kept), images, rounds):.0f} |")
+    for workers in sorted({0, 1, 2, os.cpu_count() or 1}):
         own = dataclasses.replace(images, workers=workers)
-        reading = features.Reading(loaded, own, {name: [":in"] for name in loaded}, lambda *_: None)
-        told = own._workers if workers is None else workers
-        print(
-            f"| both | {told} | {rate(lambda reading=reading: list(features.stream(reading)), images, rounds):.0f} |"
-        )
+        print(f"| both | {workers} | {rate(lambda own=own: passes(loaded, own), images, rounds):.0f} |")
+
+
+@dataclass(frozen=True)
+class Kept(Images):
+    """The same batch again and again: reading it costs nothing."""
+
+    one: Batch | None = None
+
+    def read(
+        self,
+        wanted: Sequence[Preprocessing],  # noqa: ARG002
+        *,
+        rank: int = 0,
+        of: int = 1,
+        start: int = 0,
+    ) -> Iterator[Batch]:
+        """As many batches as there are."""
+        assert self.one
+        for number in range(rank, self.batches, of):
+            if number >= start:
+                yield self.one._replace(number=number)
+
+
+def passes(loaded: Mapping[str, Model], images: Images) -> None:
+    """Every image through every model, as every analysis has it, and nothing kept."""
+    reading = features.Reading(loaded, images, {name: [":in"] for name in loaded}, lambda *_: None)
+    for _ in features.stream(reading):
+        pass
 
 
 def rate(run: Callable[[], Any], images: Images, rounds: int) -> float:
