@@ -134,10 +134,9 @@ def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection
         for name, own in kept.items()
         if own is not None and all(kept[other] is not None for other in TWO_OF_ONE.get(name, ()))
     }
-    todo = {name: own for name, own in todo.items() if name not in tables}
-    for group in _passes(todo):
+    for group in _passes({name: own for name, own in todo.items() if name not in tables}):
         tables |= _measured(group, out)
-    return Study(cast.parts, tables, missing)
+    return Study(cast.parts, {name: tables[name] for name in todo}, missing)
 
 
 def balanced(images: Images) -> Images:
