@@ -11,35 +11,13 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import alternating
 import torch
 
 from vit_analysis import attention_distance, models
-from vit_analysis.images import Batch, Images, Preprocessing
-
-
-@dataclass(frozen=True)
-class Made(Images):
-    """Images made beforehand, the same in every batch."""
-
-    pixels: torch.Tensor | None = None
-
-    def read(
-        self, wanted: Sequence[Preprocessing], *, rank: int = 0, of: int = 1, start: int = 0
-    ) -> Iterator[Batch]:
-        """Batches that cost nothing."""
-        for number in range(start + rank, self.batches, of):
-            yield Batch(
-                number,
-                [self.pixels] * len(wanted),
-                torch.full((self.batch,), -1),
-                list(range(self.batch)),
-                [],
-            )
 
 
 def main() -> None:
@@ -54,8 +32,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     model = models.load(arguments.model, device="cpu")
-    pixels = torch.randn(arguments.batch, *model.preprocessing.input_size)
-    images = Made(limit=arguments.batch * arguments.batches, batch=arguments.batch, pixels=pixels)
+    pixels = torch.randn(arguments.batches * arguments.batch, *model.preprocessing.input_size)
+    images = alternating.InMemory(batch=arguments.batch, pixels=pixels)
     rounds = [measure(model, images) for _ in range(arguments.rounds + 1)][1:]  # the first one warms up
     bare, ours = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratio = statistics.median(ours / bare for bare, ours in rounds)
@@ -65,12 +43,10 @@ def main() -> None:
     print(f"bare forward {bare:.2f} CPU s, with all attention distances {ours:.2f} CPU s, ratio {ratio:.3f}")
 
 
-def measure(model: models.Model, images: Made) -> tuple[float, float]:
+def measure(model: models.Model, images: alternating.InMemory) -> tuple[float, float]:
     """CPU seconds of the bare forward pass and of the distances on the same images."""
     start = time.process_time()
-    with torch.inference_mode():
-        for _ in range(images.batches):
-            model.module(images.pixels)
+    alternating.forward([model.module], images.pixels.split(images.batch))
     bare = time.process_time() - start
     start = time.process_time()
     attention_distance.distances([model], images)

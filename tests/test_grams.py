@@ -70,10 +70,15 @@ def test_ordinary_images_are_right_beside_one_that_outweighs_them_and_hides_an_o
     assert_same_when_centred(Grams(x, VIT).of("typical"), by_definition("typical", x.double()), within=5e-5)
 
 
-def test_spatial_tokens_are_right_where_the_class_token_alone_has_an_offset():
+def test_spatial_tokens_have_a_product_where_the_class_token_alone_keeps_an_offset(monkeypatch):
+    # That of the spatial tokens is so large that all tokens lose theirs; what is left is small beside the class token's.
     x = activation("tokens", offset=1e4)
-    x[:, :2] = 3e4 * (9 + torch.randn(40, 2, 8))
+    x[:, :2] = 3 * (4 + torch.randn(40, 2, 8))
+    asked = []
+    product = Grams.product
+    monkeypatch.setattr(Grams, "product", lambda own, which: asked.append(which) or product(own, which))
     assert_same_when_centred(Grams(x, VIT).of("spatial"), by_definition("spatial", x))
+    assert asked == ["all", "spatial"]
 
 
 def test_distances_of_spatial_tokens_are_right_where_a_class_token_is_large_on_the_diagonal_alone():

@@ -281,11 +281,9 @@ def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[M
     """What shares a pass: all that can be of the same images."""
     groups: dict[str, dict[str, list[Measurement[Any]]]] = {}
     for name, measurements in todo.items():
-        alone = any(measurement.alone for measurement in measurements)
-        shared = [one.key() if alone else one.reading.images.facts() for one in measurements]
-        groups.setdefault(json.dumps(shared if alone else shared[:1], sort_keys=True), {})[name] = (
-            measurements
-        )
+        first = measurements[0]
+        own = [one.key() for one in measurements] if first.alone else first.reading.images.facts()
+        groups.setdefault(json.dumps(own, sort_keys=True), {})[name] = measurements
     return list(groups.values())
 
 
