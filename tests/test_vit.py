@@ -6,6 +6,7 @@ from einops import rearrange
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from vit_analysis import zoo
 from vit_analysis.vit import LAB, NOTES, Attention, Block, PatchEmbedding, ResidualAdd, ViT
 
 SMALL = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -115,6 +116,45 @@ def test_attention_weights_are_per_head_and_sum_to_one() -> None:
     mixed = attention.proj(rearrange(weights @ heads, "i h t f -> i t (h f)"))
     torch.testing.assert_close(mixed, attention(tokens))
     assert AttentionOfTheNotes(24, 3).att(tokens, tokens, tokens)[1].shape == (7, 2, 2)
+
+
+def test_local_attention_reaches_the_neighbours_and_the_class_token_alone() -> None:
+    """A change of one patch moves the nine patches around it and the class token in block 0, and no other."""
+    torch.manual_seed(0)
+    config = {"img_size": 24, "patch_size": 4, "num_classes": 3, "embed_dim": 12, "depth": 2, "num_heads": 2}
+    model, pixels = ViT(**config, reach=1), torch.randn(1, 3, 24, 24)
+    seen: list[torch.Tensor] = []
+    model.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out))
+    model(pixels)
+    pixels[:, :, 4:8, 12:16] += 1  # row 1, column 3 of the grid
+    model(pixels)
+    moved = (seen[0] - seen[1]).abs().amax(dim=-1)[0] > 1e-6
+    expected = {(row, column) for row in (0, 1, 2) for column in (2, 3, 4)}
+    assert moved[0]
+    assert {divmod(place, 6) for place in moved[1:].nonzero().flatten().tolist()} == expected
+    weights = model.blocks[0].attn.attention_weights(torch.randn(1, 37, 12))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(1, 2, 37))
+    assert (weights[0, 0, 1] > 0).sum() == 5  # a corner: 2 x 2 patches and the class token
+    assert (weights[0, 0, 0] > 0).all()
+
+
+def test_local_attention_is_the_same_fused_or_not_and_keeps_the_names_of_the_weights() -> None:
+    torch.manual_seed(0)
+    config = {"img_size": 24, "patch_size": 4, "num_classes": 3, "embed_dim": 12, "depth": 2, "num_heads": 2}
+    model, pixels = ViT(**config, reach=1), torch.randn(2, 3, 24, 24)
+    assert model.state_dict().keys() == ViT(**config).state_dict().keys()
+    fused = model(pixels)
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    torch.testing.assert_close(model(pixels), fused)
+
+
+def test_the_flat_resnet_keeps_the_grid_of_its_patches() -> None:
+    model, shapes = zoo.build("flat_resnet", zoo.RESNET), []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        stage.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[1:])))
+    model(torch.randn(1, 3, 32, 32))
+    assert shapes == [(16, 8, 8), (32, 8, 8), (64, 8, 8), (128, 8, 8)]
 
 
 def test_attention_is_the_same_fused_or_not() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,10 +80,19 @@ class PatchEmbedding(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention: softmax(q k' / sqrt(head_dim)) v in each head, then one projection of them all.
 
-    `fused_attn` means what it means in timm: one fused kernel, or every step by itself and open to hooks.
+    `fused_attn` means what it means in timm: one fused kernel, or every step by itself and open to hooks. `mask` says
+    which query may attend to which key; None lets every token attend to every token.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        mask: Bool[Tensor, "query key"] | None = None,
+    ) -> None:
         super().__init__()
         if width % heads:
             divisors = [n for n in range(1, width + 1) if width % n == 0]
@@ -101,15 +110,18 @@ class Attention(nn.Module):
         self.attn_drop = nn.Dropout(dropout)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tokens) -> Tokens:
         """Every token as a mixture of all tokens of its own image."""
         q, k, v = self.queries_keys_values(x)
         if self.fused_attn:
             dropout = self.attn_drop.p if self.training else 0.0
-            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=self.mask, dropout_p=dropout, scale=self.scale
+            )
         else:
-            mixed = self.attn_drop((self.scale * q @ k.mT).softmax(dim=-1)) @ v
+            mixed = self.attn_drop(self.softmax(q, k)) @ v
         return self.proj_drop(
             self.proj(rearrange(mixed, "image head token feature -> image token (head feature)"))
         )
@@ -117,7 +129,14 @@ class Attention(nn.Module):
     def attention_weights(self, x: Tokens) -> Float[Tensor, "image head query key"]:
         """How much each query attends to each key, per head; the rows sum to 1. `x` is what `forward` takes."""
         q, k, _ = self.queries_keys_values(x)
-        return (self.scale * q @ k.mT).softmax(dim=-1)
+        return self.softmax(q, k)
+
+    def softmax(self, q: Tensor, k: Tensor) -> Float[Tensor, "image head query key"]:
+        """Softmax of the scaled products of queries and keys; 0 where the mask forbids."""
+        products = self.scale * q @ k.mT
+        if self.mask is not None:
+            products = products.masked_fill(~self.mask, -torch.inf)
+        return products.softmax(dim=-1)
 
     def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """The three linear maps of the tokens, each [image, head, token, feature]."""
@@ -173,12 +192,19 @@ class Block(nn.Module):
     """Attention, then feed-forward, each after a LayerNorm and, unless `skip` is false, beside a skip connection."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, dropout: float = 0.0, *, skip: bool = True
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float = 0.0,
+        *,
+        skip: bool = True,
+        mask: Bool[Tensor, "query key"] | None = None,
     ) -> None:
         super().__init__()
         self.skip = skip
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, dropout)
+        self.attn = Attention(width, heads, dropout, mask)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = FeedForward(width, hidden, dropout)
 
@@ -193,8 +219,9 @@ class ViT(nn.Module):
     """Vision Transformer (Dosovitskiy et al., ICLR 2021): images to the logits of their classes.
 
     `pool="cls"` classifies by a class token, `"avg"` by the mean over all tokens and then has no class token.
-    `no_skip` names a block that has no skip connections, as in figure 8 of Raghu et al. The other arguments are
-    called as timm's `VisionTransformer` calls them.
+    `no_skip` names a block that has no skip connections, as in figure 8 of Raghu et al. `reach` limits the attention of
+    every block to patches at most so many rows and columns away, and to the class token, which attends to all; None
+    lets every patch attend to every other. The other arguments are called as timm's `VisionTransformer` calls them.
     """
 
     def __init__(
@@ -211,6 +238,7 @@ class ViT(nn.Module):
         dropout: float = 0.0,
         pool: str = "cls",
         no_skip: int | None = None,
+        reach: int | None = None,
     ) -> None:
         super().__init__()
         if pool not in ("cls", "avg"):
@@ -223,12 +251,14 @@ class ViT(nn.Module):
         self.num_prefix_tokens = int(pool == "cls")
         self.patch_embed = PatchEmbedding(img_size, patch_size, in_chans, embed_dim)
         tokens = self.num_prefix_tokens + self.patch_embed.num_patches
+        rows, columns = self.patch_embed.grid_size
+        mask = None if reach is None else neighbours(rows, columns, reach, self.num_prefix_tokens)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if pool == "cls" else None
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim))
         self.pos_drop = nn.Dropout(dropout)
         self.blocks = nn.Sequential(
             *(
-                Block(embed_dim, num_heads, mlp_ratio * embed_dim, dropout, skip=i != no_skip)
+                Block(embed_dim, num_heads, mlp_ratio * embed_dim, dropout, skip=i != no_skip, mask=mask)
                 for i in range(depth)
             )
         )
@@ -266,3 +296,14 @@ class ViT(nn.Module):
     def forward_head(self, x: Tokens) -> Float[Tensor, "image class"]:
         """Logits from the tokens."""
         return self.head(x[:, 0] if self.pool == "cls" else x.mean(dim=1))
+
+
+def neighbours(rows: int, columns: int, reach: int, prefix: int) -> Bool[Tensor, "query key"]:
+    """Which token may attend to which where attention is local.
+
+    A patch attends to the patches at most `reach` rows and columns away, itself among them, and to the `prefix` tokens that
+    come first; these attend to every token.
+    """
+    row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
+    near = ((row[:, None] - row).abs() <= reach) & ((column[:, None] - column).abs() <= reach)
+    return F.pad(near, (prefix, 0, prefix, 0), value=True)

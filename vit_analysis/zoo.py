@@ -33,7 +33,23 @@ def resnet(**config: Any) -> nn.Module:
     return model
 
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"vit": vit.ViT, "resnet": resnet, "mixer": MlpMixer}
+def flat_resnet(**config: Any) -> nn.Module:
+    """The ResNet of `resnet` on the grid of a Vision Transformer: patches of 4 px are its stem, and nothing downsamples."""
+    model: Any = resnet(**config)
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=4, stride=4, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module is not model.conv1:
+            module.stride = (1, 1)
+    return model
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "vit": vit.ViT,
+    "resnet": resnet,
+    "flat_resnet": flat_resnet,
+    "mixer": MlpMixer,
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,9 @@ RECIPES: dict[str, Recipe] = {
     "vit_no_skip_first": Recipe("vit", vit.LAB | {"no_skip": 0}),
     "vit_no_skip_middle": Recipe("vit", vit.LAB | {"no_skip": vit.LAB["depth"] // 2}),
     "vit_no_skip_last": Recipe("vit", vit.LAB | {"no_skip": vit.LAB["depth"] - 1}),
+    "vit_local": Recipe("vit", vit.LAB | {"reach": 1}),
     "resnet": Recipe("resnet", RESNET),
+    "resnet_flat": Recipe("flat_resnet", RESNET),
     "resnet_small_data": Recipe("resnet", RESNET, SMALL),
     "mixer": Recipe("mixer", MIXER),
 }
