@@ -24,8 +24,9 @@ import timm
 import torch
 from torch import nn
 
-from vit_analysis import cka, scenes
+from vit_analysis import cka
 from vit_analysis.command import keep_memory
+from vit_analysis.lab import scenes
 
 TASKS = {"resnets": (("resnet18", "resnet18"), 4), "pair": (("vit_tiny_patch16_224", "resnet50"), 2)}
 BATCH = 32

@@ -14,8 +14,9 @@ import alternating
 import timm
 import torch
 
-from vit_analysis import cka, command, layers, scenes
-from vit_analysis.intervene import channels_last
+from vit_analysis import cka, command, layers
+from vit_analysis.lab import scenes
+from vit_analysis.reading.intervene import channels_last
 
 SIZE = 96
 SWEEPS: dict[str, list[dict[str, int]]] = {

@@ -32,7 +32,8 @@ AFTER = "between table and picture"
 RUN = """
 import sys, runpy
 from pathlib import Path
-from vit_analysis import measure, {name}
+from vit_analysis.reading import measure
+from vit_analysis import {name}
 measure.SAVE_EVERY = 0.0
 sys.argv[0] = measure.__file__.replace("measure", "{name}")
 Path("imported").touch()

@@ -17,9 +17,10 @@ from typing import Any
 
 import tyro
 
-from vit_analysis import command, features
+from vit_analysis import command
 from vit_analysis.images import Batch, Images, Preprocessing
 from vit_analysis.models import Model, load_all
+from vit_analysis.reading import stream
 
 
 def main(
@@ -79,8 +80,8 @@ class Kept(Images):
 
 def passes(loaded: Mapping[str, Model], images: Images) -> None:
     """Every image through every model, as every analysis has it, and nothing kept."""
-    reading = features.Reading(loaded, images, {name: [":in"] for name in loaded}, lambda *_: None)
-    for _ in features.stream(reading):
+    reading = stream.Reading(loaded, images, {name: [":in"] for name in loaded}, lambda *_: None)
+    for _ in stream.stream(reading):
         pass
 
 

@@ -60,8 +60,9 @@ def evenly(labels: torch.Tensor, count: int) -> list[int]:
 
 def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None:
     """One contender."""
-    from vit_analysis import command, measure, models, scenes, study
     from vit_analysis.parts import Parts
+
+    from vit_analysis import command, measure, models, scenes, study
 
     torch.manual_seed(0)
     kind, _, settings = contender.partition(", ")

@@ -15,10 +15,10 @@ from vit_analysis import (
     receptive_field,
     skip,
     soft_nearest_neighbor,
-    study,
 )
 from vit_analysis.images import Images
 from vit_analysis.probe import Shots
+from vit_analysis.study import passes
 
 
 def tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -40,12 +40,12 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     found["receptive_field"], found["receptive_field_maps"] = receptive_field.with_maps(
         both, fields, layers="blocks", channels=2
     )
-    cast = study.Cast.load(study.Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
+    cast = passes.Cast.load(passes.Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
     wanted = ["cka", "skip", "soft_nearest_neighbor"]
     found |= {
         f"study's {name}": own
-        for name, own in study.run(
-            cast, Images(limit=400, batch=100), study.TRAIN, folder / "study", wanted
+        for name, own in passes.run(
+            cast, Images(limit=400, batch=100), passes.TRAIN, folder / "study", wanted
         ).tables.items()
     }
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vit_analysis.study"])
+CONTEXT.set_forkserver_preload(["vit_analysis.study.passes"])
 
 
 def start(

@@ -6,14 +6,16 @@ from conftest import Given, oracle_cka
 from torch import nn
 from torch.nn import functional as F
 
-from vit_analysis import attention, layers, models, plot, running, zoo
+from vit_analysis import attention, layers, models, plot
 from vit_analysis.attention import Scale, head_distances
 from vit_analysis.attention_distance import HeadSums, distances, head_subsets
-from vit_analysis.capture import Heads, capture
 from vit_analysis.images import Images
+from vit_analysis.lab import zoo
+from vit_analysis.lab.vit import ViT
 from vit_analysis.models import Model
-from vit_analysis.tokens import Grid
-from vit_analysis.vit import ViT
+from vit_analysis.reading import intervals, state
+from vit_analysis.reading.capture import Heads, capture
+from vit_analysis.tensors.tokens import Grid
 
 GRIDS = [(7, 32, 115.5, 32.4), (14, 16, 116.5, 16.7), (16, 14, 116.6, 14.7)]
 SMALL = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4}
@@ -185,8 +187,8 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge(tmp_path):
     np.testing.assert_allclose(other["distance_px"], table["distance_px"], rtol=1e-5)
     parts = [
         HeadSums(
-            running.in_group(torch.rand(4, 3).double(), batch),
-            running.in_group(torch.tensor(5.0).double(), batch),
+            intervals.in_group(torch.rand(4, 3).double(), batch),
+            intervals.in_group(torch.tensor(5.0).double(), batch),
             [["m", "blocks.0", head] for head in range(4)],
         )
         for batch in range(3)
@@ -194,8 +196,8 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge(tmp_path):
     torch.testing.assert_close(
         (parts[0] + parts[1] + parts[2]).totals, (parts[2] + (parts[1] + parts[0])).totals
     )
-    running.save(tmp_path / "state", {"": parts[0]}, 1)
-    restored, done = running.restore(tmp_path / "state", {"": HeadSums}, torch.device("cpu"))
+    state.save(tmp_path / "state", {"": parts[0]}, 1)
+    restored, done = state.restore(tmp_path / "state", {"": HeadSums}, torch.device("cpu"))
     assert done == 1
     torch.testing.assert_close((restored[""] + parts[1]).totals, (parts[0] + parts[1]).totals)
 

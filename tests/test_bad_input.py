@@ -35,9 +35,9 @@ from vit_analysis import (
     skip,
     soft_nearest_neighbor,
     table,
-    zoo,
 )
 from vit_analysis.images import Images, Preprocessing, as_rgb
+from vit_analysis.lab import zoo
 
 SMALL = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
 RAMP = np.linspace(0, 65535, 256).reshape(16, 16).astype(np.uint16)

@@ -8,9 +8,11 @@ import torch
 from conftest import Given, Layers, cell, oracle_cka
 from torch import nn
 
-from vit_analysis import cka, measure, models, running, similarity
-from vit_analysis.capture import capture
+from vit_analysis import cka, models
 from vit_analysis.images import Images
+from vit_analysis.reading import intervals, measure
+from vit_analysis.reading.capture import capture
+from vit_analysis.tensors import similarity
 
 FEATURES = 192  # 3 x 8 x 8
 
@@ -303,7 +305,7 @@ def test_replicates_in_the_table_give_its_intervals():
     table = cka.compare(own, images, layers=["a", "b"])
     without = torch.tensor(np.stack(table["cka_without"]).T, dtype=torch.float64)
     assert without.shape == (10, 4)
-    np.testing.assert_allclose(table["high"] - table["cka"], running.half_width(without), atol=1e-5)
+    np.testing.assert_allclose(table["high"] - table["cka"], intervals.half_width(without), atol=1e-5)
 
 
 def test_controls_are_what_their_names_say():

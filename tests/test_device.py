@@ -9,20 +9,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from vit_analysis import (
-    attention_distance,
-    cka,
-    features,
-    localization,
-    measure,
-    models,
-    similarity,
-    skip,
-    soft_nearest_neighbor,
-)
+from vit_analysis import attention_distance, cka, localization, models, skip, soft_nearest_neighbor
 from vit_analysis.images import Images
-from vit_analysis.intervene import Branch
-from vit_analysis.measure import Measurement
+from vit_analysis.reading import measure, stream
+from vit_analysis.reading.intervene import Branch
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.tensors import similarity
 
 IMAGES = Images(limit=320, batch=160)
 # Outside the package, as autocast says it of any device that is not there.
@@ -57,11 +49,11 @@ def look(plan, *, late: bool) -> dict[str, dict[str, torch.Tensor]]:
         seen = {}
         for name, model in reading.models.items():
             pixels = torch.empty(160, 3, 32, 32, device="cuda")
-            with features.capture(
+            with stream.capture(
                 model.module, reading.taps[name], lambda *what, name=name: reading.reduce(name, *what)
             ) as run:
                 seen[name] = {
-                    layer: kept[""] for layer, kept in features._look(reading, name, run, pixels, []).items()
+                    layer: kept[""] for layer, kept in stream._look(reading, name, run, pixels, []).items()
                 }
         return seen
 

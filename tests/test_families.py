@@ -13,18 +13,10 @@ from einops import rearrange
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import Tensor, nn
 
-from vit_analysis import (
-    attention_distance,
-    cka,
-    layers,
-    lesions,
-    localization,
-    receptive_field,
-    skip,
-    tokens,
-)
-from vit_analysis.capture import capture
-from vit_analysis.intervene import Branch
+from vit_analysis import attention_distance, cka, layers, lesions, localization, receptive_field, skip
+from vit_analysis.reading.capture import capture
+from vit_analysis.reading.intervene import Branch
+from vit_analysis.tensors import tokens
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "families.py"
 NARROW = {"embed_dim": 24, "depth": 2, "num_heads": 3}

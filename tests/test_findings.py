@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vit_analysis import findings, study
-from vit_analysis.drawings import DRAWINGS
-from vit_analysis.parts import Parts
-from vit_analysis.registry import CLAIMS, DIFFERENCES
-from vit_analysis.study import Study
+from vit_analysis import findings
+from vit_analysis.study import passes
+from vit_analysis.study.claims import CLAIMS, DIFFERENCES
+from vit_analysis.study.drawings import DRAWINGS
+from vit_analysis.study.parts import Parts
+from vit_analysis.study.passes import Study
 
 PARTS = Parts(vit=("v",), cnn=("r",), gap="g", less_data=("small", "medium"), other_seed="seed")
 GROUPS = 12
@@ -233,7 +234,7 @@ def test_the_registry_is_whole():
     assert len(set(ids)) == len(ids)
     assert {claim.difference for claim in CLAIMS} == {0, *DIFFERENCES}
     assert {claim.figure for claim in CLAIMS} <= {drawing.id for drawing in DRAWINGS}
-    known = {*study.TABLES, "cka_blocks"}
+    known = {*passes.TABLES, "cka_blocks"}
     for claim in CLAIMS:
         assert set(claim.tables) <= known, claim.id
         assert set(claim.controls) <= findings.CONTROLS.keys() == findings.TOLD.keys(), claim.id

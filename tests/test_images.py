@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vit_analysis import scenes
 from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input
+from vit_analysis.lab import scenes
 
 SMALL = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
 OTHER = Preprocessing(input_size=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=1.0)

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from vit_analysis import measure, running, table
+from vit_analysis import table
+from vit_analysis.reading import measure, state
 
 RUN = [
     "lab/vit@random",
@@ -110,8 +111,8 @@ def batches_kept(folder: Path) -> int:
     for seen in folder.glob("[!.]*.parquet"):
         table.read(seen)
     kept = 0
-    for state in folder.glob("[!.]*.state"):
-        with safe_open(state, framework="pt") as file:
+    for left in folder.glob("[!.]*.state"):
+        with safe_open(left, framework="pt") as file:
             kept = int(file.metadata()["done"])
     return kept
 
@@ -176,13 +177,13 @@ def test_ctrl_c_and_a_clusters_sigterm_say_how_to_go_on(whole):
 def on_a_disk_that_takes_no_more() -> None:
     """After the first sums; a limit of the system, which is here for everyone, where a disk really full is for few."""
     saving_always()
-    real = running.save
+    real = state.save
 
     def save(*arguments) -> None:
         real(*arguments)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
-    running.save = save
+    state.save = save
 
 
 def test_a_disk_that_takes_no_more_is_one_sentence_and_costs_nothing_that_was_there(tmp_path, monkeypatch):

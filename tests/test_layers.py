@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from vit_analysis import layers
-from vit_analysis.capture import capture
+from vit_analysis.reading.capture import capture
 
 
 def small(name: str, **kwargs) -> nn.Module:

@@ -9,13 +9,14 @@ import torch
 from conftest import Given, Labelled, oracle_cka
 from torch import nn
 
-from vit_analysis import cka, layers, models, plot, zoo
+from vit_analysis import cka, layers, models, plot
 from vit_analysis import lesions as lesion_module
-from vit_analysis.capture import capture
 from vit_analysis.images import Images
-from vit_analysis.intervene import Branch, Repeated, without_skips
+from vit_analysis.lab import zoo
+from vit_analysis.lab.vit import ViT
 from vit_analysis.lesions import lesions, partition, trained_without_skips
-from vit_analysis.vit import ViT
+from vit_analysis.reading.capture import capture
+from vit_analysis.reading.intervene import Branch, Repeated, without_skips
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 OWN = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 16, "depth": 3, "num_heads": 2}

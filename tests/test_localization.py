@@ -7,9 +7,10 @@ import torch
 from conftest import Given, Layers, oracle_cka
 from torch import nn
 
-from vit_analysis import localization, models, plot, similarity
+from vit_analysis import localization, models, plot
 from vit_analysis.images import Images
 from vit_analysis.localization import STATISTICS, chances, compare, neighbours, patches, statistics, summary
+from vit_analysis.tensors import similarity
 
 
 def given(images: int = 160, size: int = 8, batch: int = 16) -> Given:

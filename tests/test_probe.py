@@ -9,9 +9,11 @@ from conftest import Labelled, Layers
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from vit_analysis import models, plot, probe, ridge, scenes
+from vit_analysis import models, plot, probe
 from vit_analysis.images import UNSEEN, Images
-from vit_analysis.tokens import Layout, aligned
+from vit_analysis.lab import scenes
+from vit_analysis.tensors import ridge
+from vit_analysis.tensors.tokens import Layout, aligned
 
 KINDS = 3
 

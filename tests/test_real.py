@@ -5,8 +5,8 @@ import torch
 from conftest import cell, oracle_cka
 
 from vit_analysis import cka, models
-from vit_analysis.capture import capture
 from vit_analysis.images import Images
+from vit_analysis.reading.capture import capture
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from conftest import Given, Layers
 from torch import nn
 
 from vit_analysis import layers, models, plot, receptive_field
-from vit_analysis.capture import capture
 from vit_analysis.images import Images
+from vit_analysis.reading.capture import capture
 from vit_analysis.receptive_field import compare, drawn, mean_gradient, offsets, summary, with_maps
 
 
@@ -168,7 +168,7 @@ def small_vit_seeded() -> nn.Module:
 
 
 def test_a_killed_run_goes_on_to_the_same_table(tmp_path, monkeypatch):
-    monkeypatch.setattr("vit_analysis.measure.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("vit_analysis.reading.measure.SAVE_EVERY", 0.0)
     images, module = given(6, 32, batch=2), small_vit_seeded()
     calls = []
 

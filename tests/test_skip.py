@@ -6,10 +6,12 @@ from conftest import Given
 from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock
 from torch import nn
 
-from vit_analysis import layers, models, plot, running, zoo
+from vit_analysis import layers, models, plot
 from vit_analysis.images import Images
+from vit_analysis.lab import zoo
+from vit_analysis.reading import intervals
 from vit_analysis.skip import MEANS, RatioSums, medians, norm_ratios, ratios
-from vit_analysis.tokens import Layout
+from vit_analysis.tensors.tokens import Layout
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 OWN = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -149,9 +151,9 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge():
         np.testing.assert_allclose(other[name], table[name], rtol=1e-4, atol=1e-6)
     parts = [
         RatioSums(
-            running.in_group(torch.rand(2, 6).double(), batch),
+            intervals.in_group(torch.rand(2, 6).double(), batch),
             torch.rand(2, 768).double(),
-            running.in_group(torch.tensor(5.0).double(), batch),
+            intervals.in_group(torch.tensor(5.0).double(), batch),
             [["m", "b", "mlp", "cls"], ["m", "b", "mlp", "spatial"]],
         )
         for batch in range(3)

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from vit_analysis import models, plot, similarity
+from vit_analysis import models, plot
 from vit_analysis import soft_nearest_neighbor as snn
 from vit_analysis.images import Images
+from vit_analysis.tensors import similarity
 
 CHANCE = np.log(63 / 15)  # of 4 classes of 16
 

@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from vit_analysis import labelled, models, scenes, train, zoo
+from vit_analysis import labelled, models, train
 from vit_analysis.images import UNSEEN, Images
+from vit_analysis.lab import scenes, zoo
 from vit_analysis.labelled import UNLIMITED, Files, Scenes, order
 
 TINY = zoo.Recipe(

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 
-from vit_analysis.capture import Heads
-from vit_analysis.similarity import full_float32
+from vit_analysis.reading.capture import Heads
+from vit_analysis.tensors.similarity import full_float32
 
 # Attention is computed for so many numbers at once, on a CPU mostly one image: half a megabyte stays in a core's cache between
 # product, softmax and sums, and the strided queries and keys of one image need no copy. A GPU only has to have the memory.

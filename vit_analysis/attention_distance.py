@@ -22,14 +22,17 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, grams, layers, measure, plot, similarity
+from vit_analysis import command, layers, plot
 from vit_analysis.attention import Scale, head_distances
-from vit_analysis.capture import Heads
 from vit_analysis.images import Images
-from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
-from vit_analysis.running import Interval, Sums, in_group, jackknife
+from vit_analysis.reading import measure, stream
+from vit_analysis.reading.capture import Heads
+from vit_analysis.reading.intervals import Interval, in_group, jackknife
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.state import Sums
 from vit_analysis.table import with_provenance
+from vit_analysis.tensors import grams, similarity
 
 Models = Sequence[Model] | Mapping[str, nn.Module]
 
@@ -87,7 +90,7 @@ def plan(models: Models, images: Images, *, blocks: Sequence[int] | None = None)
     loaded = named(models)
     scales = {name: scale(model) for name, model in loaded.items()}
     taps = {name: [f"{path}:heads" for path in _chosen(model, blocks)] for name, model in loaded.items()}
-    reading = features.Reading(loaded, images, taps, _reducer(scales))
+    reading = stream.Reading(loaded, images, taps, _reducer(scales))
 
     def finish(sums: HeadSums) -> pd.DataFrame:
         uniform = {name: one.pixels.mean().item() for name, one in scales.items()}
@@ -127,7 +130,7 @@ def plan_subsets(vit: Model, cnn: Model, images: Images) -> Measurement[SubsetSu
         heads = [similarity.centred_gram(head) for head in activation.output().unbind(1)]
         return torch.stack(heads), head_distances(activation, place)[..., 0].sum(0)
 
-    reading = features.Reading(loaded, images, taps, reduce)
+    reading = stream.Reading(loaded, images, taps, reduce)
 
     def finish(sums: SubsetSums) -> pd.DataFrame:
         facts = {**reading.facts(), "heads": sums.distance.shape[1]}
@@ -170,7 +173,7 @@ def _chosen(model: Model, blocks: Sequence[int] | None) -> list[str]:
     return found if blocks is None else [found[number] for number in sorted({n % len(found) for n in blocks})]
 
 
-def _fold(batch: features.Pass) -> HeadSums:
+def _fold(batch: stream.Pass) -> HeadSums:
     seen = [(model, layer, heads) for model, layers in batch.seen.items() for layer, heads in layers.items()]
     totals = torch.cat([heads for _, _, heads in seen])
     places = [
@@ -183,7 +186,7 @@ def _fold(batch: features.Pass) -> HeadSums:
     return HeadSums(in_group(totals, batch.number), in_group(count, batch.number), places)
 
 
-def _fold_subsets(batch: features.Pass) -> SubsetSums | None:
+def _fold_subsets(batch: stream.Pass) -> SubsetSums | None:
     if batch.size < similarity.SMALLEST_BATCH:
         return None
     vit, cnn = batch.seen.values()

@@ -25,16 +25,19 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from vit_analysis import command, features, grams, layers, measure, plot, similarity
-from vit_analysis.grams import Grams
+from vit_analysis import command, layers, plot
 from vit_analysis.images import Images
-from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
-from vit_analysis.running import Interval, Sums, in_group, jackknife
-from vit_analysis.similarity import SMALLEST_BATCH
+from vit_analysis.reading import measure, stream
+from vit_analysis.reading.intervals import Interval, in_group, jackknife
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tokens import SELECTIONS
+from vit_analysis.tensors import grams, similarity
+from vit_analysis.tensors.grams import Grams
+from vit_analysis.tensors.similarity import SMALLEST_BATCH
+from vit_analysis.tensors.tokens import SELECTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +189,7 @@ def _reading(
     selections: Sequence[str],
     *,
     watched: bool = True,
-) -> features.Reading:
+) -> stream.Reading:
     loaded = named(models)
     if unknown := [name for name in selections if name not in (*SELECTIONS, *CONTROLS)]:
         raise ValueError(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], SELECTIONS)}")
@@ -194,7 +197,7 @@ def _reading(
     if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
     reducer = _reducer(loaded, selections, watched)
-    return features.Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
+    return stream.Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
 
 
 def _reducer(
@@ -242,7 +245,7 @@ def _watch(own: Grams) -> Float64[Tensor, "4"]:
     return torch.stack([count, massive.sum().double(), *both.double().square().sum(1)])
 
 
-def _fold(batch: features.Pass) -> PairSums | None:
+def _fold(batch: stream.Pass) -> PairSums | None:
     if batch.size < SMALLEST_BATCH:
         return None
     places = [[model, layer] for model, seen in batch.seen.items() for layer in seen]

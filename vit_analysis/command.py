@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 import tyro
 
-from vit_analysis import running, table
-from vit_analysis.features import as_they_are
+from vit_analysis import table
+from vit_analysis.reading import processes, state
+from vit_analysis.reading.stream import as_they_are
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ def run(main: Callable[..., None]) -> None:
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _join()
-        with running.keeping():
+        with state.keeping():
             tyro.cli(main, prog=_program())
-            running.company.meet()  # until the first has written what the sums of all were for
-        running.company.leave()
+            processes.company.meet()  # until the first has written what the sums of all were for
+        processes.company.leave()
     except MISTAKES as error:
-        running.company.fail(str(error.args[0] if error.args else error))
+        processes.company.fail(str(error.args[0] if error.args else error))
         if os.environ.get("VIT_ANALYSIS_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
@@ -53,12 +54,12 @@ def run(main: Callable[..., None]) -> None:
         logger.error("error: %s%s", message, hint)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        running.company.fail("stopped")
+        processes.company.fail("stopped")
         notes = getattr(stop, "__notes__", ["the same command goes on from what it last wrote"])
         logger.error("stopped; %s", "; ".join(notes))
         sys.exit(128 + (signal.SIGTERM if stop.args else signal.SIGINT))
     except Exception as error:
-        running.company.fail(str(error))
+        processes.company.fail(str(error))
         raise
 
 
@@ -68,7 +69,7 @@ def _stop(*_: object) -> None:
 
 def write(result: pd.DataFrame, out: Path) -> None:
     """Write ``out``.parquet, with the command line in its provenance, from the first process only."""
-    if running.processes()[0] == 0:
+    if processes.processes()[0] == 0:
         result.attrs["command"] = line()
         table.write(result, beside(out, ".parquet"))
         logger.info("wrote %s", beside(out, ".parquet"))
@@ -76,7 +77,7 @@ def write(result: pd.DataFrame, out: Path) -> None:
 
 def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]) -> None:
     """Write ``out``.png, from the first process only."""
-    if running.processes()[0] == 0:
+    if processes.processes()[0] == 0:
         figure = picture(result)
         table.write_whole(beside(out, ".png"), lambda part: figure.savefig(part))
         logger.info("wrote %s", beside(out, ".png"))
@@ -119,4 +120,4 @@ def _join() -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    running.company.join("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    processes.company.join("cpu:gloo,cuda:nccl" if cuda else "gloo")

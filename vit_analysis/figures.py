@@ -15,13 +15,15 @@ from typing import Annotated, Any
 import pandas as pd
 import tyro
 
-from vit_analysis import command, findings, plot, report, running, study, table
-from vit_analysis.drawings import DRAWINGS, Drawing
-from vit_analysis.evidence import Evidence, NotMeasured
+from vit_analysis import command, findings, plot, table
 from vit_analysis.images import Images
-from vit_analysis.parts import Parts
-from vit_analysis.report import Place
+from vit_analysis.reading import processes
 from vit_analysis.spelling import did_you_mean
+from vit_analysis.study import passes, report
+from vit_analysis.study.drawings import DRAWINGS, Drawing
+from vit_analysis.study.evidence import Evidence, NotMeasured
+from vit_analysis.study.parts import Parts
+from vit_analysis.study.report import Place
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) ->
             drawn[drawing.id] = str(needed)
             logger.info("figure %s: %s", drawing.id, needed)
             continue
-        if running.processes()[0] == 0:
+        if processes.processes()[0] == 0:
             table.write_whole(path, figure.savefig)
             logger.info("wrote %s", path)
         drawn[drawing.id] = path
@@ -118,8 +120,8 @@ def main(
     *,
     parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
     only: tuple[str, ...] = (),
-    images: Images = study.IMAGES,
-    train: Images = study.TRAIN,
+    images: Images = passes.IMAGES,
+    train: Images = passes.TRAIN,
     out: Path = Path("figures"),
     device: str | None = None,
 ) -> None:
@@ -134,10 +136,10 @@ def main(
         device: cpu, cuda ...; the GPU if there is one.
     """
     chosen = choose(only)
-    made = study.of(parts, images, train, out, wanted=_needed(chosen) if only else None, device=device)
+    made = passes.of(parts, images, train, out, wanted=_needed(chosen) if only else None, device=device)
     evidence = findings.evidence(made)
     drawn = draw(evidence, out, chosen)
-    if only or running.processes()[0]:
+    if only or processes.processes()[0]:
         return
     found = findings.measure(made)
     findings.write(found, out / "findings")

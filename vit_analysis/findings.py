@@ -20,13 +20,14 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from vit_analysis import command, study
+from vit_analysis import command
 from vit_analysis import table as tables
-from vit_analysis.evidence import Evidence, NotMeasured, estimate
 from vit_analysis.images import Images
-from vit_analysis.parts import Parts
-from vit_analysis.registry import CLAIMS, DIFFERENCES, Claim
-from vit_analysis.study import Study
+from vit_analysis.study import passes
+from vit_analysis.study.claims import CLAIMS, DIFFERENCES, Claim
+from vit_analysis.study.evidence import Evidence, NotMeasured, estimate
+from vit_analysis.study.parts import Parts
+from vit_analysis.study.passes import Study
 from vit_analysis.table import WITHOUT
 
 logger = logging.getLogger(__name__)
@@ -293,8 +294,8 @@ def read(path: Path) -> pd.DataFrame:
 def main(
     *,
     parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
-    images: Images = study.IMAGES,
-    train: Images = study.TRAIN,
+    images: Images = passes.IMAGES,
+    train: Images = passes.TRAIN,
     out: Path = Path("figures/findings"),
     device: str | None = None,
 ) -> None:
@@ -307,7 +308,7 @@ def main(
         out: .parquet and .md are added; the tables that verdicts are computed from lie beside.
         device: cpu, cuda ...; the GPU if there is one.
     """
-    found = measure(study.of(parts, images, train, out.parent, device=device))
+    found = measure(passes.of(parts, images, train, out.parent, device=device))
     write(found, out)
     logger.info("%s", markdown(found))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from vit_analysis import scenes
+from vit_analysis.lab import scenes
 from vit_analysis.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vit_analysis import scenes
 from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input
+from vit_analysis.lab import scenes
 
 logger = logging.getLogger(__name__)
 

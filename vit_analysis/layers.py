@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from vit_analysis.intervene import Branch
+from vit_analysis.reading.intervene import Branch
 from vit_analysis.spelling import did_you_mean
-from vit_analysis.tokens import Grid, Layout
+from vit_analysis.tensors.tokens import Grid, Layout
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,17 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, measure, plot, similarity, zoo
+from vit_analysis import command, layers, plot
 from vit_analysis.images import Images
-from vit_analysis.intervene import Branch, Repeated, without_skips
-from vit_analysis.measure import Measurement
+from vit_analysis.lab import zoo
 from vit_analysis.models import Model, load, load_all, named, truth
-from vit_analysis.running import Interval, Sums, in_group, jackknife
+from vit_analysis.reading import measure, stream
+from vit_analysis.reading.intervals import Interval, in_group, jackknife
+from vit_analysis.reading.intervene import Branch, Repeated, without_skips
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.state import Sums
 from vit_analysis.table import WITHOUT, column, with_provenance
+from vit_analysis.tensors import similarity
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ def plan(model: Model, images: Images) -> Measurement[RunSums]:
     changes: list[Any] = [nullcontext, *(partial(without_skips, branches=own) for own in branches.values())]
     repeated = replace(model, module=Repeated(model.module, changes))
     taps = [f"model.{tap}" for tap in _outputs(model.module)] + ["model"]
-    reading = features.Reading(
+    reading = stream.Reading(
         {model.name: repeated}, images, {model.name: taps}, _keep_gram_or_choice("model")
     )
     known, blocks = truth(model, images), layers.blocks(model.module)
@@ -111,7 +115,7 @@ def plan_trained(intact: Model, trained: Sequence[Model], images: Images) -> Mea
                 f"wanted are {len(blocks)}, as {intact.name} has, and 1"
             )
     taps = {name: [*_outputs(model.module), ""] for name, model in loaded.items()}
-    reading = features.Reading(loaded, images, taps, _keep_gram_or_choice(""))
+    reading = stream.Reading(loaded, images, taps, _keep_gram_or_choice(""))
     known = truth(intact, images)
     fold = partial(_fold_runs, known=known, split=lambda seen: [list(own.values()) for own in seen.values()])
     changed = [lacks[0] for lacks in lacking]
@@ -173,7 +177,7 @@ def _by_number(seen: Mapping[str, Mapping[str, Tensor]]) -> list[list[Tensor]]:
 
 
 def _fold_runs(
-    batch: features.Pass,
+    batch: stream.Pass,
     known: Sequence[int] | None,
     split: Callable[[Mapping[str, Mapping[str, Tensor]]], list[list[Tensor]]],
 ) -> RunSums | None:

@@ -28,14 +28,17 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, measure, plot, running, similarity
+from vit_analysis import command, layers, plot
 from vit_analysis.images import Images
-from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
-from vit_analysis.running import Sums, in_group, jackknife
-from vit_analysis.similarity import SMALLEST_BATCH
+from vit_analysis.reading import intervals, measure, stream
+from vit_analysis.reading.intervals import in_group, jackknife
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.state import Sums
 from vit_analysis.table import with_provenance
-from vit_analysis.tokens import on_grid
+from vit_analysis.tensors import similarity
+from vit_analysis.tensors.similarity import SMALLEST_BATCH
+from vit_analysis.tensors.tokens import on_grid
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +107,7 @@ def plan(
     loaded = named(models)
     chosen = "last" if layers == "paper" else layers
     taps = {name: [":in", *own] for name, own in _choose(loaded, chosen).items()}
-    reading = features.Reading(loaded, images, taps, _reducer(loaded, tokens), settings={"tokens": tokens})
+    reading = stream.Reading(loaded, images, taps, _reducer(loaded, tokens), settings={"tokens": tokens})
 
     def finish(sums: PatchSums) -> pd.DataFrame:
         table, found = _table(sums), _summary(sums).to_dict("records")
@@ -210,7 +213,7 @@ def _reducer(models: Mapping[str, Model], tokens: Tokens) -> Callable[[str, str,
     return reduce
 
 
-def _fold(batch: features.Pass) -> PatchSums | None:
+def _fold(batch: stream.Pass) -> PatchSums | None:
     if batch.size < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
         return None
@@ -269,10 +272,10 @@ def _summary(sums: PatchSums) -> pd.DataFrame:
             statistics(maps, rows, columns)
             for maps, (*_, rows, columns) in zip(_maps(hsic, sums.places), sums.places, strict=True)
         ]
-        return running.with_differences(torch.stack(own))
+        return intervals.with_differences(torch.stack(own))
 
     interval = jackknife(statistic, sums.hsic.cpu(), sums.images.cpu() > 0)
-    pairs = running.pairs([tuple(place) for place in sums.places])
+    pairs = intervals.pairs([tuple(place) for place in sums.places])
     rows = [
         {"model": model, "layer": layer, "other_model": other and other[0], "other_layer": other and other[1]}
         | {"statistic": name, "chance": None if other else chance}

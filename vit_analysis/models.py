@@ -16,8 +16,8 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from vit_analysis import zoo
 from vit_analysis.images import LAB, Images, Preprocessing
+from vit_analysis.lab import zoo
 from vit_analysis.spelling import did_you_mean
 
 RANDOM = "random"

@@ -26,17 +26,20 @@ from einops import einsum
 from jaxtyping import Float32, Float64, Int
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, measure, plot, ridge
-from vit_analysis.capture import capture
+from vit_analysis import command, layers, plot
 from vit_analysis.images import LAB, Images
-from vit_analysis.intervene import evaluating
-from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
-from vit_analysis.running import Sums, in_group, jackknife
-from vit_analysis.similarity import full_float32
+from vit_analysis.reading import measure, stream
+from vit_analysis.reading.capture import capture
+from vit_analysis.reading.intervals import in_group, jackknife
+from vit_analysis.reading.intervene import evaluating
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.table import WITHOUT, placed, with_provenance
-from vit_analysis.tokens import Layout, aligned, as_tokens, channels_first
+from vit_analysis.tensors import ridge
+from vit_analysis.tensors.similarity import full_float32
+from vit_analysis.tensors.tokens import Layout, aligned, as_tokens, channels_first
 
 logger = logging.getLogger(__name__)
 
@@ -198,10 +201,10 @@ def plan(
     probes: dict[Place, dict[str, Probe]] = {}
 
     def learn() -> None:
-        probes.update(_learn(features.Reading(loaded, examples, taps, partial(_stack, readers)), chosen))
+        probes.update(_learn(stream.Reading(loaded, examples, taps, partial(_stack, readers)), chosen))
 
     settings = {"shots": shots.count, "draws": shots.draws, "tokens": list(tokens), "train": examples.facts()}
-    reading = features.Reading(loaded, images, taps, partial(_answer, readers, probes), settings=settings)
+    reading = stream.Reading(loaded, images, taps, partial(_answer, readers, probes), settings=settings)
     facts = {
         **settings,
         "layers": layers,
@@ -286,9 +289,9 @@ def _stack(readers: Mapping[str, Reader], model: str, _: str, activation: Tensor
     return torch.stack(list(parts.values()), dim=1) if parts else None
 
 
-def _learn(reading: features.Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
+def _learn(reading: stream.Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
     """The probes of every layer and target. All layers of a model with as many tokens and features are solved as one."""
-    images, found = reading.images, features.gather(reading)
+    images, found = reading.images, stream.gather(reading)
     alike: dict[tuple[str, torch.Size], list[Place]] = {}
     for place, values in found.items():
         if not values.isfinite().all():
@@ -326,7 +329,7 @@ def _answer(
     return None if values is None else {target: own(values) for target, own in probes[model, layer].items()}
 
 
-def _fold(images: Images, names: Mapping[Place, Sequence[str]], batch: features.Pass) -> Correct:
+def _fold(images: Images, names: Mapping[Place, Sequence[str]], batch: stream.Pass) -> Correct:
     truth = images.truth(batch.images)
     rows: list[Tensor] = []
     probes: list[list[str]] = []

@@ -30,14 +30,16 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vit_analysis import command, features, layers, measure, plot, running
+from vit_analysis import command, layers, plot
 from vit_analysis.images import Images
-from vit_analysis.intervene import sums as true_sums
-from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
-from vit_analysis.running import GROUPS, Sums, jackknife
+from vit_analysis.reading import intervals, measure, processes, stream
+from vit_analysis.reading.intervals import GROUPS, jackknife
+from vit_analysis.reading.intervene import sums as true_sums
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.state import Sums
 from vit_analysis.table import with_provenance
-from vit_analysis.tokens import on_grid
+from vit_analysis.tensors.tokens import on_grid
 
 Models = Sequence[Model] | Mapping[str, nn.Module]
 
@@ -135,7 +137,7 @@ def plan_with_maps(
         raise ValueError(f"channels must be at least 1, or None for all, got {channels}")
     loaded = named(models)
     steps = {name: _steps(model, images, layers) for name, model in loaded.items()}
-    reading = features.Reading(
+    reading = stream.Reading(
         models=loaded,
         images=images,
         taps={name: list(own["layer"]) for name, own in steps.items()},
@@ -258,7 +260,7 @@ def _differentiator(
     def differentiate(
         model: str, numbers: list[int], pixels: Tensor, seen: dict[str, Centre]
     ) -> dict[str, Field]:
-        quiet = True if running.processes()[0] else None
+        quiet = True if processes.processes()[0] else None
         fields = {}
         for layer, centre in tqdm(seen.items(), desc=model, unit="layer", leave=False, disable=quiet):
             chosen = drawn(numbers, centre.features.shape[1], channels).to(pixels.device)
@@ -281,7 +283,7 @@ def _field(gradient: Float64[Tensor, "image row col"], centre: Centre, *, padded
     return Field(gradient.sum(0), moments, inside.mean().item())
 
 
-def _fold(size: int, batch: features.Pass) -> FieldSums:
+def _fold(size: int, batch: stream.Pass) -> FieldSums:
     """Every image is dealt to a group by its place in the run, as there are too few for whole batches."""
     fields = [(model, layer, field) for model, seen in batch.seen.items() for layer, field in seen.items()]
     moments = torch.stack([field.moments for *_, field in fields], dim=1)
@@ -334,10 +336,10 @@ def _summary(sums: FieldSums, table: pd.DataFrame) -> pd.DataFrame:
         radius, share = _sizes(moments).numpy().T
         sized = table.assign(radius_px=radius, centre_share=share)
         own = [_findings(rows) for _, rows in sized.groupby("model", sort=False)]
-        return running.with_differences(torch.tensor(own, dtype=torch.float64))
+        return intervals.with_differences(torch.tensor(own, dtype=torch.float64))
 
     interval = jackknife(statistic, sums.moments.cpu(), sums.images.cpu() > 0)
-    compared = pd.DataFrame(running.pairs(list(table["model"].unique())), columns=["model", "other_model"])
+    compared = pd.DataFrame(intervals.pairs(list(table["model"].unique())), columns=["model", "other_model"])
     rows = compared.merge(pd.DataFrame({"statistic": STATISTICS}), how="cross")
     values = {name: part.flatten().numpy() for name, part in interval._asdict().items() if name != "without"}
     return rows.assign(**values)

@@ -21,14 +21,17 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, features, layers, measure, plot, similarity
+from vit_analysis import command, layers, plot
 from vit_analysis.images import Images
-from vit_analysis.intervene import Branch
-from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
-from vit_analysis.running import Sums, in_group, jackknife
+from vit_analysis.reading import measure, stream
+from vit_analysis.reading.intervals import in_group, jackknife
+from vit_analysis.reading.intervene import Branch
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.state import Sums
 from vit_analysis.table import WITHOUT, with_provenance
-from vit_analysis.tokens import Layout, as_tokens, norms
+from vit_analysis.tensors import similarity
+from vit_analysis.tensors.tokens import Layout, as_tokens, norms
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,7 @@ def plan(models: Models, images: Images, *, first: int = FIRST) -> Measurement[R
         for name, own in branches.items()
     }
     settings = {"first": first}  # other rows are another state
-    reading = features.Reading(
+    reading = stream.Reading(
         loaded, images, taps, lambda model, tap, x: readers[model](tap, x), settings=settings
     )
     fold = partial(
@@ -191,7 +194,7 @@ class _Reader:
         self.checked.add(branch)
 
 
-def _fold_ratios(batch: features.Pass, branches: Mapping[str, Mapping[str, Branch]]) -> RatioSums:
+def _fold_ratios(batch: stream.Pass, branches: Mapping[str, Mapping[str, Branch]]) -> RatioSums:
     places, totals, counts = [], [], []
     for model, seen in batch.seen.items():
         for tap, (tokens, total, count) in seen.items():

@@ -33,14 +33,17 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from vit_analysis import command, features, grams, layers, measure, plot, similarity
+from vit_analysis import command, layers, plot
 from vit_analysis.images import Images
-from vit_analysis.measure import Measurement
 from vit_analysis.models import Model, load_all, named
-from vit_analysis.running import Sums, in_group, jackknife
+from vit_analysis.reading import measure, stream
+from vit_analysis.reading.intervals import in_group, jackknife
+from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tokens import SELECTIONS, Layout, Selection
+from vit_analysis.tensors import grams, similarity
+from vit_analysis.tensors.tokens import SELECTIONS, Layout, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +134,7 @@ def plan(
     target = _target(images, target)
     images = balanced(images, target)
     taps, settings = _taps(loaded, layers), {"tokens": tokens, "target": target}
-    reading = features.Reading(
+    reading = stream.Reading(
         loaded, images, taps, partial(_distances, _layouts(loaded), tokens), settings=settings
     )
 
@@ -260,7 +263,7 @@ def _distances(
     return distances, torch.stack(both)
 
 
-def _fold(images: Images, target: str, batch: features.Pass) -> Curves | None:
+def _fold(images: Images, target: str, batch: stream.Pass) -> Curves | None:
     places = [[model, layer] for model, seen in batch.seen.items() for layer in seen]
     if not places:
         raise ValueError("no chosen layer has what --tokens asks for (a class token?)")

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from vit_analysis import command, models, zoo
+from vit_analysis import command, models
 from vit_analysis.images import LAB, Images
+from vit_analysis.lab import zoo
 from vit_analysis.labelled import INPUT, UNLIMITED, Batch, Data, Files, Scenes, provenance
 from vit_analysis.table import VERSIONS, write_whole
 

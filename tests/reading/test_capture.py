@@ -1,0 +1,201 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from vit_analysis.reading.capture import capture
+from vit_analysis.reading.intervene import channels_last, edited, evaluating
+
+
+class Backwards(nn.Module):
+    """Modules that run in another order than they are defined."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.middle, self.first = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(self.middle(self.first(x)))
+
+
+class Overwriting(nn.Module):
+    """What a module returned is overwritten by the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.norm(x)
+        self.act(y)
+        y += 100
+        return y
+
+
+class Returning(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return self.value(x)
+
+
+def test_layers_come_in_order_of_execution_whatever_the_order_of_definition_or_of_taps():
+    with capture(Backwards(), ["last", "first", "middle"]) as run:
+        assert list(run(torch.randn(2, 4))) == ["first", "middle", "last"]
+
+
+def test_a_kept_activation_survives_a_later_in_place_operation():
+    model = Overwriting().eval()
+    images = torch.randn(2, 3, 4, 4)
+    with capture(model, ["norm"]) as run:
+        seen = run(images)
+    torch.testing.assert_close(seen["norm"], nn.functional.batch_norm(images, torch.zeros(3), torch.ones(3)))
+
+
+def test_the_input_of_a_module_is_read_before_the_module_runs():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
+    with capture(model, ["1:in", "1"]) as run:
+        seen = run(torch.randn(5, 4))
+    assert list(seen) == ["1:in", "1"]
+    assert seen["1:in"].min() < 0 <= seen["1"].min()
+
+
+def test_the_empty_path_is_the_model_itself():
+    images = torch.randn(2, 4)
+    with capture(Backwards(), [":in", ""]) as run:
+        seen = run(images)
+    torch.testing.assert_close(seen[":in"], images)
+    assert seen[""].shape == (2, 4)
+
+
+def test_a_module_that_runs_twice_gives_two_layers():
+    shared = nn.ReLU()
+    model = nn.Sequential(shared, nn.Linear(3, 2), shared)
+    with capture(model, ["0"]) as run:
+        assert {layer: tuple(x.shape) for layer, x in run(torch.randn(5, 3)).items()} == {
+            "0": (5, 3),
+            "0#2": (5, 2),
+        }
+        assert list(run(torch.randn(5, 3))) == ["0", "0#2"]  # counted per pass
+
+
+def test_a_module_that_never_runs_is_an_error_that_says_so():
+    class Lazy(Backwards):
+        def forward(self, x):
+            return self.first(x)
+
+    with (
+        capture(Lazy(), ["first", "middle"]) as run,
+        pytest.raises(RuntimeError, match="'middle' did not run"),
+    ):
+        run(torch.randn(2, 4))
+
+
+def test_fused_attention_is_reported_not_ignored():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32).eval()
+    assert model.blocks[0].attn.fused_attn
+    with (
+        capture(model, ["blocks.0.attn.attn_drop"]) as run,
+        pytest.raises(RuntimeError, match=r"'blocks.0.attn.attn_drop' did not run"),
+    ):
+        run(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("value", "layers"),
+    [
+        (lambda x: (x, None), ["0"]),
+        (lambda x: (x, x.argmax(1)), ["0"]),
+        (lambda x: (x, x + 1), ["0[0]", "0[1]"]),
+        (lambda x: {"tokens": x, "attention": [x, x]}, ["0[tokens]", "0[attention][0]", "0[attention][1]"]),
+    ],
+)
+def test_tuples_and_mappings_give_one_layer_per_tensor(value, layers):
+    class Ending(nn.Module):
+        def forward(self, x):
+            return torch.zeros(1) if not isinstance(x, torch.Tensor) else x
+
+    with capture(nn.Sequential(Returning(value), Ending()), ["0"]) as run:
+        assert list(run(torch.randn(2, 4))) == layers
+
+
+def test_a_module_without_a_floating_point_output_is_an_error():
+    model = nn.Sequential(Returning(lambda x: x.argmax(1)))
+    with (
+        capture(model, ["0"]) as run,
+        pytest.raises(TypeError, match="'0' passes on Tensor without a floating-point tensor"),
+    ):
+        run(torch.randn(2, 4))
+
+
+def test_a_misspelt_layer_is_an_error_with_the_nearest_right_names():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32)
+    message = r"no layer 'blocks.3.atn' in VisionTransformer; did you mean 'blocks.3.attn'"
+    with pytest.raises(KeyError, match=message), capture(model, ["blocks.3.atn"]):
+        pass
+
+
+def test_no_hook_stays_whatever_ends_the_block():
+    model = Backwards()
+
+    def hooks():
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    with pytest.raises(ZeroDivisionError), capture(model, ["first", "last:in"]):
+        1 / (hooks() - 2)
+    assert hooks() == 0
+    with pytest.raises(KeyError), capture(model, ["first", "nowhere"]):
+        pass
+    assert hooks() == 0
+
+
+def test_reduce_decides_what_is_kept_and_none_leaves_a_layer_out():
+    with capture(
+        Backwards(), ["first", "last"], lambda layer, x: x.sum().item() if layer == "last" else None
+    ) as run:
+        assert list(run(torch.ones(2, 4))) == ["last"]
+
+
+def test_the_gradient_flows_through_what_was_kept():
+    model, images = Backwards(), torch.randn(2, 4, requires_grad=True)
+    with capture(model, ["middle"]) as run:
+        run(images)["middle"].sum().backward()
+    assert images.grad.abs().min() > 0
+
+
+def test_a_middle_residual_is_what_the_second_norm_is_given():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1).eval()
+    with capture(model, ["blocks.0:in", "blocks.0.attn", "blocks.0.norm2:in"]) as run, torch.inference_mode():
+        seen = run(torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(seen["blocks.0:in"] + seen["blocks.0.attn"], seen["blocks.0.norm2:in"])
+
+
+def test_evaluating_gives_every_module_its_own_mode_back():
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3)).train()
+    model[1].eval()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_an_edit_changes_what_the_rest_of_the_model_sees_and_is_undone():
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    images = torch.randn(2, 3)
+    with edited(model, {"0": lambda x: 10 * x}), capture(model, ["0", "1"]) as run:
+        seen = run(images)
+    torch.testing.assert_close(seen["1"], 10 * images)
+    torch.testing.assert_close(seen["0"], 10 * images)
+    torch.testing.assert_close(model(images), images)
+
+
+def test_channels_last_changes_the_memory_and_not_the_numbers():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).requires_grad_(False)
+    weights, strides = [p.clone() for p in model.parameters()], [p.stride() for p in model.parameters()]
+    expected = model(images := torch.randn(2, 3, 8, 8))
+    with channels_last(model), capture(model, ["0"]) as run:
+        torch.testing.assert_close(model(images), expected)
+        assert run(images)["0"].is_contiguous(memory_format=torch.channels_last)
+    assert [p.stride() for p in model.parameters()] == strides
+    assert all(torch.equal(p, weight) for p, weight in zip(model.parameters(), weights, strict=True))

@@ -1,0 +1,297 @@
+import re
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from conftest import Given, Layers
+from torch import Tensor, nn
+
+from vit_analysis import models
+from vit_analysis.reading import measure, state, stream
+from vit_analysis.reading.state import Sums
+
+
+@dataclass(frozen=True)
+class Total(Sums):
+    total: Tensor
+    images: Tensor
+
+
+def fold(batch: stream.Pass) -> Total:
+    (value,) = batch.seen["mine"].values()
+    return Total(value.double(), torch.tensor(batch.size))
+
+
+def reading(images: Given, module: nn.Module | None = None) -> stream.Reading:
+    module = module or Layers(out=lambda x: x)
+    return stream.Reading(
+        models.named({"mine": module}), images, {"mine": ["out"]}, lambda _model, _layer, x: x.sum(0)
+    )
+
+
+def measured(own: stream.Reading, fold=fold, state=None) -> Total:
+    one = measure.Measurement(own, fold, Total, lambda _: pd.DataFrame())
+    return measure.total({"": one}, state)[""]
+
+
+@pytest.fixture
+def images() -> Given:
+    return Given(batch=4, pixels=torch.randn(22, 3))
+
+
+def test_every_batch_counts_once(images):
+    total = measured(reading(images))
+    assert int(total.images) == 22
+    torch.testing.assert_close(total.total, images.pixels.double().sum(0))
+
+
+def test_no_inference_mode_leaks_between_batches(images):
+    passes = [stream.stream(reading(images)), stream.stream(reading(images))]
+    for batches in passes:
+        next(batches)
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+    for batches in passes:
+        batches.close()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_models_are_evaluated_and_given_back_as_they_were(images):
+    module = Layers(out=lambda x: x).train()
+    modes = []
+    module.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    measured(reading(images, module))
+    assert modes == [False] * 6
+    assert module.training
+    assert not module.out._forward_hooks
+
+
+@pytest.mark.parametrize("plain", ["", "1"])
+def test_convolutions_run_with_channels_last_unless_the_environment_says_no(monkeypatch, plain):
+    monkeypatch.setenv("VIT_ANALYSIS_PLAIN", plain)
+    module, strides = nn.Sequential(nn.Conv2d(3, 4, 2)), []
+    module[0].register_forward_pre_hook(lambda conv, _: strides.append(conv.weight.stride()))
+    monkeypatch.setattr(stream.layers, "is_convolutional", lambda _: True)
+    own = stream.Reading(
+        models.named({"mine": module}),
+        Given(batch=2, pixels=torch.randn(2, 3, 5, 5)),
+        {"mine": ["0"]},
+        lambda _model, _layer, x: x.sum(0),
+    )
+    next(stream.stream(own))
+    assert strides == [(12, 4, 2, 1) if plain else (12, 1, 6, 3)]
+
+
+class Killed(BaseException):
+    """What a kill looks like from within."""
+
+
+def dying(after: int):
+    """Folds so many batches."""
+    folded = []
+
+    def die(batch: stream.Pass) -> Total:
+        if len(folded) == after:
+            raise Killed
+        folded.append(batch.number)
+        return fold(batch)
+
+    return die
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_a_killed_run_goes_on_and_ends_with_the_same_sums(images, tmp_path, monkeypatch, after):
+    monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
+    unbroken = measured(reading(images))
+    folded = []
+
+    def dying(batch: stream.Pass) -> Total:
+        if len(folded) == after:
+            raise Killed
+        folded.append(batch.number)
+        return fold(batch)
+
+    if after < images.batches:
+        with pytest.raises(Killed):
+            measured(reading(images), dying, tmp_path / "run")
+        assert len(list(tmp_path.iterdir())) == 1
+    resumed = measured(
+        reading(images), lambda batch: folded.append(batch.number) or fold(batch), tmp_path / "run"
+    )
+    assert folded == list(range(6))
+    assert torch.equal(resumed.total, unbroken.total)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_command_does_not_pick_up_the_state(images, tmp_path):
+    def place(own: stream.Reading):
+        return measure.state_path(tmp_path / "run", {"": measure.Measurement(own, fold, Total, pd.DataFrame)})
+
+    changed = [
+        reading(replace(images, seed=1)),
+        reading(images, nn.Sequential(OrderedDict(out=nn.Linear(3, 3)))),
+        replace(reading(images), taps={"mine": ["out", "more"]}),
+        replace(reading(images), settings={"tokens": "cls"}),
+    ]
+    assert len({place(own) for own in [reading(images), *changed]}) == 5
+    assert place(reading(images)) == place(reading(images))
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "one bit", "more batches", "of other sums"])
+def test_a_damaged_state_is_named_put_aside_and_not_believed(images, tmp_path, monkeypatch, caplog, damage):
+    monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
+    with pytest.raises(Killed):
+        measured(reading(images), dying(3), tmp_path / "run")
+    (state,) = tmp_path.iterdir()
+    contents = bytearray(state.read_bytes())
+    if damage == "empty":
+        contents.clear()
+    elif damage == "cut":
+        del contents[len(contents) // 2 :]
+    elif damage == "one bit":
+        contents[-3] ^= 1
+    elif damage == "more batches":
+        contents = contents.replace(b'"done":"3"', b'"done":"5"')
+    else:
+        contents = bytearray(safetensors.torch.save({"a": torch.ones(1)}))
+    state.write_bytes(contents)
+    total = measured(reading(images), state=tmp_path / "run")
+    assert torch.equal(total.total, measured(reading(images)).total)
+    assert re.search(
+        rf"the sums in {state} cannot be read \(.+\): put aside as {state.stem}.unreadable; beginning again",
+        caplog.text,
+    )
+    (aside,) = tmp_path.iterdir()
+    assert aside.name == f"{state.stem}.unreadable"
+    assert aside.read_bytes() == contents
+
+
+def test_what_is_made_of_the_sums_can_be_written_before_they_go(images, tmp_path):
+    def killed_after_the_pass() -> None:
+        with state.keeping():
+            measured(reading(images), state=tmp_path / "run")
+            raise Killed
+
+    with pytest.raises(Killed):
+        killed_after_the_pass()
+    assert len(list(tmp_path.iterdir())) == 1
+    with state.keeping():
+        never = measured(reading(images), lambda _: pytest.fail("read again"), tmp_path / "run")
+    assert int(never.images) == 22
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_file_more_in_a_folder_is_another_state():
+    @dataclass(frozen=True)
+    class Choice(Given):
+        whole: int = 0
+
+        @property
+        def order(self) -> list[int]:
+            return torch.randperm(self.whole, generator=torch.Generator().manual_seed(0))[:8].tolist()
+
+    def key(whole: int) -> str:
+        own = reading(Choice(batch=4, pixels=torch.zeros(8, 3), whole=whole))
+        return measure.Measurement(own, fold, Total, pd.DataFrame).key()
+
+    assert key(100) != key(101)
+    assert key(100) == key(100)
+
+
+def test_fewer_batches_than_processes_are_refused_before_anything_waits(images, monkeypatch):
+    monkeypatch.setattr(running, "processes", lambda: (0, 7))
+    with pytest.raises(
+        ValueError, match=r"7 processes need at least 7 batches, there are 6; lower images.batch"
+    ):
+        measured(reading(images))
+
+
+def test_nothing_usable_is_an_error(images):
+    with pytest.raises(ValueError, match="no batch of 6 could be used"):
+        measured(reading(images), lambda _: None)
+
+
+def finish(sums: Total) -> pd.DataFrame:
+    return pd.DataFrame({"mean": (sums.total / sums.images).numpy()})
+
+
+def test_measurements_share_a_pass_and_each_gets_what_it_would_alone(images):
+    # Three of the same images: two that read the same layer differently, one that reads another layer of another model.
+    looked = []
+    layers = Layers(out=lambda x: x, twice=lambda x: 2 * x)
+    layers.register_forward_hook(lambda *_: looked.append(1))
+    mine, other = models.named({"mine": layers, "other": Layers(out=lambda x: -x)}).values()
+
+    def one(model: models.Model, tap: str, reduce) -> measure.Measurement:
+        def own(batch: stream.Pass) -> Total:
+            ((name, seen),) = batch.seen.items()
+            assert (name, list(seen)) == (model.name, [tap])
+            return Total(seen[tap].double(), torch.tensor(batch.size))
+
+        read = stream.Reading({model.name: model}, images, {model.name: [tap]}, lambda _m, _l, x: reduce(x))
+        return measure.Measurement(read, own, Total, finish)
+
+    wanted = {
+        "sum": one(mine, "out", lambda x: x.sum(0)),
+        "squares": one(mine, "out", lambda x: x.square().sum(0)),
+        "twice": one(mine, "twice", lambda x: x.sum(0)),
+        "negative": one(other, "out", lambda x: x.sum(0)),
+    }
+    together = measure.tables(wanted)
+    assert len(looked) == images.batches
+    for name, measurement in wanted.items():
+        pd.testing.assert_frame_equal(together[name], measure.table(measurement))
+    pd.testing.assert_frame_equal(together["twice"], 2 * together["sum"])
+    pd.testing.assert_frame_equal(together["negative"], -together["sum"])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_two_tables_of_the_same_sums_take_one_pass(images, alone):
+    folded = []
+    table = measure.Measurement(
+        reading(images), lambda batch: folded.append(batch.number) or fold(batch), Total, finish, alone=alone
+    )
+    count = replace(table, finish=lambda sums: pd.DataFrame({"images": [int(sums.images)]}))
+    both = measure.tables({"mean": table, "count": count})
+    assert folded == list(range(images.batches))
+    assert both["count"]["images"].item() == 22
+    np.testing.assert_allclose(both["mean"]["mean"], images.pixels.double().mean(0))
+
+
+def test_a_measurement_that_keeps_nothing_of_a_layer_does_not_hide_it_from_others(images):
+    shared = reading(images)
+
+    def own(layer_kept: bool) -> measure.Measurement:
+        def count(batch: stream.Pass) -> Total:
+            return Total(torch.tensor([float(len(batch.seen["mine"]))]), torch.tensor(1))
+
+        read = replace(shared, reduce=lambda _m, _l, x: x.sum() if layer_kept else None)
+        return measure.Measurement(read, count, Total, finish)
+
+    together = measure.tables({"kept": own(True), "dropped": own(False)})
+    assert (together["kept"]["mean"].item(), together["dropped"]["mean"].item()) == (1, 0)
+
+
+def test_what_cannot_share_a_pass_says_why(images):
+    def plain(own: stream.Reading, alone: bool = False) -> measure.Measurement:
+        return measure.Measurement(own, fold, Total, finish, alone=alone)
+
+    same = reading(images)
+    with pytest.raises(ValueError, match="measurements of different images cannot share a pass: a, b"):
+        measure.tables({"a": plain(same), "b": plain(replace(same, images=replace(images, batch=5)))})
+    with pytest.raises(ValueError, match="two different models are called 'mine' in one pass"):
+        measure.tables({"a": plain(same), "b": plain(reading(images))})
+    with pytest.raises(ValueError, match="b changes or differentiates its models and cannot share a pass"):
+        measure.tables({"a": plain(same), "b": plain(same, alone=True)})
+
+
+def test_what_a_measurement_needs_before_the_pass_is_done_before_it(images):
+    done = []
+    own = replace(reading(images), reduce=lambda _m, _l, x: done.append("read") or x.sum(0))
+    measure.table(measure.Measurement(own, fold, Total, finish, prepare=lambda: done.append("prepared")))
+    assert done[0] == "prepared"
+    assert done.count("prepared") == 1

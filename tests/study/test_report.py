@@ -1,0 +1,476 @@
+"""The page as text, and in a browser where there is one: Chromium, driven by a script appended to a copy of the page."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from vit_analysis.study import report
+from vit_analysis.study.report import Difference, Place
+
+EVIL = "<script>alert(1)</script> \"quoted\" 'it' & ../../x \u2028 ${style}"
+LAYERS = {
+    "vit": ["patch_embed", "blocks.0.attn", EVIL, "blocks.1"],
+    "resnet": ["conv1", "layer1.0", "layer2.0"],
+}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def similarities(model: str, other: str) -> pd.DataFrame:
+    """Rows upwards, columns to the right: 0.1 per row, 0.01 per column, less than nothing at the start."""
+    rows, columns = LAYERS[model], LAYERS[other]
+    table = pd.DataFrame(
+        [
+            (model, a, i / (len(rows) - 1), other, b, j / (len(columns) - 1), 0.3 * i + 0.01 * j - 0.004)
+            for i, a in enumerate(rows)
+            for j, b in enumerate(columns)
+        ],
+        columns=["model", "layer", "depth", "other_model", "other_layer", "other_depth", "cka"],
+    )
+    table.loc[(table["layer"] == rows[1]) & (table["other_layer"] == columns[2]), "cka"] = np.nan
+    return table.assign(low=table["cka"] - 0.02, high=table["cka"] + 0.2)
+
+
+def findings() -> pd.DataFrame:
+    control = {"untrained twin": {"value": 0.01, "low": -0.02, "high": 0.04, "verdict": "inconclusive"}}
+    other, nan = {EVIL: control["untrained twin"]}, float("nan")
+    rows = [
+        ("F1a", "1", EVIL, 0.5, "a - b", 0.2345, 0.21, 0.2599, "> 0", "reproduced", True, control, 0.0002, "vit", ""),
+        ("F2", "2", "b", "", "c", -12.34, -13.1, -11.2, "> 5", "not reproduced", False, other, 0.04, "vit", ""),
+        ("F3", "notes", "c", "x", "d", 0.0, -0.01, 0.01, "> 0", "inconclusive", False, {}, nan, "vit", ""),
+        ("F 4/<b>", "12", "d", nan, "e", nan, nan, nan, "< 1", "not measured", nan, {}, nan, "vit", "needs <b>data</b>"),
+    ]  # fmt: skip
+    names = (
+        "id figure claim paper statistic value low high threshold verdict fragile controls p models reason"
+    )
+    return pd.DataFrame(rows, columns=names.split())
+
+
+def picture(folder: Path, name: str = "a.png") -> Path:
+    Image.new("RGB", (60, 40), "navy").save(folder / name)
+    return folder / name
+
+
+def places(folder: Path) -> list[Place]:
+    maps = ((f"within {EVIL}", similarities("vit", "vit")), ("across", similarities("vit", "resnet")))
+    drawn = Place(
+        "1", EVIL, EVIL, f"shows {EVIL}", picture(folder), EVIL, command="python -m a '<b>'", heatmaps=maps
+    )
+    bare = Place("2", "two", "claim", "shows", picture(folder, "../b.png"), "two bars")
+    absent = Place(
+        "12", "twelve", "claim", "shows", None, "", missing="Needs <b>JFT-300M</b>, which nobody has."
+    )
+    return [drawn, bare, absent, replace(bare, id="notes")]
+
+
+DIFFERENCES = [
+    Difference(1, "Layers are alike", EVIL, ("F1a", "F2"), "reproduced"),
+    Difference(2, "Global from the start", "text", ("F 4/<b>",), "partly <b>"),
+]
+PROVENANCE = {
+    "command": "python -m vit_analysis.figures --out '<b>'",
+    "models": {EVIL: "38a303d68e47a22a", "resnet": "baff424265921f78"},
+    "images": {"source": "lab", "root": None, "count": 128},
+    "versions": {"torch": "2.6"},
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "in"
+    folder.mkdir()
+    report.write(folder / "report.html", places(folder), findings(), DIFFERENCES, PROVENANCE)
+    return folder / "report.html"
+
+
+class Page(HTMLParser):
+    """Every element with its attributes and all text below it."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.open: list[int] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), []))
+        if tag not in ("meta", "link", "img"):
+            self.open.append(len(self.elements) - 1)
+
+    def handle_endtag(self, tag):
+        assert self.elements[self.open.pop()][0] == tag, f"{tag} closes what it did not open"
+
+    def handle_data(self, data):
+        for place in self.open:
+            self.elements[place][2].append(data)
+
+    def all(self, tag: str, name: str = "") -> list[tuple[dict[str, str | None], str]]:
+        return [
+            (attributes, " ".join(" ".join(text).split()))
+            for found, attributes, text in self.elements
+            if found == tag and name in ("", *(attributes.get("class") or "").split())
+        ]
+
+
+@pytest.fixture(scope="module")
+def page(written) -> Page:
+    page = Page(written.read_text(encoding="utf-8"))
+    assert not page.open, "an element is left open"
+    return page
+
+
+def shown(name: str) -> str:
+    return " ".join(name.split())
+
+
+def test_the_differences_come_first_then_figures_verdicts_provenance(page):
+    sections = [
+        attributes["id"] for attributes, _ in page.all("section") if attributes.get("class") != "place"
+    ]
+    assert sections == ["differences", "figures", "verdicts", "provenance"]
+    first, second = (text for _, text in page.all("article"))
+    assert "✓ reproduced" in first
+    assert "0.234 [0.210, 0.260] expected > 0" in first
+    assert "Controls: untrained twin" in first
+    assert "untrained twin: 0.0100 [−0.0200, 0.0400] ? inconclusive" in first  # noqa: RUF001
+    assert "needs <b>data</b>" in second
+    assert "partly <b>" in second
+
+
+def test_every_figure_has_the_papers_claim_and_what_these_models_show(page):
+    sections = [text for attributes, text in page.all("section") if attributes.get("class") == "place"]
+    assert [text.split()[:2] for text in sections[:3]] == [["Figure", "1"], ["Figure", "2"], ["Figure", "12"]]
+    assert sections[3].startswith("Notes two")
+    assert f"The paper {shown(EVIL)}" in sections[0]
+    assert f"These models shows {shown(EVIL)}" in sections[0]
+    assert "F1a ✓ reproduced fragile" in sections[0]
+
+
+def test_every_picture_and_canvas_has_a_text_alternative(page):
+    images, canvases = page.all("img"), page.all("canvas")
+    assert (len(images), len(canvases)) == (3, 2)
+    assert [attributes["alt"] for attributes, _ in images] == [EVIL, "two bars", "two bars"]
+    for attributes, fallback in canvases:
+        assert fallback in shown(attributes["aria-label"])
+        assert attributes["tabindex"] == "0"
+        assert {"id": attributes["aria-describedby"], "aria-live": "polite"} in [
+            a for a, _ in page.all("output")
+        ]
+    assert (
+        "CKA of vit, 4 layers, upwards, with resnet, 3 layers, to the right: 0.00 to 0.92" in canvases[1][1]
+    )
+
+
+def test_what_cannot_be_shown_is_said_on_its_place(page):
+    ((_, text),) = page.all("p", "missing")
+    assert text == "No picture. Needs <b>JFT-300M</b>, which nobody has."
+    (place,) = [text for attributes, text in page.all("section") if attributes.get("id") == "figure-12"]
+    assert text in place
+
+
+def test_the_table_holds_every_finding(page):
+    rows = [text for attributes, text in page.all("tr") if attributes.get("id")]
+    assert len(rows) == len(findings())
+    for text, row in zip(rows, findings().to_dict("records"), strict=True):
+        assert text.startswith(row["id"])
+        assert text.endswith(row["verdict"] + (" fragile" if row["fragile"] is True else ""))
+        assert row["threshold"] in text
+    assert "0.5 0.234 [0.210, 0.260] > 0 < 0.001 ✓ reproduced fragile" in rows[0]
+    assert "b c vit Controls: " in rows[1]
+    assert "nan" not in "".join(rows)
+
+
+def test_no_name_becomes_markup(page, written):
+    """Of what was given, nothing but text comes out: the page's own elements are those of harmless names."""
+    assert len(page.all("script")) == 1 + 2
+    assert "alert(1)" not in written.read_text().replace("&lt;script&gt;alert(1)", "").replace(
+        "\\u003cscript\\u003ealert(1)", ""
+    )
+    assert not [
+        1
+        for tag, attributes, _ in page.elements
+        for name in attributes
+        if name.startswith("on") or name == "style"
+    ]
+    assert {text for _, text in page.all("b")}.isdisjoint({"JFT-300M", "data"})
+    data = [
+        json.loads(text)
+        for attributes, text in page.all("script")
+        if attributes.get("type") == "application/json"
+    ]
+    assert data[0]["rows"]["layer"][2].split() == EVIL.split()
+    assert "\u2028" not in json.dumps(data[0], ensure_ascii=True)
+
+
+def test_links_lead_to_places_and_names_are_unique(page):
+    ids = [attributes["id"] for _, attributes, _ in page.elements if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    links = [attributes["href"] for attributes, _ in page.all("a")]
+    assert links
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    assert "finding-F 4/<b>" in map(unquote, ids)
+    named = [attributes["aria-labelledby"] for attributes, _ in page.all("section")]
+    assert set(named) <= set(ids)
+
+
+def test_the_page_allows_its_own_style_and_script_and_nothing_else(page, written):
+    source = written.read_text(encoding="utf-8")
+    (policy,) = [
+        a["content"] for a, _ in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    for name in ("style", "script"):
+        (inline,) = re.findall(f"<{name}>(.*?)</{name}>", source, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
+        assert rules[f"{name}-src"] == f"'sha256-{digest}'"
+    for _, attributes, _ in page.elements:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+
+
+def test_provenance_stands_at_the_end(page):
+    terms = [text for _, text in page.all("dt")]
+    assert terms[:2] == ["command", "models"]
+    (place,) = [text for attributes, text in page.all("section") if attributes["id"] == "provenance"]
+    for fact in ("python -m vit_analysis.figures --out '<b>'", "38a303d68e47a22a", "root none", "torch 2.6"):
+        assert fact in place
+    assert shown(EVIL) in page.all("p", "lead")[0][1]
+
+
+def test_heat_maps_are_sent_in_thousandths(page):
+    data = [
+        json.loads(text)
+        for attributes, text in page.all("script")
+        if attributes.get("type") == "application/json"
+    ]
+    table = similarities("vit", "resnet")
+    for side in ("cka", "low", "high"):
+        sent = np.frombuffer(base64.b64decode(data[1][side]), dtype="<i2")
+        np.testing.assert_array_equal(sent == -32768, table[side].isna())
+        np.testing.assert_allclose(sent[sent != -32768] / 1000, table[side].dropna(), atol=0.0005)
+    wide = np.frombuffer(base64.b64decode(report._thousandths(np.array([1e9, -1e9, np.inf]))), dtype="<i2")
+    assert wide.tolist() == [32767, -32767, 32767]
+
+
+def test_colours_are_those_of_the_pictures():
+    (block,) = re.findall(r"const MAGMA =(.*?);", report._beside("report.js"), re.DOTALL)
+    colours = np.frombuffer(
+        bytes.fromhex("".join(re.findall(r"[0-9a-f]{8,}", block))), dtype=np.uint8
+    ).reshape(256, 3)
+    expected = mpl.colormaps["magma"](np.arange(256), bytes=True)[:, :3]
+    assert np.abs(colours.astype(int) - expected).max() <= 1  # how matplotlib rounds has changed
+
+
+def test_the_same_study_gives_the_same_page_and_a_failed_one_leaves_it(tmp_path):
+    path = tmp_path / "in" / "report.html"
+    path.parent.mkdir()
+    drawn = places(path.parent)
+    report.write(path, drawn, findings(), DIFFERENCES, PROVENANCE)
+    before = path.read_bytes()
+    report.write(path, drawn, findings(), DIFFERENCES, PROVENANCE)
+    assert path.read_bytes() == before
+    with pytest.raises(FileNotFoundError):
+        report.write(path, [replace(drawn[0], picture=tmp_path / "c.png")], findings(), [], {})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"picture": "b.png"}, FileNotFoundError, r"no picture .*b.png for figure 1; did you mean 'a.png'"),
+        ({"picture": "text.png"}, ValueError, "text.png, the picture of figure 1, is not a PNG"),
+        ({"picture": None}, ValueError, "figure 1 has no picture and does not say why"),
+        ({"heatmaps": (("both", pd.concat([similarities("vit", "vit"), similarities("vit", "resnet")])),)},
+         ValueError, "heat map 'both' must be one model with one model"),
+        ({"heatmaps": (("shuffled", similarities("vit", "vit").iloc[::-1].iloc[[1, 0, *range(2, 16)]]),)},
+         ValueError, "rows of heat map 'shuffled' must stand as `cka.compare` makes them"),
+        ({"heatmaps": (("lame", similarities("vit", "vit").rename(columns={"depth": "dept"})),)},
+         KeyError, "no column 'depth'; did you mean 'dept'"),
+    ],
+)  # fmt: skip
+def test_a_place_that_cannot_be_shown_is_refused(tmp_path, change, kind, message):
+    (tmp_path / "text.png").write_text("no picture")
+    if isinstance(change.get("picture"), str):
+        change = {"picture": tmp_path / change["picture"]}
+    place = replace(Place("1", "a", "b", "c", picture(tmp_path), "d"), **change)
+    with pytest.raises(kind, match=message):
+        report.write(tmp_path / "report.html", [place], findings(), [], {})
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"verdict": "reproducd"}, ValueError, "no verdict 'reproducd'; did you mean 'reproduced'"),
+        ({"controls": "{}"}, ValueError, "controls of F1a must be a mapping of names to numbers, found str"),
+    ],
+)
+def test_findings_that_are_none_are_refused(tmp_path, change, kind, message):
+    with pytest.raises(kind, match=message):
+        report.write(tmp_path / "report.html", [], findings().head(1).assign(**change), [], {})
+
+
+def test_missing_columns_and_findings_name_the_nearest(tmp_path):
+    with pytest.raises(KeyError, match="no column 'threshold'; did you mean 'treshold'"):
+        report.write(tmp_path / "a.html", [], findings().rename(columns={"threshold": "treshold"}), [], {})
+    with pytest.raises(KeyError, match="difference 1 rests on 'F1b'; did you mean 'F1a'"):
+        report.write(
+            tmp_path / "a.html", [], findings(), [Difference(1, "a", "b", ("F1b",), "reproduced")], {}
+        )
+
+
+# In the browser.
+
+WATCH = """
+window.faults = [];
+addEventListener("error", event => faults.push(`${event.message || event.target.outerHTML}`), true);
+addEventListener("securitypolicyviolation", event => faults.push(`${event.violatedDirective} ${event.blockedURI}`));
+"""
+ACT = """
+const canvases = [...document.querySelectorAll("canvas")];
+const read = canvas => [...canvas.closest("figure").querySelectorAll("output span")].map(line => line.textContent);
+const points = CELLS.map(([map, row, column]) => {
+  const canvas = canvases[map];
+  canvas.scrollIntoView({block: "center"});
+  const box = canvas.getBoundingClientRect();
+  const clientX = box.left + (column + 0.5) * box.width / canvas.width;
+  const clientY = box.bottom - (row + 0.5) * box.height / canvas.height;
+  const move = new PointerEvent("pointermove", {clientX, clientY, bubbles: true});
+  document.elementFromPoint(clientX, clientY).dispatchEvent(move);
+  const cursor = canvas.nextElementSibling.getBoundingClientRect();
+  const pixel = canvas.getContext("2d").getImageData(column, canvas.height - 1 - row, 1, 1).data;
+  const off = [cursor.left + cursor.width / 2 - clientX, cursor.top + cursor.height / 2 - clientY];
+  return {text: read(canvas), pixel: [...pixel], off};
+});
+const canvas = canvases[1];
+const steps = KEYS.map(([key, shiftKey]) => {
+  if (key === "focus") canvas.focus();
+  else document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, shiftKey, bubbles: true, cancelable: true}));
+  return read(canvas);
+});
+const rows = [...document.querySelectorAll("#verdicts tbody tr")].map(row => [...row.cells].map(cell => cell.innerText));
+const result = document.createElement("pre");
+result.id = "result";
+addEventListener("load", () => setTimeout(() => {
+  const loaded = performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:"));
+  const broken = [...document.images].filter(image => !image.naturalWidth).length;
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  result.textContent = btoa(unescape(encodeURIComponent(JSON.stringify({points, steps, rows, faults, loaded, broken, wide}))));
+  document.body.append(result);
+}, 50));
+"""
+CELLS = [[1, 0, 0], [1, 3, 2], [1, 2, 1], [1, 1, 2], [0, 3, 0]]
+KEYS = [
+    ["focus", False], ["ArrowRight", False], ["ArrowUp", False], ["ArrowDown", True], ["End", False],
+    ["ArrowRight", False], ["PageUp", False], ["Home", False], ["a", False],
+]  # fmt: skip
+
+
+def opened(path: Path, folder: Path, *flags: str) -> tuple[str, list[str]]:
+    """The page's elements as Chromium leaves them, and what it wrote to its console."""
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is there")
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={folder}",
+    ]
+    command += ["--virtual-time-budget=5000", *flags, "--dump-dom", path.as_uri()]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    return ran.stdout, [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+
+
+def probed(source: str) -> str:
+    """The page with a watch at its start and a test at its end, which its policy allows by their hashes."""
+    act = ACT.replace("CELLS", json.dumps(CELLS)).replace("KEYS", json.dumps(KEYS))
+    for script in (WATCH, act):
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        source = source.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    return source.replace("<title>", f"<script>{WATCH}</script><title>", 1).replace(
+        "</body>", f"<script>{act}</script></body>"
+    )
+
+
+@pytest.fixture(scope="module", params=["1200,900", "500,900"], ids=["desk", "phone"])
+def seen(written, tmp_path_factory, request) -> dict:
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "probed.html").write_text(probed(written.read_text(encoding="utf-8")), encoding="utf-8")
+    elements, console = opened(folder / "probed.html", folder / "profile", f"--window-size={request.param}")
+    found = re.search(r'<pre id="result">([^<]+)</pre>', elements)
+    assert found, f"the test script did not reach its end: {console}"
+    return json.loads(base64.b64decode(found.group(1)))
+
+
+def test_it_opens_as_it_is_without_an_error(written, tmp_path):
+    elements, console = opened(written, tmp_path)
+    assert console == []
+    assert '<html lang="en" class="live">' in elements  # its script was allowed and ran
+
+
+def test_nothing_fails_and_nothing_is_loaded(seen):
+    assert seen["faults"] == []
+    assert seen["loaded"] == []
+    assert seen["broken"] == 0
+    assert not seen["wide"]
+
+
+def test_the_pointer_tells_layers_value_and_interval(seen):
+    texts = [point["text"] for point in seen["points"]]
+    assert texts[0] == [
+        "CKA −0.004 [−0.024, 0.196]",  # noqa: RUF001
+        "up: vit patch_embed (depth 0.00)",
+        "right: resnet conv1 (depth 0.00)",
+    ]
+    assert texts[1][0] == "CKA 0.916 [0.896, 1.116]"
+    assert texts[1][1:] == ["up: vit blocks.1 (depth 1.00)", "right: resnet layer2.0 (depth 1.00)"]
+    assert texts[2][1] == f"up: vit {EVIL} (depth 0.67)"
+    assert texts[4][1:] == ["up: vit blocks.1 (depth 1.00)", "right: vit patch_embed (depth 0.00)"]
+    np.testing.assert_allclose([point["off"] for point in seen["points"]], 0, atol=1)
+
+
+def test_undefined_cells_are_grey_and_say_so(seen):
+    point = seen["points"][3]
+    assert point["text"][0].startswith("CKA undefined")
+    assert point["text"][1:] == ["up: vit blocks.0.attn (depth 0.33)", "right: resnet layer2.0 (depth 1.00)"]
+    assert point["pixel"] == [191, 191, 191, 255]
+
+
+def test_cells_have_the_colours_of_matplotlib(seen):
+    for point, value in zip(seen["points"][:3], (-0.004, 0.916, 0.606), strict=True):
+        expected = np.array(mpl.colormaps["magma"](max(value, 0.0), bytes=True), dtype=int)
+        assert np.abs(np.array(point["pixel"]) - expected).max() <= 1
+
+
+def test_arrow_keys_move_the_cursor_and_stop_at_the_edge(seen):
+    last_pointed = [CELLS[3][1], CELLS[3][2]]
+    places = [last_pointed, [1, 2], [2, 2], [0, 2], [0, 2], [0, 2], [3, 2], [3, 0], [3, 0]]
+    for text, (row, column) in zip(seen["steps"], places, strict=True):
+        assert text[1].startswith(f"up: vit {LAYERS['vit'][row]} (")
+        assert text[2].startswith(f"right: resnet {LAYERS['resnet'][column]} (")
+
+
+def test_the_verdicts_on_screen_are_those_of_the_findings(seen):
+    table = findings()
+    assert [row[0].split("\n")[0].strip() for row in seen["rows"]] == table["id"].tolist()
+    assert [
+        re.sub(r"^\W+", "", row[-1]).split("\n")[0].replace(" fragile", "") for row in seen["rows"]
+    ] == table["verdict"].tolist()
+    assert ["fragile" in row[-1] for row in seen["rows"]] == [True, False, False, False]
+    assert " ".join(seen["rows"][1][3].split()) == "−12.3 [−13.1, −11.2]"  # noqa: RUF001
+    assert seen["rows"][3][3] == "needs <b>data</b>"

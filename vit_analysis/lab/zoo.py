@@ -1,0 +1,137 @@
+"""The lab's models: what each is made of, how much data it saw, and where its weights lie.
+
+A file of weights is a safetensors file whose metadata (all of them texts) say all that is needed to use it:
+`architecture` and `config` to `build` the model, `mean`, `std` and `input_size` of its images, the names of its
+`classes`; and where it comes from: `data`, `seed`, `steps`, `images_seen`, `accuracy`, `versions`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.resnet import BasicBlock, ResNet
+from torch import nn
+
+from vit_analysis.lab import vit
+from vit_analysis.spelling import did_you_mean
+
+PREFIX = "lab/"
+RESNET: dict[str, Any] = {"num_classes": 10, "layers": (2, 2, 2, 2), "channels": (16, 32, 64, 128)}
+MIXER: dict[str, Any] = {"img_size": 32, "patch_size": 4, "num_classes": 10, "embed_dim": 96, "num_blocks": 8}
+SMALL, MEDIUM = 4096, 32_768  # distinct images
+
+
+def resnet(**config: Any) -> nn.Module:
+    """A ResNet of timm's, of basic blocks, with the stem for 32 px of He et al. (2016, 4.2): no stride, no pooling."""
+    create: Any = ResNet
+    model = create(BasicBlock, **config)
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+def flat_resnet(**config: Any) -> nn.Module:
+    """The ResNet of `resnet` on the grid of a Vision Transformer: patches of 4 px are its stem, and nothing downsamples."""
+    model: Any = resnet(**config)
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=4, stride=4, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module is not model.conv1:
+            module.stride = (1, 1)
+    return model
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "vit": vit.ViT,
+    "resnet": resnet,
+    "flat_resnet": flat_resnet,
+    "mixer": MlpMixer,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a lab model is made of, how many images it learns from (None: it never sees one twice), the seed of its weights."""
+
+    architecture: str
+    config: Mapping[str, Any]
+    distinct: int | None = None
+    seed: int = 0
+
+
+RECIPES: dict[str, Recipe] = {
+    "vit": Recipe("vit", vit.LAB),
+    "vit_gap": Recipe("vit", vit.LAB | {"pool": "avg"}),
+    "vit_other_seed": Recipe("vit", vit.LAB, seed=1),
+    "vit_small_data": Recipe("vit", vit.LAB, SMALL),
+    "vit_medium_data": Recipe("vit", vit.LAB, MEDIUM),
+    "vit_no_skip_first": Recipe("vit", vit.LAB | {"no_skip": 0}),
+    "vit_no_skip_middle": Recipe("vit", vit.LAB | {"no_skip": vit.LAB["depth"] // 2}),
+    "vit_no_skip_last": Recipe("vit", vit.LAB | {"no_skip": vit.LAB["depth"] - 1}),
+    "vit_local": Recipe("vit", vit.LAB | {"reach": 1}),
+    "resnet": Recipe("resnet", RESNET),
+    "resnet_flat": Recipe("flat_resnet", RESNET),
+    "resnet_small_data": Recipe("resnet", RESNET, SMALL),
+    "mixer": Recipe("mixer", MIXER),
+}
+
+
+def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
+    """An untrained model.
+
+    Raises:
+        ValueError: there is no such architecture in the lab.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"no architecture {architecture!r} in the lab; {did_you_mean(architecture, ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[architecture](**config)
+
+
+def names() -> list[str]:
+    """The models whose weights are shipped, without `lab/`."""
+    return [name for name in RECIPES if _path(name).exists()]
+
+
+def recipe(name: str) -> Recipe:
+    """How `lab/...` is made.
+
+    Raises:
+        ValueError: there is no such model; with the nearest names.
+    """
+    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) not in RECIPES:
+        raise ValueError(
+            f"no lab model {name!r}; {did_you_mean(name, [PREFIX + known for known in RECIPES])}"
+        )
+    return RECIPES[name.removeprefix(PREFIX)]
+
+
+def home(name: str) -> Path:
+    """Where the weights of `lab/...` belong, whether or not they are there.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    recipe(name)
+    return _path(name.removeprefix(PREFIX))
+
+
+def lab_file(name: str) -> Path:
+    """The shipped weights of `lab/...`.
+
+    Raises:
+        ValueError: there is no such model.
+        FileNotFoundError: it is not shipped; with the command that trains it.
+    """
+    file = home(name)
+    if not file.exists():
+        raise FileNotFoundError(f"no weights of {name!r} yet; train it: python -m vit_analysis.train {name}")
+    return file
+
+
+def _path(name: str) -> Path:
+    return Path(__file__).parent / "weights" / f"{name}.safetensors"

@@ -1,0 +1,245 @@
+"""From a pass over the images to tables: sums, resumable, on one process or many, of one measurement or several at once.
+
+A `Measurement` is an analysis before any image is read. Several of the same images share one pass: every image goes once
+through every model, and what each measurement reads there is reduced and summed by itself.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic
+
+import pandas as pd
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vit_analysis.models import Model
+from vit_analysis.reading import processes
+from vit_analysis.reading import state as states
+from vit_analysis.reading.state import Sums, SumsType
+from vit_analysis.reading.stream import Pass, Reading, dealt, quiet, stream
+from vit_analysis.table import versions
+from vit_analysis.tensors import grams
+
+logger = logging.getLogger(__name__)
+
+SAVE_EVERY = 10.0  # seconds between two writings of the sums; at most that much work is lost
+
+
+@dataclass(frozen=True)
+class Measurement(Generic[SumsType]):
+    """What an analysis reads, how that is summed, and how sums become a table.
+
+    Attributes:
+        reading: what is read of which models on which images.
+        fold: the sums of one batch; None leaves the batch out.
+        kind: of the sums.
+        finish: from the sums of all batches to the table.
+        prepare: what has to be done before the pass.
+        alone: whether it changes or differentiates its models, so that no other can share its pass.
+    """
+
+    reading: Reading
+    fold: Callable[[Pass], SumsType | None]
+    kind: type[SumsType]
+    finish: Callable[[SumsType], pd.DataFrame]
+    prepare: Callable[[], None] = lambda: None
+    alone: bool = False
+
+    @property
+    def sums(self) -> tuple[Any, ...]:
+        """The same for measurements that differ in ``finish`` alone, and so have the same sums."""
+        return id(self.reading), self.fold, self.kind, self.prepare, self.alone
+
+    def key(self) -> str:
+        """Sixteen hexadecimal digits of all that the sums depend on: models, images, taps, settings."""
+        facts = {
+            **self.reading.facts(),
+            "taps": {name: list(taps) for name, taps in self.reading.taps.items()},
+            "sums": self.kind.__name__,
+            "settings": dict(self.reading.settings),
+            # One file more in a folder, and a random choice is of other files.
+            "order": hashlib.sha256(str(self.reading.images.order).encode()).hexdigest(),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def table(measurement: Measurement[Any], state: Path | None = None) -> pd.DataFrame:
+    """The table of one measurement; see `tables`."""
+    return tables({"": measurement}, state)[""]
+
+
+def tables(
+    measurements: Mapping[str, Measurement[Any]], state: Path | None = None
+) -> dict[str, pd.DataFrame]:
+    """The tables of several measurements of the same images, in one pass over them.
+
+    Args:
+        measurements: by names of your own.
+        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+
+    Raises:
+        ValueError: the measurements are of different images, or call different models by the same name.
+    """
+    sums = total(measurements, state)
+    return {name: measurement.finish(sums[name]) for name, measurement in measurements.items()}
+
+
+def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = None) -> dict[str, Any]:
+    """Sums over all batches and processes; killed and called again, it goes on from the sums last written.
+
+    Args:
+        measurements: of the same images. Those of the same ``sums`` share them.
+        state: where to write the sums meanwhile, gone when all is done; None never writes. The name gets a digest of all that
+            the sums depend on, so that no other command picks them up.
+
+    Raises:
+        ValueError: there is no batch for some process, or none that counts for some measurement.
+        ConnectionError: another process failed or died.
+    """
+    first = {measurements[name].sums: name for name in reversed(list(measurements))}
+    different = {name: one for name, one in measurements.items() if first[one.sums] == name}
+    reading = merged(different)
+    dealt(reading.images)
+    path = state_path(state, different) if state else None
+    for measurement in different.values():
+        measurement.prepare()
+    sums = _read(reading, different, path)
+    place = next(iter(reading.models.values())).device
+    merged_sums = {name: processes.over_processes(sums.get(name), place) for name in different}
+    if any(own is None for own in merged_sums.values()):
+        raise ValueError(f"no batch of {reading.images.batches} could be used")
+    if path:
+        states.finish(path)
+    return {name: merged_sums[first[one.sums]] for name, one in measurements.items()}
+
+
+def _read(
+    reading: Reading, measurements: Mapping[str, Measurement[Any]], path: Path | None
+) -> dict[str, Sums]:
+    """This process's sums, from those written to ``path`` on."""
+    (rank, of), batches = processes.processes(), reading.images.batches
+    sums, start = _restored(path, measurements, reading)
+    numbers = range(rank, batches, of)
+    left = [number for number in numbers if number >= start]
+    written, kept = time.monotonic(), start
+    try:
+        with tqdm(
+            total=len(numbers), initial=len(numbers) - len(left), unit="batch", disable=quiet(rank)
+        ) as bar:
+            for batch in stream(reading, start=start):
+                processes.company.heed()
+                _add(sums, measurements, batch)
+                bar.update()
+                last = batch.number == left[-1]
+                if path and sums and (last or time.monotonic() - written > SAVE_EVERY):
+                    states.save(path, sums, batch.number + 1)
+                    written, kept = time.monotonic(), batch.number + 1
+    except KeyboardInterrupt as stop:
+        if path:
+            done = len(range(rank, kept, of))
+            stop.add_note(f"the same command goes on after {done} of {len(numbers)} batches")
+        raise
+    return sums
+
+
+def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
+    """One reading for all: what is kept of a layer is, by name, what each measurement that taps it keeps.
+
+    Raises:
+        ValueError: they are of different images, call different models by the same name, or one cannot share a pass.
+    """
+    readings = {name: measurement.reading for name, measurement in measurements.items()}
+    first = next(iter(readings.values()))
+    if any(reading.images.facts() != first.images.facts() for reading in readings.values()):
+        raise ValueError(f"measurements of different images cannot share a pass: {', '.join(readings)}")
+    if len(readings) > 1 and (alone := [name for name, one in measurements.items() if one.alone]):
+        raise ValueError(f"{', '.join(alone)} changes or differentiates its models and cannot share a pass")
+    models = _models(readings)
+    taps = {
+        model: list(
+            dict.fromkeys(tap for reading in readings.values() for tap in reading.taps.get(model, ()))
+        )
+        for model in models
+    }
+
+    @cache
+    def asking(model: str, layer: str) -> list[str]:
+        tap = layer.partition("[")[0].partition("#")[0]  # as `capture` names what it sees
+        return [name for name, reading in readings.items() if tap in reading.taps.get(model, ())]
+
+    def reduce(model: str, layer: str, activation: Any) -> dict[str, Any] | None:
+        with grams.shared():
+            kept = {name: readings[name].reduce(model, layer, activation) for name in asking(model, layer)}
+        return {name: value for name, value in kept.items() if value is not None} or None
+
+    return Reading(models, first.images, taps, reduce, _differentiate(readings))
+
+
+def _models(readings: Mapping[str, Reading]) -> dict[str, Model]:
+    models: dict[str, Model] = {}
+    for reading in readings.values():
+        for name, model in reading.models.items():
+            if models.setdefault(name, model).module is not model.module:
+                raise ValueError(f"two different models are called {name!r} in one pass")
+    return models
+
+
+def _differentiate(
+    readings: Mapping[str, Reading],
+) -> Callable[[str, list[int], Tensor, dict[str, Any]], dict[str, Any]] | None:
+    """Of the one reading that there is then."""
+    ((name, reading), *_) = readings.items()
+    own = reading.differentiate
+    if own is None:
+        return None
+
+    def differentiate(model: str, images: list[int], pixels: Tensor, seen: dict[str, Any]) -> dict[str, Any]:
+        plain = {layer: kept[name] for layer, kept in seen.items()}
+        return {layer: {name: kept} for layer, kept in own(model, images, pixels, plain).items()}
+
+    return differentiate
+
+
+def _add(sums: dict[str, Sums], measurements: Mapping[str, Measurement[Any]], batch: Pass) -> None:
+    """Add a batch to the sums of every measurement for which it counts."""
+    for name, measurement in measurements.items():
+        seen = {
+            model: {layer: kept[name] for layer, kept in batch.seen[model].items() if name in kept}
+            for model in measurement.reading.models
+        }
+        own = measurement.fold(batch._replace(seen=seen))
+        if own is not None:
+            sums[name] = sums[name] + own if name in sums else own
+
+
+def _restored(
+    path: Path | None, measurements: Mapping[str, Measurement[Any]], reading: Reading
+) -> tuple[dict[str, Sums], int]:
+    if path is None or not path.exists():
+        return {}, 0
+    place = next(iter(reading.models.values())).device
+    try:
+        sums, done = states.restore(path, {name: one.kind for name, one in measurements.items()}, place)
+    except ValueError as error:
+        aside = path.with_suffix(".unreadable")
+        path.replace(aside)
+        logger.warning(
+            "the sums in %s cannot be read (%s): put aside as %s; beginning again", path, error, aside.name
+        )
+        return {}, 0
+    logger.info("going on after batch %d of %d", done, reading.images.batches)
+    return sums, done
+
+
+def state_path(state: Path, measurements: Mapping[str, Measurement[Any]]) -> Path:
+    """Where the sums of these measurements lie meanwhile, for this process among these many."""
+    keys = {name: one.key() for name, one in measurements.items()}
+    facts = [keys, processes.processes(), versions()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return state.with_name(f"{state.name}.{digest}.state")

@@ -1,0 +1,377 @@
+"""The figures of the paper, one by one: what each is drawn from, how, and what the paper says with it, in our own words."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import pandas as pd
+
+from vit_analysis import plot
+from vit_analysis.study.evidence import Evidence, NotMeasured
+from vit_analysis.study.parts import parts_wanted
+
+Panels = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the paper.
+
+    Attributes:
+        id: as in the paper; a second word where ours are more than one.
+        title: in few words.
+        claim: what the paper says with it.
+        tables: that it is drawn from.
+        draw: from the evidence to a matplotlib Figure; `NotMeasured` says what it would need.
+        alternative: what one would see, for those who do not.
+        panels: of heat maps, the models that are compared.
+    """
+
+    id: str
+    title: str
+    claim: str
+    tables: tuple[str, ...]
+    draw: Callable[[Evidence], Any]
+    alternative: str
+    panels: Callable[[Evidence], Panels] | None = None
+
+
+def of_models(table: pd.DataFrame, models: Collection[str]) -> pd.DataFrame:
+    """The rows of some models, in their order.
+
+    Raises:
+        NotMeasured: there is none.
+    """
+    parts = [table[table["model"] == model] for model in models]
+    rows = pd.concat([table.iloc[:0], *parts], ignore_index=True)
+    if rows.empty:
+        raise NotMeasured("needs a model that this was measured of")
+    rows.attrs = table.attrs
+    return rows
+
+
+def _squares(panels: Callable[[Evidence], Panels]) -> Callable[[Evidence], Any]:
+    return lambda e: plot.heatmaps(e.table("cka"), panels=panels(e))
+
+
+def _heatmaps(
+    id: str, title: str, claim: str, panels: Callable[[Evidence], Panels], alternative: str
+) -> Drawing:
+    return Drawing(id, title, claim, ("cka",), _squares(panels), alternative, panels)
+
+
+def _itself(*parts: str) -> Callable[[Evidence], Panels]:
+    def panels(e: Evidence) -> Panels:
+        found = e.parts.names(*parts)
+        if not found:
+            raise NotMeasured(f"needs {parts_wanted(parts[0])}")
+        return [(name, name) for name in found]
+
+    return panels
+
+
+def _first_pair(e: Evidence) -> Panels:
+    return [(e.one("vit"), e.one("cnn"))]
+
+
+def _further_pairs(e: Evidence) -> Panels:
+    pairs = [*product(e.all("vit"), e.all("cnn"))][1:]
+    if not pairs:
+        raise NotMeasured("needs a second Vision Transformer or CNN (--vit A B --cnn C D)")
+    return [*((name, name) for name in e.all("vit")[1:]), *pairs]
+
+
+def _two_vits(e: Evidence) -> Panels:
+    pairs = [*combinations(e.all("vit"), 2)] or [(e.one("vit"), name) for name in e.parts.names("gap")]
+    if not pairs:
+        raise NotMeasured("needs a second Vision Transformer (--vit A B, or --gap)")
+    return pairs
+
+
+def _twins(e: Evidence) -> Panels:
+    return [(name, name) for name in e.parts.twins()]
+
+
+def _mixed(e: Evidence) -> Panels:
+    return [(e.one("mixer"), name) for name in (*e.parts.vit[:1], *e.parts.cnn[:1])]
+
+
+def _reach(*parts: str) -> Callable[[Evidence], Any]:
+    def draw(e: Evidence) -> Any:
+        e.one(parts[-1])
+        return plot.attention_distance(of_models(e.table("attention_distance"), e.parts.names(*parts)))
+
+    return draw
+
+
+def _fields(
+    models: Callable[[Evidence], Collection[str]], branch: str, steps: int | None
+) -> Callable[[Evidence], Any]:
+    return lambda e: plot.fields(
+        of_models(e.table("receptive_field_maps"), models(e)), branch=branch, steps=steps
+    )
+
+
+def _second(part: str) -> Callable[[Evidence], list[str]]:
+    def models(e: Evidence) -> list[str]:
+        found = e.all(part)[1:]
+        if not found:
+            raise NotMeasured(f"needs a second model: {parts_wanted(part)}")
+        return found
+
+    return models
+
+
+def _places(table: str, *parts: str) -> Callable[[Evidence], Any]:
+    def draw(e: Evidence) -> Any:
+        e.one(parts[-1])
+        return plot.localization(of_models(e.table(table), e.parts.names(*parts)))
+
+    return draw
+
+
+def _accuracies(*parts: str, first: bool = True) -> Callable[[Evidence], Any]:
+    def draw(e: Evidence) -> Any:
+        e.one(parts[-1])
+        rows = of_models(e.table("probe"), e.parts.names(*parts))
+        asked = rows["target"] == rows["target"].iloc[0]
+        if not first and asked.all():
+            raise NotMeasured("needs other classes to tell; here there is one task, that of figure 13")
+        chosen = rows[asked if first else ~asked]
+        chosen.attrs = rows.attrs
+        return plot.probe(chosen)
+
+    return draw
+
+
+def _alike(part: str, *others: str) -> Callable[[Evidence], Any]:
+    def draw(e: Evidence) -> Any:
+        vit, found = e.one("vit"), [*e.all(part), *e.parts.names(*others)]
+        return plot.corresponding(e.table("cka_blocks"), pairs=[(vit, name) for name in found])
+
+    return draw
+
+
+def _of(table: str, picture: Callable[[pd.DataFrame], Any], *parts: str) -> Callable[[Evidence], Any]:
+    return lambda e: picture(of_models(e.table(table), e.parts.names(*parts)))
+
+
+DRAWINGS = (
+    _heatmaps(
+        "1", "Similarity of all layers within a model",
+        "Layers of a Vision Transformer resemble each other from the lowest to the highest, in a grid; those of a ResNet fall into "
+        "a lower and a higher part.",
+        _itself("vit", "cnn"), "Square heat maps of CKA, one per model; both axes are layers from input to output.",
+    ),
+    _heatmaps(
+        "1 untrained", "The same before training (a control that the paper does not show)",
+        "Not in the paper. A residual stream alone makes layers alike, so trained and untrained belong side by side.",
+        _twins, "Square heat maps of CKA of the untrained twins; both axes are layers from input to output.",
+    ),
+    _heatmaps(
+        "2", "Similarity of layers across models",
+        "The lower half of a ResNet resembles about the lowest quarter of a Vision Transformer, its upper half the next third; the "
+        "last third of the Vision Transformer resembles no layer of it.",
+        _first_pair, "Heat map of CKA: layers of the CNN from left to right, of the Vision Transformer from bottom to top.",
+    ),
+    Drawing(
+        "3", "How far heads look",
+        "In the lowest blocks some heads look near and others far; in the highest all look far.",
+        ("attention_distance",), _reach("vit"),
+        "Lines of mean attention distance of the sorted heads, for the two lowest and the two highest blocks.",
+    ),
+    Drawing(
+        "4", "How far heads look after training on less data",
+        "Without enough data the lowest blocks do not learn to look near.",
+        ("attention_distance",), _reach("less_data"),
+        "Lines of mean attention distance of the sorted heads, as in figure 3, of models trained on less data.",
+    ),
+    Drawing(
+        "5", "Heads that look near resemble lower ResNet layers most",
+        "The farther a subset of heads of the first block looks, the less it resembles the lower units of a ResNet.",
+        ("head_subsets",), lambda e: plot.head_subsets(e.table("head_subsets")),
+        "Lines of CKA with each lower unit of the CNN, falling or not with the mean distance of the subset of heads.",
+    ),
+    Drawing(
+        "6", "Effective receptive fields",
+        "Lower layers of a Vision Transformer see more than those of a ResNet, whose fields grow layer by layer; the own patch stays "
+        "prominent because of skip connections.",
+        ("receptive_field_maps",), _fields(lambda e: e.parts.names("vit", "cnn"), "residual", 5),
+        "Maps of the mean gradient of the centre position with respect to the image, five steps of each model.",
+    ),
+    Drawing(
+        "7", "What skip connections carry",
+        "The class token is carried along in the first half and rewritten in the second, spatial tokens the other way round; ratios "
+        "are higher than in a ResNet throughout.",
+        ("skip",), _of("skip", plot.norm_ratios, "vit", "cnn"),
+        "Left, a heat map of the norm ratio by token and block; right, lines of it over blocks by kind of token and of branch.",
+    ),
+    _heatmaps(
+        "8", "Similarity in models trained without the skip connections of one block",
+        "Before and after the block without skip connections representations have little in common.",
+        _itself("no_skip"), "Square heat maps of CKA, one per model trained without the skip connections of one block.",
+    ),
+    Drawing(
+        "8 accuracy", "What training without them costs",
+        "A middle block without skip connections costs 4 % of accuracy.",
+        ("lesions_trained",), lambda e: plot.lesions(e.table("lesions_trained")),
+        "Accuracy, and similarity across the block, with and without the block's skip connections.",
+    ),
+    Drawing(
+        "8 lesions", "What removing them from a trained model costs",
+        "Not in the paper, and not to be compared with its 4 %: a trained model was never asked to do without.",
+        ("lesions",), lambda e: plot.lesions(e.table("lesions")),
+        "Accuracy, and similarity across the block, of trained models with one block's skip connections removed.",
+    ),
+    Drawing(
+        "9", "What part of the image a token resembles",
+        "Tokens of the last block of a Vision Transformer resemble their own patch, those at the edge also other edges; a ResNet's "
+        "positions much less.",
+        ("localization",), _places("localization", "vit", "cnn"),
+        "Heat maps over the patches of the image, one per token: CKA of the token with each patch; its own patch is outlined.",
+    ),
+    Drawing(
+        "10", "The same with average pooling instead of a class token",
+        "Trained with average pooling a Vision Transformer loses much of the place.",
+        ("localization",), _places("localization", "vit", "gap"),
+        "Heat maps over the patches of the image, one per token, of models with a class token and with average pooling.",
+    ),
+    Drawing(
+        "11", "What single tokens and pooled tokens say",
+        "Single tokens say much at the end where the head reads their average, little where it reads the class token; each model read "
+        "as its own head does, they are alike.",
+        ("probe_tokens",), _of("probe_tokens", plot.probe_tokens, "vit", "gap", "cnn"),
+        "Lines of the accuracy of linear probes over depth: single tokens on average, and each model's representations.",
+    ),
+    Drawing(
+        "12", "How much data a layer needs to be what it is with much",
+        "Lower layers are nearly the same with 3 % of the data (the caption says 10 %), higher ones need far more.",
+        ("cka_blocks",), _alike("less_data", "other_seed"),
+        "Lines of CKA of each block with the same block of the model trained on all data.",
+    ),
+    Drawing(
+        "13a", "Linear probes: more data",
+        "With more data even middle layers are far better, by 30 points.",
+        ("probe",), _accuracies("vit", "cnn", "cnn_less_data", "less_data"),
+        "Lines of the accuracy of linear probes over depth, of models trained on more and on less data.",
+    ),
+    Drawing(
+        "13b", "Linear probes: architectures",
+        "Larger Vision Transformers have much better middle layers than ResNets.",
+        ("probe",), _accuracies("vit", "cnn"),
+        "Lines of the accuracy of linear probes over depth, of Vision Transformers and CNNs.",
+    ),
+    Drawing(
+        "notes", "Soft nearest neighbour loss",
+        "The notes, after Frosst et al. (2019), not the paper: in a CNN classes stay entangled until the last layers, where the loss "
+        "falls and accuracy jumps.",
+        ("soft_nearest_neighbor",), _of("soft_nearest_neighbor", plot.soft_nearest_neighbor, "vit", "cnn"),
+        "Lines of the loss over depth, with the best temperature and with a fixed one.",
+    ),
+    _heatmaps(
+        "B.1", "Similarity of more pairs",
+        "60 of the lowest layers of a ResNet-50 are like about 25 of a ViT-B/32; 100 of a ResNet-152 like 30 of a ViT-H/14.",
+        _further_pairs, "Heat maps of CKA of further models and pairs.",
+    ),
+    Drawing(
+        "C.1", "Receptive fields of all sublayers",
+        "The full version of figure 6.",
+        ("receptive_field_maps",), _fields(lambda e: [e.one("vit")], "residual", None),
+        "Maps of the mean gradient of the centre position, every sublayer of the Vision Transformer.",
+    ),
+    Drawing(
+        "C.2", "Receptive fields of all units of a CNN",
+        "The full version of figure 6.",
+        ("receptive_field_maps",), _fields(lambda e: [e.one("cnn")], "residual", None),
+        "Maps of the mean gradient of the centre position, every unit of the CNN.",
+    ),
+    Drawing(
+        "C.3", "Receptive fields of a larger Vision Transformer",
+        "As figure C.1.",
+        ("receptive_field_maps",), _fields(_second("vit"), "residual", None),
+        "Maps of the mean gradient of the centre position, every sublayer.",
+    ),
+    Drawing(
+        "C.4", "Receptive fields before the skip connection is added",
+        "Later attentions alone are not dominated by their own patch; in a ResNet the difference is small.",
+        ("receptive_field_maps",), _fields(lambda e: e.parts.names("vit", "cnn"), "long", 5),
+        "Maps of the mean gradient of the centre position of the long branch alone, five steps of each model.",
+    ),
+    Drawing(
+        "C.5", "How far heads of a small model look, with more and with less data",
+        "ViT-B/32 looks near in its lowest blocks with either.",
+        ("attention_distance",), _reach("vit", "less_data"),
+        "Lines of mean attention distance of the sorted heads, of models trained on more and on less data.",
+    ),
+    Drawing(
+        "C.6", "How far heads look before fine-tuning",
+        "As after it.",
+        ("attention_distance",), _reach("vit", "tuned"),
+        "Lines of mean attention distance of the sorted heads, before and after fine-tuning.",
+    ),
+    Drawing(
+        "D.1", "Places in the last two blocks of a larger Vision Transformer",
+        "Well localised in both.",
+        ("localization_penultimate",),
+        lambda e: plot.localization(of_models(e.table("localization_penultimate"), _second("vit")(e))),
+        "Heat maps over the patches of the image, one per token of the block before the last.",
+    ),
+    Drawing(
+        "D.2", "Places in the block before the last",
+        "Localised there too.",
+        ("localization_penultimate",), _places("localization_penultimate", "vit"),
+        "Heat maps over the patches of the image, one per token of the block before the last.",
+    ),
+    Drawing(
+        "D.3", "Places in the unit before the last of a CNN",
+        "Better than in the last one, and still worse than in a Vision Transformer.",
+        ("localization_penultimate",), _places("localization_penultimate", "cnn"),
+        "Heat maps over the patches of the image, one per position of the unit before the last.",
+    ),
+    Drawing(
+        "D.4", "What single tokens say, where they lie",
+        "At the end 57 to 58 % anywhere with average pooling, 6 to 10 % with a class token.",
+        ("probe_tokens",), _of("probe_tokens", plot.accuracy_maps, "vit", "gap", "cnn"),
+        "Heat maps of the accuracy of a probe on each token, where it lies, in five layers of each model.",
+    ),
+    Drawing(
+        "E.1", "Norm ratios of all tokens",
+        "As figure 7, for MLPs and attentions by themselves.",
+        ("skip",), _of("skip", plot.token_norm_ratios, "vit"),
+        "Heat maps of the norm ratio by token and block, of MLPs and of attentions.",
+    ),
+    Drawing(
+        "E.2", "Cosine of what goes on with what skipped",
+        "Outputs of later blocks are very similar to what their skip connections carry.",
+        ("skip",), _of("skip", plot.cosines, "vit", "cnn"),
+        "Lines of the mean cosine of a block's output with what its skip connection carried, over blocks.",
+    ),
+    Drawing(
+        "F", "Linear probes on other tasks",
+        "The same on CIFAR-10 and CIFAR-100.",
+        ("probe",), _accuracies("vit", "cnn", first=False),
+        "Lines of the accuracy of linear probes over depth, one panel per task.",
+    ),
+    Drawing(
+        "G.1", "What fine-tuning changes",
+        "The first four or five layers are well preserved, on most data sets.",
+        ("cka_blocks",), _alike("tuned"),
+        "Line of CKA of each block before and after fine-tuning.",
+    ),
+    _heatmaps(
+        "G.2", "Similarity of two Vision Transformers",
+        "Shown without a claim.",
+        _two_vits, "Heat maps of CKA of pairs of Vision Transformers.",
+    ),
+    _heatmaps(
+        "H.1", "Similarity within an MLP-Mixer",
+        "Distinct blocks: a small early one and a larger later one, whatever the size.",
+        _itself("mixer"), "Square heat map of CKA of the Mixer's layers.",
+    ),
+    _heatmaps(
+        "H.2", "An MLP-Mixer with a Vision Transformer and with a CNN",
+        "Overall more like the Vision Transformer.",
+        _mixed, "Heat maps of CKA of the Mixer with each.",
+    ),
+)  # fmt: skip

@@ -1,0 +1,208 @@
+"""Tables as evidence: any statistic of them with its interval, from the values without each group of images that they carry.
+
+A statistic is a function of an `Evidence`. Evaluated once on all and once without each group it is jackknifed, whatever it
+computes and of however many tables: tables of the same images lose the same images at once, and shared errors cancel.
+Probes vary in their examples too; draws of examples are groups of their own, and the two variances add up.
+"""
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import copy
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+from scipy.stats import t as student
+
+from vit_analysis.reading.intervals import CONFIDENCE
+from vit_analysis.study.parts import Parts, parts_wanted
+from vit_analysis.study.passes import Study
+from vit_analysis.table import WITHOUT
+
+DRAW = "draw"
+
+
+class NotMeasured(Exception):  # noqa: N818  (not an error: a statistic's way to say what it would need)
+    """A statistic needs a model or a table that is not there; the message says which."""
+
+
+class Matrix(NamedTuple):
+    """CKA of the layers of one model (rows) with those of another (columns)."""
+
+    values: Float64[np.ndarray, "row column"]
+    layers: list[str]
+    depth: Float64[np.ndarray, " row"]
+    other_depth: Float64[np.ndarray, " column"]
+
+
+class Estimate(NamedTuple):
+    """A statistic, its 95 % interval, and its standard error with the degrees of freedom that it has."""
+
+    value: float
+    low: float
+    high: float
+    error: float
+    freedom: float
+
+    def p(self, threshold: float) -> float:
+        """Two-sided, of the hypothesis that the truth is the threshold."""
+        if not self.error > 0:
+            return float("nan") if math.isnan(self.error) else float(self.value == threshold)
+        return float(2 * student.sf(abs(self.value - threshold) / self.error, self.freedom))
+
+
+class Evidence:
+    """What statistics are computed from: parts and tables, whole or without one group.
+
+    Args:
+        study: parts, tables, and why others are missing.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.parts: Parts = study.parts
+        self.left_out: tuple[str, int] | None = None
+        self._tables = {
+            name: table[[column for column in table if not str(column).endswith(WITHOUT)]]
+            for name, table in study.tables.items()
+        }
+        self._without: dict[tuple[str, str], np.ndarray] = {}
+        self._places: dict[tuple[Any, ...], np.ndarray] = {}
+
+    def one(self, part: str) -> str:
+        """The first model of a part.
+
+        Raises:
+            NotMeasured: there is none.
+        """
+        return self.all(part)[0]
+
+    def all(self, part: str, least: int = 1) -> list[str]:
+        """The models of a part.
+
+        Raises:
+            NotMeasured: they are fewer than ``least``.
+        """
+        found = self.parts.names(part)
+        if len(found) < least:
+            raise NotMeasured(f"needs {f'{least} times ' if least > 1 else ''}{parts_wanted(part)}")
+        return found
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A whole table, with its provenance.
+
+        Raises:
+            NotMeasured: there is no such table; why.
+        """
+        if name not in self.study.tables:
+            raise NotMeasured(self.study.missing.get(name, f"needs the table {name!r}"))
+        return self.study.tables[name]
+
+    def rows(self, name: str, **where: str) -> pd.DataFrame:
+        """The rows of a table in which columns have these values.
+
+        Raises:
+            NotMeasured: there is no such table, or no such row in it.
+        """
+        self.table(name)
+        table, key = self._tables[name], (name, *sorted(where.items()))
+        if key not in self._places:  # shared with the evidence without each group: the rows are the same
+            found = np.ones(len(table), dtype=bool)
+            for column, value in where.items():
+                found &= (table[column] == value).to_numpy()
+            self._places[key] = np.flatnonzero(found)
+        places = self._places[key]
+        if not len(places):
+            raise NotMeasured(f"{name} holds nothing of {', '.join(where.values())}")
+        rows = table.iloc[places]
+        if self.left_out is None or self.left_out[0] not in self._sources(name):
+            return rows
+        source, group = self.left_out
+        if source == DRAW:
+            return rows[rows[DRAW] != group]
+        return rows.assign(**{column: own[places, group] for column, own in self._replicates(name).items()})
+
+    def cka(self, model: str, other: str, table: str = "cka") -> Matrix:
+        """Of the layers of two models that the table compares; those that are constant over images have none and are left out.
+
+        Raises:
+            NotMeasured: the table does not compare them, or no layer is left.
+        """
+        rows = self.rows(table, model=model, other_model=other)
+        layers = list(dict.fromkeys(rows["layer"]))
+        values = rows["cka"].to_numpy(dtype=float).reshape(len(layers), -1)
+        depth = rows["depth"].to_numpy(dtype=float)[:: values.shape[1]]
+        other_depth = rows["other_depth"].to_numpy(dtype=float)[: values.shape[1]]
+        down, across = (~np.isnan(values).all(axis=axis) for axis in (1, 0))
+        if not down.any():
+            raise NotMeasured(f"all layers of {model} or of {other} are constant over images")
+        kept = [layer for layer, defined in zip(layers, down, strict=True) if defined]
+        return Matrix(values[down][:, across], kept, depth[down], other_depth[across])
+
+    def without(self, tables: Collection[str]) -> Iterator[list["Evidence"]]:
+        """For each source of variation of these tables, the evidence without each of its groups."""
+        sources = dict.fromkeys(source for name in tables for source in self._sources(name))
+        for source in sources:
+            counts = [self._groups(name, source) for name in tables if source in self._sources(name)]
+            yield [self._leaving_out(source, group) for group in range(min(counts))]
+
+    def changed(
+        self,
+        changes: Mapping[str, pd.DataFrame],
+        *,
+        parts: Mapping[str, Any] | None = None,
+        tables: Collection[str] | None = None,
+    ) -> "Evidence":
+        """With other tables or parts; `tables` are all that are left, where not all are."""
+        own = {**self.study.tables, **changes}
+        kept = own if tables is None else {name: own[name] for name in tables}
+        return Evidence(Study(replace(self.parts, **(parts or {})), kept, self.study.missing))
+
+    def _leaving_out(self, source: str, group: int) -> "Evidence":
+        other = copy(self)
+        other.left_out = source, group
+        return other
+
+    def _sources(self, name: str) -> list[str]:
+        if name not in self._tables:
+            return []
+        table = self._tables[name]
+        return [json.dumps(table.attrs.get("images")), *([DRAW] if DRAW in table else [])]
+
+    def _groups(self, name: str, source: str) -> int:
+        if source == DRAW:
+            return int(self._tables[name][DRAW].nunique())
+        return min((own.shape[1] for own in self._replicates(name).values()), default=0)
+
+    def _replicates(self, name: str) -> dict[str, np.ndarray]:
+        """By column, its values without each group of images."""
+        table = self.study.tables[name]
+        columns = [str(column) for column in table if str(column).endswith(WITHOUT)]
+        for column in columns:
+            if (name, column) not in self._without:
+                self._without[name, column] = np.stack(table[column].to_list()).astype(float)
+        return {column.removesuffix(WITHOUT): self._without[name, column] for column in columns}
+
+
+def estimate(compute: Callable[[Evidence], float], tables: Collection[str], evidence: Evidence) -> Estimate:
+    """A number computed from these tables, with its interval; NaN bounds where there are no groups to leave out.
+
+    Raises:
+        NotMeasured: what it needs is not there.
+    """
+    value = float(compute(evidence))
+    variance, freedom = 0.0, math.inf
+    for others in evidence.without(tables):
+        if len(others) < 2:
+            return Estimate(value, math.nan, math.nan, math.nan, 0)
+        values = np.array([compute(other) for other in others])
+        variance += (len(values) - 1) / len(values) * float(np.square(values - values.mean()).sum())
+        freedom = min(freedom, len(values) - 1)
+    if math.isinf(freedom):
+        return Estimate(value, math.nan, math.nan, math.nan, 0)
+    error = math.sqrt(variance)
+    half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    return Estimate(value, value - half, value + half, error, freedom)

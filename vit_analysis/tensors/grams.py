@@ -1,0 +1,160 @@
+"""Gram matrices of one activation, under any choice of its tokens, with as few products as can be.
+
+A product over all features is what everything here costs. Several choices need none of their own:
+
+    spatial tokens      what all tokens give, less what the prefix tokens give: a Gram matrix is a sum over features
+    inliers             what all tokens give, where no token is massive
+    typical images      T K T', where T puts the mean of the ordinary images in the place of the others
+    first images        rows and columns of K
+
+The first and the third are used where they are precise, and the product of the definition elsewhere.
+
+Different measurements ask for the same Gram matrices of the same activation: within `shared`, each is made once for all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float32, Float64
+from torch import Tensor
+
+from vit_analysis.tensors import similarity, tokens
+from vit_analysis.tensors.tokens import SELECTIONS, Layout
+
+Gram = Float64[Tensor, "image image"]
+
+
+class Grams:
+    """Gram matrices of an activation, each up to what centring takes away (`similarity.gram`), made when asked for."""
+
+    def __init__(self, activation: Tensor, layout: Layout) -> None:
+        self.activation, self.layout = activation, layout
+        self._made: dict[str, Gram | None] = {}
+
+    def of(self, selection: str) -> Gram | None:
+        """The Gram matrix of one of `tokens.SELECTIONS`; None where the activation has no such tokens."""
+        if selection not in self._made:
+            self._made[selection] = (
+                DERIVED[selection](self) if selection in DERIVED else self.product(selection)
+            )
+        return self._made[selection]
+
+    def product(self, selection: str) -> Gram | None:
+        """The Gram matrix of a selection by its definition."""
+        chosen = SELECTIONS[selection](self.activation, self.layout)
+        return None if chosen is None else similarity.gram(chosen)
+
+    @property
+    def all(self) -> Gram:
+        """That of everything, which is always there."""
+        whole = self.of("all")
+        assert whole is not None
+        return whole
+
+    def first(self, images: int) -> "Grams":
+        """Those of the first images alone, from what is there already."""
+        some = Grams(self.activation[:images], self.layout)
+        if "all" in self._made:
+            some._made["all"] = self.all[:images, :images]
+        if "norms" in vars(self):
+            vars(some)["norms"] = self.norms[:images]
+        return some
+
+    @cached_property
+    def norms(self) -> Float32[Tensor, "image token"]:
+        """Of every token, or of every position of a map."""
+        return tokens.norms(tokens.as_tokens(self.activation, self.layout))
+
+    @cached_property
+    def massive(self) -> Bool[Tensor, "image token"]:
+        """Which tokens are massive activations."""
+        return tokens.massive(self.norms)
+
+
+def _spatial(grams: Grams) -> Gram | None:
+    """On a GPU by a product of its own: to look whether a difference is precise would stall the device."""
+    activation = grams.activation
+    prefix = grams.layout.prefix_of(activation)
+    if not prefix:
+        return grams.all
+    if prefix == activation.shape[1] or activation.is_cuda:
+        return grams.product("spatial")
+    own = similarity.gram(activation[:, :prefix])
+    rest = grams.all - own
+    precise = all(similarity.is_precise(rest, larger) for larger in (grams.all, own))
+    # Of distances the diagonal is a part, too.
+    if precise and (grams.all.diagonal() <= similarity.OFFSET * rest.diagonal()).all():
+        return rest
+    return grams.product("spatial")
+
+
+def _inliers(grams: Grams) -> Gram | None:
+    """On a GPU by a product of its own, as looking would stall the device."""
+    if grams.activation.is_cuda or grams.massive.any():
+        return grams.product("inliers")
+    return grams.all
+
+
+def _typical(grams: Grams) -> Gram | None:
+    """How far an image is from the mean follows from the Gram matrix, and so does that of any mixture of images.
+
+    Where a dominant image hid an offset from `similarity.gram`, the others are rounded to the size of that. On a GPU by a
+    product of its own, as looking would stall the device.
+    """
+    if grams.activation.is_cuda:
+        return grams.product("typical")
+    own = grams.all
+    far = tokens.dominant(own.diagonal() - 2 * own.mean(1))
+    ordinary = torch.ones(len(own), dtype=torch.float64, device=own.device).index_fill(0, far, 0)
+    mixed = torch.diag(ordinary).index_copy(0, far, (ordinary / ordinary.sum()).expand(len(far), -1))
+    found = mixed @ own @ mixed.T
+    if len(own) >= similarity.SMALLEST_BATCH and similarity.is_precise(found, found):
+        return found
+    return grams.product("typical")
+
+
+def _normalized(grams: Grams) -> Gram:
+    """Piece by piece, so that the activation is never there twice."""
+    own = tokens.as_tokens(grams.activation, grams.layout)
+    scale = 1 / grams.norms.clamp(min=tokens.TINY)
+    images, count, channels = own.shape
+    size = max(1, similarity.piece(own.device) // (images * channels))
+    total = torch.zeros(images, images, dtype=torch.float64, device=own.device)
+    scratch = torch.empty(0, device=own.device)
+    for start in range(0, count, size):
+        part = own[:, start : start + size]
+        scaled = torch.mul(part, scale[:, start : start + size, None], out=scratch.resize_(part.shape))
+        total += similarity.gram(scaled)
+    return total
+
+
+DERIVED: Mapping[str, Callable[[Grams], Gram | None]] = {
+    "spatial": _spatial,
+    "inliers": _inliers,
+    "typical": _typical,
+    "normalized": _normalized,
+}
+
+_shared: ContextVar[dict[tuple[int, Layout], Grams] | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Inside, whoever asks for the Grams of the same activation gets the same, as long as nobody changes the activation."""
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def of(activation: Tensor, layout: Layout) -> Grams:
+    """The Grams of an activation."""
+    here = _shared.get()
+    if here is None:
+        return Grams(activation, layout)
+    # Grams hold their activation, so that while they are here no other tensor gets its id.
+    return here.setdefault((id(activation), layout), Grams(activation, layout))
