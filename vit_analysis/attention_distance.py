@@ -12,63 +12,73 @@ Attention is computed from the queries and keys that the model hands to its fuse
     python -m vit_analysis.attention_distance vit_base_patch16_224 resnet50 --images.source ~/imagenet/val
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 
 from vit_analysis import command, layers, plot
-from vit_analysis.attention import Scale, head_distances
-from vit_analysis.images import Images
-from vit_analysis.models import Model, load_all, named
-from vit_analysis.reading import measure, stream
+from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.layers import Tap
+from vit_analysis.models import Model, Models, load_all, named
 from vit_analysis.reading.capture import Heads
-from vit_analysis.reading.intervals import Interval, in_group, jackknife
+from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
-from vit_analysis.reading.state import Sums
+from vit_analysis.reading.state import Grouped
+from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.spelling import Refusal
 from vit_analysis.table import with_provenance
-from vit_analysis.tensors import grams, similarity
-
-Models = Sequence[Model] | Mapping[str, nn.Module]
+from vit_analysis.tensors import similarity
+from vit_analysis.tensors.similarity import full_float32
 
 SUBSET = 4  # heads in a subset of figure 5
+# Attention is computed for so many numbers at once, on a CPU mostly one image: half a megabyte stays in a core's cache between
+# product, softmax and sums, and the strided queries and keys of one image need no copy. A GPU only has to have the memory.
+CPU_PIECE, GPU_PIECE = 2**17, 2**27
+
+
+class Scale(NamedTuple):
+    """Where a model's tokens lie."""
+
+    pixels: Float64[Tensor, "query key"]
+    prefix: int
 
 
 @dataclass(frozen=True)
-class HeadSums(Sums):
+class HeadSums(Grouped):
     """What distances need of any number of batches."""
 
     totals: Float64[Tensor, "group head 3"]
     """Over images: distance, attention to prefix tokens, distance without scaling."""
-    images: Float64[Tensor, " group"]
     places: list[list[Any]]
     """[model, block, head] of each row, in order of execution."""
 
 
 @dataclass(frozen=True)
-class SubsetSums(Sums):
+class SubsetSums(Grouped):
     """What figure 5 needs: HSIC of all heads and units. The Gram matrix of several heads is the sum of theirs, and so HSIC."""
 
     hsic: Float64[Tensor, "group layer layer"]
     """Heads first, then the CNN's units."""
     distance: Float64[Tensor, "group head"]
-    images: Float64[Tensor, " group"]
     units: list[str]
 
 
-def distances(
-    models: Models, images: Images, *, blocks: Sequence[int] | None = None, state: Path | None = None
+def measure(
+    models: Models, images: AnyImages, *, blocks: Sequence[int] | None = None, state: Path | None = None
 ) -> pd.DataFrame:
     """Mean attention distance of every head.
 
     Args:
-        models: loaded models, or any modules under names of your own; each with attention over a fixed grid of patches.
-        images: which images.
+        models: loaded models or names, one or several, or any modules under names of your own; each with attention over a
+            fixed grid of patches.
+        images: which images: `Images`, a path, a torch data set or a tensor.
         blocks: numbers of blocks, negative ones from the last; None takes all.
         state: where a killed run leaves its sums, to go on from; None leaves nothing.
 
@@ -78,30 +88,48 @@ def distances(
         distance_px_without and raw_distance_px_without, the values without each group of batches.
 
     Raises:
-        ValueError: a model without attention, without a fixed grid, or with attention in windows.
+        Refusal: a model without attention, without a fixed grid, or with attention in windows.
 
-    >>> table = distances([load("lab/vit")], Images(limit=256))    # doctest: +SKIP
+    >>> table = measure("lab/vit", Images(limit=256))    # doctest: +SKIP
     """
-    return measure.table(plan(models, images, blocks=blocks), state)
+    return plan(models, images, blocks=blocks).table(state)
 
 
-def plan(models: Models, images: Images, *, blocks: Sequence[int] | None = None) -> Measurement[HeadSums]:
-    """What `distances` measures, to share a pass with others."""
+def plan(models: Models, images: AnyImages, *, blocks: Sequence[int] | None = None) -> Measurement[HeadSums]:
+    """What `measure` measures, to share a pass with others."""
     loaded = named(models)
     scales = {name: scale(model) for name, model in loaded.items()}
-    taps = {name: [f"{path}:heads" for path in _chosen(model, blocks)] for name, model in loaded.items()}
-    reading = stream.Reading(loaded, images, taps, _reducer(scales))
+    chosen = {name: _chosen(model, blocks) for name, model in loaded.items()}
+    block_of = {(name, tap): Tap(block) for name, own in chosen.items() for block, tap in own.items()}
+
+    def reduce(activation: Activation) -> Tensor:
+        own = scales[activation.model.name]
+        _refuse_other_tokens(activation, own)
+        return head_distances(activation.values, own).sum(0)
+
+    def fold(batch: Pass) -> HeadSums:
+        seen = batch.kept()
+        totals = torch.cat([heads for *_, heads in seen])
+        places = [
+            [model, str(layer._replace(tap=block_of[model, layer.tap])), head]
+            for model, layer, heads in seen
+            for head in range(len(heads))
+        ]
+        batch.refuse_not_finite(totals, [f"{block} of {model}" for model, block, _ in places])
+        images = totals.new_tensor(float(batch.size))
+        return HeadSums.of_batch(batch.number, images=images, totals=totals, places=places)
 
     def finish(sums: HeadSums) -> pd.DataFrame:
         uniform = {name: one.pixels.mean().item() for name, one in scales.items()}
-        groups = torch.cat([sums.totals.flatten(1), sums.images[:, None]], dim=1)
-        interval = jackknife(_mean, groups, sums.images > 0)
+        interval = jackknife(lambda own: own.totals.sum(0) / own.images.sum(), sums)
         return with_provenance(_rows(sums.places, interval, uniform), "attention_distance", **reading.facts())
 
-    return Measurement(reading, _fold, HeadSums, finish)
+    taps = {name: list(own.values()) for name, own in chosen.items()}
+    reading = Reading(loaded, given(images), taps, reduce)
+    return Measurement(reading, fold, HeadSums, finish)
 
 
-def head_subsets(vit: Model, cnn: Model, images: Images, *, state: Path | None = None) -> pd.DataFrame:
+def head_subsets(vit: Model, cnn: Model, images: AnyImages, *, state: Path | None = None) -> pd.DataFrame:
     """CKA of subsets of the first block's heads, from the most local to the most global, with a CNN's lower units (figure 5).
 
     Heads are sorted by distance and taken by sliding windows of 4, or of half the heads where there are fewer than 8. What is
@@ -111,26 +139,27 @@ def head_subsets(vit: Model, cnn: Model, images: Images, *, state: Path | None =
     Returns:
         Columns vit, cnn, layer (of the CNN), subset (0 is the most local), heads, distance_px, cka, low, high, cka_without.
     """
-    return measure.table(plan_subsets(vit, cnn, images), state)
+    return plan_subsets(vit, cnn, images).table(state)
 
 
-def plan_subsets(vit: Model, cnn: Model, images: Images) -> Measurement[SubsetSums]:
+def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[SubsetSums]:
     """What `head_subsets` measures, to share a pass with others."""
-    loaded = named([vit, cnn])
     place = scale(vit)
-    units, layout = layers.lower_units(cnn.module), layers.layout(cnn.module)
-    taps = {vit.name: [f"{_chosen(vit, [0])[0]}:heads"], cnn.name: units}
+    taps = {
+        vit.name: list(_chosen(vit, [0]).values()),
+        cnn.name: [Tap(unit) for unit in layers.lower_units(cnn.module)],
+    }
 
-    def reduce(model: str, layer: str, activation: Any) -> Any:
-        if len(activation.query if isinstance(activation, Heads) else activation) < similarity.SMALLEST_BATCH:
+    def reduce(activation: Activation) -> Any:
+        if len(activation.values) < similarity.SMALLEST_BATCH:
             return None  # `_fold_subsets` leaves the batch out
-        if not isinstance(activation, Heads):
-            return similarity.centred(grams.of(activation, layout).all)
-        _refuse_other_tokens(activation, place, f"{layer} of {model}")
-        heads = [similarity.centred_gram(head) for head in activation.output().unbind(1)]
-        return torch.stack(heads), head_distances(activation, place)[..., 0].sum(0)
+        if activation.layer.tap.at != "heads":
+            return similarity.centred(activation.grams.all)
+        _refuse_other_tokens(activation, place)
+        heads = [similarity.centred_gram(head) for head in activation.values.output().unbind(1)]
+        return torch.stack(heads), head_distances(activation.values, place)[..., 0].sum(0)
 
-    reading = stream.Reading(loaded, images, taps, reduce)
+    reading = Reading(named([vit, cnn]), given(images), taps, reduce)
 
     def finish(sums: SubsetSums) -> pd.DataFrame:
         facts = {**reading.facts(), "heads": sums.distance.shape[1]}
@@ -145,72 +174,82 @@ def scale(model: Model) -> Scale:
     return Scale(grid.distances().to(model.device), layers.layout(model.module).prefix)
 
 
-def _reducer(scales: Mapping[str, Scale]) -> Callable[[str, str, Any], Tensor]:
-    def reduce(model: str, layer: str, heads: Heads) -> Tensor:
-        _refuse_other_tokens(heads, scales[model], f"{layer} of {model}")
-        return head_distances(heads, scales[model]).sum(0)
+def head_distances(heads: Heads, scale: Scale) -> Float64[Tensor, "image head 3"]:
+    """Of each head and image, means over the spatial queries: distance, attention to prefix tokens, distance without scaling.
 
-    return reduce
+    A query whose attention to all patches together is 0 in float32 has no distance and is left out of the first mean.
+    """
+    queries = heads.query[:, :, scale.prefix :]
+    pixels = nn.functional.pad(scale.pixels.float(), (scale.prefix, 0))
+    shape = queries.shape[1], queries.shape[2], heads.key.shape[2]
+    images = max(1, (GPU_PIECE if queries.is_cuda else CPU_PIECE) // math.prod(shape))
+    memory = queries.new_empty(min(images, len(queries)), *shape, dtype=torch.float32)
+    found = []
+    with full_float32(queries.device):
+        for start in range(0, len(queries), images):
+            part = slice(start, start + images)
+            attention = _attention(heads, queries[part], part, memory)
+            share = attention[..., scale.prefix :].sum(-1)
+            raw = attention.mul_(pixels).sum(-1)
+            means = [(raw / share).nanmean(-1), 1 - share.mean(-1), raw.mean(-1)]
+            found.append(torch.stack(means, dim=-1).double())
+    return torch.cat(found)
 
 
-def _refuse_other_tokens(heads: Heads, scale: Scale, place: str) -> None:
-    expected = scale.prefix + len(scale.pixels)
+def _attention(
+    heads: Heads, queries: Float[Tensor, "image head query feature"], part: slice, memory: Tensor
+) -> Float32[Tensor, "image head query key"]:
+    """Softmax over all keys, in memory that is used again and again: fresh memory costs a third of the time."""
+    memory = memory[: len(queries)]
+    flat = memory.flatten(0, 1)
+    query, key = queries.float().flatten(0, 1), heads.key[part].float().flatten(0, 1)
+    torch.baddbmm(flat, query, key.mT, beta=0, alpha=heads.scale, out=flat)
+    if heads.bias is not None:
+        memory += torch.broadcast_to(heads.bias, (*heads.query.shape[:3], key.shape[1]))[
+            part, :, -queries.shape[2] :
+        ]
+    return torch.softmax(memory, dim=-1, out=memory)
+
+
+def _refuse_other_tokens(activation: Activation, scale: Scale) -> None:
+    heads, expected = activation.values, scale.prefix + len(scale.pixels)
     if heads.query.ndim != 4 or heads.query.shape[2] != expected or heads.key.shape[2] != expected:
-        raise ValueError(
-            f"{place} has {heads.query.shape[-2]} queries and {heads.key.shape[-2]} keys, not the {expected} tokens of the "
-            f"model's grid: windows, pooling or another input size; distances need attention over the whole image"
+        raise Refusal(
+            f"{activation} has {heads.query.shape[-2]} queries and {heads.key.shape[-2]} keys, not the {expected} tokens of "
+            f"the model's grid: windows, pooling or another input size; distances need attention over the whole image"
         )
 
 
-def _chosen(model: Model, blocks: Sequence[int] | None) -> list[str]:
+def _chosen(model: Model, blocks: Sequence[int] | None) -> dict[str, Tap]:
+    """The attentions of some blocks, by block."""
     found = layers.attentions(model.module)
     if not found:
-        raise ValueError(
+        raise Refusal(
             f"{model.name} has no attention in its blocks, where it is looked for as 'attn'; choose a Vision Transformer"
         )
     if wrong := [number for number in blocks or () if not -len(found) <= number < len(found)]:
-        raise ValueError(f"{model.name} has blocks 0 to {len(found) - 1}, got {wrong[0]}")
-    return found if blocks is None else [found[number] for number in sorted({n % len(found) for n in blocks})]
+        raise Refusal(f"{model.name} has blocks 0 to {len(found) - 1}, got {wrong[0]}")
+    if blocks is None:
+        return found
+    names = list(found)
+    return {names[number]: found[names[number]] for number in sorted({n % len(found) for n in blocks})}
 
 
-def _fold(batch: stream.Pass) -> HeadSums:
-    seen = [(model, layer, heads) for model, layers in batch.seen.items() for layer, heads in layers.items()]
-    totals = torch.cat([heads for _, _, heads in seen])
-    places = [
-        [model, layer.removesuffix(".attn:heads"), head]
-        for model, layer, heads in seen
-        for head in range(len(heads))
-    ]
-    _refuse_not_finite(totals.sum(-1), [f"{block} of {model}" for model, block, _ in places], batch.number)
-    count = totals.new_tensor(float(batch.size))
-    return HeadSums(in_group(totals, batch.number), in_group(count, batch.number), places)
-
-
-def _fold_subsets(batch: stream.Pass) -> SubsetSums | None:
+def _fold_subsets(batch: Pass) -> SubsetSums | None:
     if batch.size < similarity.SMALLEST_BATCH:
         return None
     vit, cnn = batch.seen.values()
     ((heads, distance),) = vit.values()
     hsic = similarity.hsic(torch.cat([heads, torch.stack(list(cnn.values()))]))
-    _refuse_not_finite(hsic.diagonal(), [*("a head" for _ in heads), *cnn], batch.number)
-    return SubsetSums(
-        hsic=in_group(batch.size * hsic, batch.number),
-        distance=in_group(distance, batch.number),
-        images=in_group(hsic.new_tensor(float(batch.size)), batch.number),
-        units=list(cnn),
+    units = [str(layer) for layer in cnn]
+    batch.refuse_not_finite(hsic.diagonal(), [*("a head" for _ in heads), *units])
+    return SubsetSums.of_batch(
+        batch.number,
+        images=hsic.new_tensor(float(batch.size)),
+        hsic=batch.size * hsic,
+        distance=distance,
+        units=units,
     )
-
-
-def _refuse_not_finite(values: Float64[Tensor, " place"], places: Sequence[str], batch: int) -> None:
-    finite = values.isfinite()
-    if not finite.all():
-        raise ValueError(
-            f"{places[int(finite.logical_not().nonzero()[0])]} has values that are not finite in batch {batch}"
-        )
-
-
-def _mean(sums: Float64[Tensor, " sum"]) -> Float64[Tensor, "head 3"]:
-    return (sums[:-1] / sums[-1]).view(-1, 3)
 
 
 def _rows(places: list[list[Any]], interval: Interval, uniform: Mapping[str, float]) -> pd.DataFrame:
@@ -228,12 +267,13 @@ def _subsets(sums: SubsetSums, vit: str, cnn: str) -> pd.DataFrame:
     windows = distance.argsort().unfold(0, size, 1)
     member = torch.zeros(len(windows), count, dtype=torch.float64).scatter_(1, windows, 1.0)
 
-    def cka(hsic: Tensor) -> Tensor:
+    def cka(own: SubsetSums) -> Tensor:
+        hsic = own.hsic.sum(0)
         across = member @ hsic[:count, count:]
-        own = torch.einsum("sh,hg,sg->s", member, hsic[:count, :count], member)
-        return across / (own[:, None] * hsic.diagonal()[count:]).sqrt()
+        within = torch.einsum("sh,hg,sg->s", member, hsic[:count, :count], member)
+        return across / (within[:, None] * hsic.diagonal()[count:]).sqrt()
 
-    interval = jackknife(cka, sums.hsic.cpu(), sums.images.cpu() > 0)
+    interval = jackknife(cka, sums.to("cpu"))
     rows = [
         {
             **{"vit": vit, "cnn": cnn, "layer": layer, "subset": subset},
@@ -269,8 +309,8 @@ def main(
     loaded = load_all(models, device=device)
     vits = [model for model in loaded if layers.attentions(model.module)]
     if not vits:
-        raise ValueError(f"no attention in {', '.join(models)}; name a Vision Transformer")
-    table = distances(vits, images, blocks=blocks or None, state=out)
+        raise Refusal(f"no attention in {', '.join(models)}; name a Vision Transformer")
+    table = measure(vits, images, blocks=blocks or None, state=out)
     command.write(table, out)
     command.draw(table, out, plot.attention_distance)
     cnns = [model for model in loaded if model not in vits]

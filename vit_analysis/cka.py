@@ -13,7 +13,7 @@ incomplete last batch counts for what it holds. Intervals are a delete-one-group
 
 import logging
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,31 +23,30 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import Images
-from vit_analysis.models import Model, load_all, named
-from vit_analysis.reading import measure, stream
-from vit_analysis.reading.intervals import Interval, in_group, jackknife
+from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.models import Models, load_all, named
+from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
-from vit_analysis.reading.state import Sums
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.reading.state import Grouped
+from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tensors import grams, similarity
+from vit_analysis.tensors import similarity
 from vit_analysis.tensors.grams import Grams
 from vit_analysis.tensors.similarity import SMALLEST_BATCH
 from vit_analysis.tensors.tokens import SELECTIONS
 
 logger = logging.getLogger(__name__)
 
-Models = Sequence[Model] | Mapping[str, nn.Module]
 Tokens = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers", "typical"]
 
 ROBUST: tuple[Tokens, ...] = ("all", "normalized", "standardized", "inliers")
-# Under which a finding is measured again: the paper's estimator; class token dropped; tokens that cannot dominate (two ways);
-# images that cannot dominate; the biased estimator; and every layer's images in another order, which must give 0.
-CONTROLS = ("all", "spatial", "normalized", "inliers", "typical", "biased", "shuffled")
+# What `plan_controls` can measure beside choices of tokens: the biased estimator; and every layer's images in another order,
+# which must give 0.
+SPECIAL = ("biased", "shuffled")
 # Massive tokens are looked for in this share of every batch: all batches add up, and it costs little. Of 8 images the HSIC of
 # a few tokens is too rough to notice that they dominate, so never in fewer than 16.
 WATCHED, LEAST_WATCHED = 0.25, 16
@@ -56,20 +55,19 @@ DOMINANT = 0.5
 
 
 @dataclass(frozen=True)
-class PairSums(Sums):
+class PairSums(Grouped):
     """What CKA needs of any number of batches."""
 
-    hsic: Float64[Tensor, "selection group layer layer"]
-    images: Float64[Tensor, " group"]
+    hsic: Float64[Tensor, "group selection layer layer"]
     massive: Float64[Tensor, "layer 4"]
     """Of the watched images: tokens, massive tokens, HSIC(K, K), and HSIC(K, K) with massive tokens made ordinary."""
     places: list[list[str]]
     """[model, layer] of each row, in order of execution."""
 
 
-def compare(
+def measure(
     models: Models,
-    images: Images,
+    images: AnyImages,
     *,
     layers: str | Sequence[str] = "paper",
     tokens: Tokens = "all",
@@ -78,8 +76,8 @@ def compare(
     """CKA of every ordered pair of layers of all models, in one pass over the images.
 
     Args:
-        models: loaded models, or any modules under names of your own (then with layer patterns).
-        images: which images.
+        models: loaded models or names, one or several, or any modules under names of your own (then with layer patterns).
+        images: which images: `Images`, a path, a torch data set or a tensor.
         layers: ``paper``, ``blocks``, or one or several glob patterns over module paths.
         tokens: what of a layer is compared, see `tokens.SELECTIONS`; ``all`` is the paper's choice.
         state: where a killed run leaves its sums, to go on from; None leaves nothing.
@@ -89,24 +87,24 @@ def compare(
         in order of execution, with the 95 % interval. NaN where a layer is constant over images. cka_without holds the values
         without each group of batches, from which the interval of anything computed from this table follows.
 
-    >>> table = compare([load("lab/vit"), load("lab/resnet")], Images(limit=256))    # doctest: +SKIP
+    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
-    return measure.table(plan(models, images, layers=layers, tokens=tokens), state)
+    return plan(models, images, layers=layers, tokens=tokens).table(state)
 
 
 def plan(
     models: Models,
-    images: Images,
+    images: AnyImages,
     *,
     layers: str | Sequence[str] = "paper",
     tokens: Tokens = "all",
     pairs: Collection[tuple[str, str]] | None = None,
 ) -> Measurement[PairSums]:
-    """What `compare` measures, to share a pass with others; of many models, the table may hold only some `pairs` of them."""
+    """What `measure` measures, to share a pass with others; of many models, the table may hold only some `pairs` of them."""
 
     def finish(sums: PairSums) -> pd.DataFrame:
-        interval = jackknife(similarity.cka, sums.hsic[0], sums.images > 0)
-        _warn_of_constant_layers(sums.places, sums.hsic[0].sum(0))
+        interval = jackknife(lambda own: _cka(own)[0], sums)
+        _warn_of_constant_layers(sums.places, sums.total.hsic[0, 0])
         shares = massive_shares(sums)
         _warn_of_massive_tokens(shares, tokens)
         facts = {"layers": layers, "tokens": tokens, "massive": shares.to_dict("records")}
@@ -119,29 +117,31 @@ def plan(
 
 
 def plan_controls(
-    models: Models, images: Images, *, layers: str | Sequence[str] = "blocks"
+    models: Models, images: AnyImages, controls: Sequence[str], *, layers: str | Sequence[str] = "blocks"
 ) -> Measurement[PairSums]:
-    """CKA under the paper's estimator and under every control, to share a pass with others.
+    """CKA under several controls, each one of `tokens.SELECTIONS` or of `SPECIAL`, to share a pass with others.
 
-    Its table has the columns of `compare` and ``control``: one of `CONTROLS`.
+    Its table has the columns of `measure` and ``control``.
     """
 
     def finish(sums: PairSums) -> pd.DataFrame:
-        held = sums.images > 0
+        interval = jackknife(_cka, sums)
         parts = [
-            _pairs(sums.places, jackknife(similarity.cka, hsic, held)).assign(control=control)
-            for control, hsic in zip(CONTROLS, sums.hsic, strict=True)
+            _pairs(sums.places, Interval(*(part[..., place, :, :] for part in interval))).assign(
+                control=control
+            )
+            for place, control in enumerate(controls)
         ]
         return with_provenance(
             pd.concat(parts, ignore_index=True), "cka_controls", **reading.facts(), layers=layers
         )
 
-    reading = _reading(models, images, layers, CONTROLS, watched=False)
+    reading = _reading(models, images, layers, controls, watched=False)
     return Measurement(reading, _fold, PairSums, finish)
 
 
 def robustness(
-    models: Models, images: Images, *, layers: str | Sequence[str] = "paper", state: Path | None = None
+    models: Models, images: AnyImages, *, layers: str | Sequence[str] = "paper", state: Path | None = None
 ) -> pd.DataFrame:
     """Mean CKA over a model's pairs of different layers, under the paper's estimator and three that no token can dominate.
 
@@ -153,10 +153,11 @@ def robustness(
         names = list(dict.fromkeys(model for model, _ in sums.places))
         owns = [torch.tensor([model == name for model, _ in sums.places]) for name in names]
 
-        def means(hsic: Float64[Tensor, "selection layer layer"]) -> Float64[Tensor, " row"]:
-            return torch.stack([_mean_off_diagonal(one[own][:, own]) for own in owns for one in hsic])
+        def means(own: PairSums) -> Float64[Tensor, " row"]:
+            values = _cka(own)
+            return torch.stack([_mean_off_diagonal(one[rows][:, rows]) for rows in owns for one in values])
 
-        interval = jackknife(means, sums.hsic.transpose(0, 1).cpu(), sums.images.cpu() > 0)
+        interval = jackknife(means, sums.to("cpu"))
         rows = pd.DataFrame(
             [(name, tokens) for name in names for tokens in ROBUST], columns=["model", "tokens"]
         )
@@ -165,7 +166,7 @@ def robustness(
         )
 
     reading = _reading(models, images, layers, ROBUST)
-    return measure.table(Measurement(reading, _fold, PairSums, finish), state)
+    return Measurement(reading, _fold, PairSums, finish).table(state)
 
 
 def massive_shares(sums: PairSums) -> pd.DataFrame:
@@ -184,46 +185,46 @@ def massive_shares(sums: PairSums) -> pd.DataFrame:
 
 def _reading(
     models: Models,
-    images: Images,
+    images: AnyImages,
     chosen: str | Sequence[str],
     selections: Sequence[str],
     *,
     watched: bool = True,
-) -> stream.Reading:
-    loaded = named(models)
-    if unknown := [name for name in selections if name not in (*SELECTIONS, *CONTROLS)]:
-        raise ValueError(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], SELECTIONS)}")
+) -> Reading:
+    loaded, images = named(models), given(images)
+    if unknown := [name for name in selections if name not in (*SELECTIONS, *SPECIAL)]:
+        raise Refusal(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], SELECTIONS)}")
     taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
     if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
-    reducer = _reducer(loaded, selections, watched)
-    return stream.Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
+    reducer = _reducer(selections, watched)
+    return Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
 
 
 def _reducer(
-    models: Mapping[str, Model], selections: Sequence[str], watched: bool
-) -> Callable[[str, str, Tensor], tuple[list[Tensor], Tensor | None] | None]:
+    selections: Sequence[str], watched: bool
+) -> Callable[[Activation], tuple[list[Tensor], Tensor | None] | None]:
     """What is kept of an activation: a centred Gram vector per selection and, if watched, how far massive tokens dominate."""
-    layouts = {name: layers.layout(model.module) for name, model in models.items()}
 
-    def vector(selection: str, place: str, own: Grams) -> Tensor | None:
+    def vector(selection: str, activation: Activation) -> Tensor | None:
+        own = activation.grams
         if selection == "biased":
             return similarity.biased(own.all)
         if selection == "shuffled":
+            place = f"{activation.model.name} {activation.layer}"
             order = _shuffle(place, len(own.all), own.all.device)
             return similarity.centred(own.all[order][:, order])
         found = own.of(selection)
         return None if found is None else similarity.centred(found)
 
-    def reduce(model: str, layer: str, activation: Tensor) -> tuple[list[Tensor], Tensor | None] | None:
-        if len(activation) < SMALLEST_BATCH:
+    def reduce(activation: Activation) -> tuple[list[Tensor], Tensor | None] | None:
+        if len(activation.values) < SMALLEST_BATCH:
             return [], None
-        own = grams.of(activation, layouts[model])
-        found = [vector(selection, f"{model} {layer}", own) for selection in selections]
+        found = [vector(selection, activation) for selection in selections]
         vectors = [one for one in found if one is not None]
         if len(vectors) < len(selections):
             return None
-        return vectors, _watch(own) if watched and activation.ndim == 3 else None
+        return vectors, _watch(activation.grams) if watched and activation.values.ndim == 3 else None
 
     return reduce
 
@@ -245,26 +246,28 @@ def _watch(own: Grams) -> Float64[Tensor, "4"]:
     return torch.stack([count, massive.sum().double(), *both.double().square().sum(1)])
 
 
-def _fold(batch: stream.Pass) -> PairSums | None:
+def _fold(batch: Pass) -> PairSums | None:
     if batch.size < SMALLEST_BATCH:
         return None
-    places = [[model, layer] for model, seen in batch.seen.items() for layer in seen]
-    kept = [kept for seen in batch.seen.values() for kept in seen.values()]
+    kept = batch.kept()
     if not kept:
-        raise ValueError("no chosen layer has what --tokens asks for (a class token?)")
-    selections = zip(*(vectors for vectors, _ in kept), strict=True)
+        raise Refusal("no chosen layer has what --tokens asks for (a class token?)")
+    selections = zip(*(vectors for *_, (vectors, _) in kept), strict=True)
     hsic = torch.stack([similarity.hsic(torch.stack(vectors)) for vectors in selections])
-    finite = hsic.diagonal(dim1=1, dim2=2).isfinite().all(0)
-    if not finite.all():
-        model, layer = places[int(finite.logical_not().nonzero()[0])]
-        raise ValueError(f"{layer!r} of {model} has values that are not finite in batch {batch.number}")
+    names = [f"{str(layer)!r} of {model}" for model, layer, _ in kept]
+    batch.refuse_not_finite(hsic.diagonal(dim1=1, dim2=2).T, names)
     nothing = hsic.new_zeros(4)
-    return PairSums(
-        hsic=torch.stack([in_group(batch.size * own, batch.number) for own in hsic]),
-        images=in_group(hsic.new_tensor(float(batch.size)), batch.number),
-        massive=torch.stack([nothing if share is None else share for _, share in kept]),
-        places=places,
+    return PairSums.of_batch(
+        batch.number,
+        images=hsic.new_tensor(float(batch.size)),
+        hsic=batch.size * hsic,
+        massive=torch.stack([nothing if share is None else share for *_, (_, share) in kept]),
+        places=[[model, str(layer)] for model, layer, _ in kept],
     )
+
+
+def _cka(sums: PairSums) -> Float64[Tensor, "selection layer layer"]:
+    return similarity.cka(sums.hsic.sum(0))
 
 
 def _pairs(
@@ -285,8 +288,7 @@ def _pairs(
     return pd.concat([left, right], axis=1).assign(**interval.columns("cka"))
 
 
-def _mean_off_diagonal(hsic: Float64[Tensor, "layer layer"]) -> Float64[Tensor, ""]:
-    values = similarity.cka(hsic)
+def _mean_off_diagonal(values: Float64[Tensor, "layer layer"]) -> Float64[Tensor, ""]:
     return values[~torch.eye(len(values), dtype=torch.bool)].nanmean()
 
 
@@ -332,7 +334,7 @@ def main(
     """
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
-    table = compare(loaded, images, layers=chosen, tokens=tokens, state=out)
+    table = measure(loaded, images, layers=chosen, tokens=tokens, state=out)
     command.write(table, out)
     command.draw(table, out, plot.cka)
     if tokens == "all" and any(row["hsic"] > DOMINANT for row in table.attrs["massive"]):

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,45 +23,49 @@ logger = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
-# What a user can mend: said in one sentence. Anything else is a fault of ours and shows its traceback.
-MISTAKES = (ValueError, KeyError, OSError, TypeError, RuntimeError, MemoryError)
+MISTAKE, FAULT = (
+    2,
+    70,
+)  # exit statuses: of a sentence to the user, and of a fault of ours (EX_SOFTWARE of sysexits.h)
 
 
 def run(main: Callable[..., None]) -> None:
-    """Call ``main`` with the command line, on one process or on each that torchrun started."""
+    """Call ``main`` with the command line, on one process or on each that torchrun started.
+
+    A `Refusal` or an OSError ends it with a sentence. Any other exception is a fault of ours and ends it with its traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("timm", "PIL", "matplotlib", "httpx", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
     keep_memory()
     signal.signal(signal.SIGTERM, _stop)  # as clusters send it: to be treated as Ctrl-C
+    company = processes.company
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _join()
         with state.keeping():
             tyro.cli(main, prog=_program())
-            processes.company.meet()  # until the first has written what the sums of all were for
-        processes.company.leave()
-    except MISTAKES as error:
-        processes.company.fail(str(error.args[0] if error.args else error))
+            company.meet()  # until the first has written what the sums of all were for
+        company.leave()
+    except (Refusal, OSError) as error:
+        company.fail(str(error))
         if os.environ.get("VIT_ANALYSIS_TRACEBACK"):
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        # Sentences meant for a user are of these kinds; of others, where they come from may matter.
-        hint = (
-            ""
-            if isinstance(error, ValueError | KeyError | OSError)
-            else " (VIT_ANALYSIS_TRACEBACK=1 shows where)"
-        )
-        logger.error("error: %s%s", message, hint)
-        sys.exit(2)
+        logger.error("error: %s", error)
+        sys.exit(MISTAKE)
     except KeyboardInterrupt as stop:
-        processes.company.fail("stopped")
+        company.fail("stopped")
         notes = getattr(stop, "__notes__", ["the same command goes on from what it last wrote"])
         logger.error("stopped; %s", "; ".join(notes))
         sys.exit(128 + (signal.SIGTERM if stop.args else signal.SIGINT))
-    except Exception as error:
-        processes.company.fail(str(error))
-        raise
+    except Exception as fault:
+        company.fail(f"{type(fault).__name__}: {fault}")
+        traceback.print_exception(fault)
+        logger.error(
+            "this is a fault of vit_analysis and not of yours, in %s; please report the lines above",
+            _program(),
+        )
+        sys.exit(FAULT)
 
 
 def _stop(*_: object) -> None:
@@ -69,7 +74,7 @@ def _stop(*_: object) -> None:
 
 def write(result: pd.DataFrame, out: Path) -> None:
     """Write ``out``.parquet, with the command line in its provenance, from the first process only."""
-    if processes.processes()[0] == 0:
+    if processes.rank_and_size()[0] == 0:
         result.attrs["command"] = line()
         table.write(result, beside(out, ".parquet"))
         logger.info("wrote %s", beside(out, ".parquet"))
@@ -77,7 +82,7 @@ def write(result: pd.DataFrame, out: Path) -> None:
 
 def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]) -> None:
     """Write ``out``.png, from the first process only."""
-    if processes.processes()[0] == 0:
+    if processes.rank_and_size()[0] == 0:
         figure = picture(result)
         table.write_whole(beside(out, ".png"), lambda part: figure.savefig(part))
         logger.info("wrote %s", beside(out, ".png"))

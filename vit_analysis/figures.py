@@ -18,10 +18,10 @@ import tyro
 from vit_analysis import command, findings, plot, table
 from vit_analysis.images import Images
 from vit_analysis.reading import processes
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.study import passes, report
 from vit_analysis.study.drawings import DRAWINGS, Drawing
-from vit_analysis.study.evidence import Evidence, NotMeasured
+from vit_analysis.study.evidence import Evidence
 from vit_analysis.study.parts import Parts
 from vit_analysis.study.report import Place
 
@@ -35,11 +35,14 @@ def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) ->
         path = out / f"figure_{drawing.id.replace(' ', '_')}.png"
         try:
             figure = drawing.draw(evidence)
-        except NotMeasured as needed:
+        except Refusal as needed:
             drawn[drawing.id] = str(needed)
             logger.info("figure %s: %s", drawing.id, needed)
             continue
-        if processes.processes()[0] == 0:
+        except Exception as fault:
+            fault.add_note(f"in figure {drawing.id}")
+            raise
+        if processes.rank_and_size()[0] == 0:
             table.write_whole(path, figure.savefig)
             logger.info("wrote %s", path)
         drawn[drawing.id] = path
@@ -50,7 +53,7 @@ def choose(only: Sequence[str]) -> list[Drawing]:
     """The drawings of these figures; all of them where none is named. 8 is also 8 lesions, and 13 is 13a and 13b.
 
     Raises:
-        ValueError: there is no such figure; with the nearest.
+        Refusal: there is no such figure; with the nearest.
     """
     chosen: dict[str, Drawing] = {}
     for name in only:
@@ -60,9 +63,7 @@ def choose(only: Sequence[str]) -> list[Drawing]:
             if name in (drawing.id, drawing.id.split()[0], drawing.id.rstrip("ab"))
         ]
         if not found:
-            raise ValueError(
-                f"no figure {name!r}; {did_you_mean(name, [drawing.id for drawing in DRAWINGS])}"
-            )
+            raise Refusal(f"no figure {name!r}; {did_you_mean(name, [drawing.id for drawing in DRAWINGS])}")
         chosen |= {drawing.id: drawing for drawing in found}
     return list(chosen.values()) if only else list(DRAWINGS)
 
@@ -112,8 +113,7 @@ def _heatmaps(drawing: Drawing, evidence: Evidence) -> list[tuple[str, pd.DataFr
 
 
 def _needed(chosen: Sequence[Drawing]) -> set[str]:
-    named = {name for drawing in chosen for name in drawing.tables}
-    return named - {"cka_blocks"} | ({"cka_controls"} if "cka_blocks" in named else set())
+    return {name for drawing in chosen for name in drawing.tables}
 
 
 def main(
@@ -137,9 +137,9 @@ def main(
     """
     chosen = choose(only)
     made = passes.of(parts, images, train, out, wanted=_needed(chosen) if only else None, device=device)
-    evidence = findings.evidence(made)
+    evidence = Evidence(made)
     drawn = draw(evidence, out, chosen)
-    if only or processes.processes()[0]:
+    if only or processes.rank_and_size()[0]:
         return
     found = findings.measure(made)
     findings.write(found, out / "findings")
@@ -150,12 +150,10 @@ def main(
     }
     facts |= {"versions": table.versions()}
     line = f"{command.line().partition(' --only')[0]}"
-    report.write(out / "report.html", places(evidence, drawn, found, line), found, _differences(found), facts)
+    report.write(
+        out / "report.html", places(evidence, drawn, found, line), found, findings.differences(found), facts
+    )
     logger.info("wrote %s and %s", out / "findings.md", out / "report.html")
-
-
-def _differences(found: pd.DataFrame) -> list[report.Difference]:
-    return [report.Difference(*own) for own in findings.differences(found)]
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ p is two-sided, against the threshold, and adjusted for the number of claims mea
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -23,41 +23,16 @@ import tyro
 from vit_analysis import command
 from vit_analysis import table as tables
 from vit_analysis.images import Images
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes
-from vit_analysis.study.claims import CLAIMS, DIFFERENCES, Claim
-from vit_analysis.study.evidence import Evidence, NotMeasured, estimate
+from vit_analysis.study.claims import CLAIMS, DIFFERENCES, Claim, Difference
+from vit_analysis.study.controls import Control
+from vit_analysis.study.evidence import Evidence, Study, estimate
 from vit_analysis.study.parts import Parts
-from vit_analysis.study.passes import Study
-from vit_analysis.table import WITHOUT
 
 logger = logging.getLogger(__name__)
 
 OPPOSITE = {("reproduced", "not reproduced"), ("not reproduced", "reproduced")}
-# A sound finding holds under these; the other controls say what it would read without training, or without care.
-TURNING = frozenset({"blocks", "spatial", "normalized", "inliers", "typical", "raw", "mean norms"})
-TOLD = {
-    "blocks": "block outputs only",
-    "spatial": "class token dropped",
-    "normalized": "every token normalised",
-    "inliers": "massive tokens replaced",
-    "typical": "dominant images replaced",
-    "biased": "biased estimator",
-    "shuffled": "images shuffled",
-    "untrained": "untrained twins",
-    "raw": "attention to prefix tokens left in",
-    "mean norms": "ratio of mean norms",
-    "other seed": "other seed, all data",
-}
-
-
-class Difference(NamedTuple):
-    """One of the course notes' five differences, and what was found of it."""
-
-    number: int
-    title: str
-    text: str
-    findings: tuple[str, ...]
-    verdict: str
 
 
 def measure(made: Study) -> pd.DataFrame:
@@ -69,10 +44,10 @@ def measure(made: Study) -> pd.DataFrame:
         the notes, 0 for none), in_size (whether the effect is as large as the paper's words), p (Holm-adjusted), tau
         (the threshold as a number), reason (why it was not measured). One row per claim, those of the five differences first.
     """
-    whole = evidence(made)
-    under: dict[str, Evidence | None] = {"": whole}
+    whole = Evidence(made)
+    under = cache(lambda control: control.apply(whole))
     claims = sorted(CLAIMS, key=lambda claim: (claim.difference == 0, claim.difference))
-    rows = [_row(claim, whole, partial(_under, under)) for claim in claims]
+    rows = [verdict(claim, whole, under) for claim in claims]
     found = pd.DataFrame(rows)
     found["p"] = holm(found["p"].to_numpy(dtype=float))
     origin = next(iter(made.tables.values())).attrs if made.tables else {}
@@ -84,9 +59,9 @@ def measure(made: Study) -> pd.DataFrame:
 def differences(found: pd.DataFrame) -> list[Difference]:
     """The notes' five, each with the verdict that its claims add up to."""
     return [
-        Difference(number, title, text, tuple(own["id"]), together(list(own["verdict"])))
-        for number, (title, text) in DIFFERENCES.items()
-        for own in [found[found["difference"] == number]]
+        difference._replace(findings=tuple(own["id"]), verdict=together(list(own["verdict"])))
+        for difference in DIFFERENCES
+        for own in [found[found["difference"] == difference.number]]
     ]
 
 
@@ -112,14 +87,12 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def evidence(made: Study) -> Evidence:
-    """A study as evidence, with the CKA of block outputs under the paper's estimator as a table of its own."""
-    return Evidence(made).changed(
-        {"cka_blocks": _controlled(made, "all")} if "cka_controls" in made.tables else {}
-    )
+def verdict(claim: Claim, evidence: Evidence, under: Callable[[Control], Evidence | None]) -> dict[str, Any]:
+    """The row of one claim; ``under`` gives the evidence under a control.
 
-
-def _row(claim: Claim, evidence: Evidence, under: Callable[[str], Evidence | None]) -> dict[str, Any]:
+    Raises:
+        Exception: a fault in what computes it, with the name of the claim.
+    """
     row: dict[str, Any] = {
         **{name: getattr(claim, name) for name in ("id", "figure", "claim", "paper", "statistic")},
         **dict.fromkeys(("value", "low", "high"), math.nan),
@@ -129,18 +102,21 @@ def _row(claim: Claim, evidence: Evidence, under: Callable[[str], Evidence | Non
     }
     try:
         found = estimate(claim.compute, claim.tables, evidence)
-    except NotMeasured as needed:
+    except Refusal as needed:
         return row | {"reason": str(needed)}
+    except Exception as fault:
+        fault.add_note(f"in the number of claim {claim.id}")
+        raise
     if math.isnan(found.value):
         return row | {"reason": "undefined here: layers that it needs are constant over images"}
-    verdict = claim.rule.verdict(found.value, found.low, found.high)
-    controls = {name: own for name in claim.controls if (own := _control(claim, under(name)))}
+    word = claim.rule.verdict(found.value, found.low, found.high)
+    controls = {control: own for control in claim.controls if (own := _control(claim, under(control)))}
     return row | {
-        **{"value": found.value, "low": found.low, "high": found.high, "verdict": verdict},
+        **{"value": found.value, "low": found.low, "high": found.high, "verdict": word},
         **{"in_size": bool(claim.rule.in_size(found.value)), "p": found.p(claim.rule.threshold)},
-        **{"controls": {TOLD[name]: own for name, own in controls.items()}},
+        **{"controls": {control.words: own for control, own in controls.items()}},
         "fragile": any(
-            (verdict, own["verdict"]) in OPPOSITE for name, own in controls.items() if name in TURNING
+            (word, own["verdict"]) in OPPOSITE for control, own in controls.items() if control.turning
         ),
     }
 
@@ -150,7 +126,7 @@ def _control(claim: Claim, evidence: Evidence | None) -> dict[str, Any] | None:
         return None
     try:
         found = estimate(claim.compute, claim.tables, evidence)
-    except NotMeasured:
+    except Refusal:
         return None
     if math.isnan(found.value):
         return None
@@ -166,75 +142,6 @@ def _models(claim: Claim, evidence: Evidence) -> str:
         for model in evidence.study.tables[name].attrs["models"]
     }  # fmt: skip
     return ", ".join(name for name in known if name in held)
-
-
-def _under(cache: dict[str, Evidence | None], control: str) -> Evidence | None:
-    """The evidence under a control; None where there are no tables for it."""
-    if control not in cache:
-        evidence = cache[""]
-        assert evidence is not None
-        cache[control] = CONTROLS[control](evidence)
-    return cache[control]
-
-
-def _controlled(made: Study, control: str) -> pd.DataFrame:
-    whole = made.tables["cka_controls"]
-    return whole[whole["control"] == control]
-
-
-def _similarity(control: str, evidence: Evidence) -> Evidence | None:
-    """All CKA, and what else has been measured under the control, exchanged; what has not is taken away."""
-    own = evidence.study.tables
-    changed: dict[str, pd.DataFrame] = {}
-    if "cka_controls" in own:
-        changed |= dict.fromkeys(
-            ("cka", "cka_blocks"), _controlled(evidence.study, "all" if control == "blocks" else control)
-        )
-    others = {name: own.get(f"{name}_{control}") for name in ("localization", "soft_nearest_neighbor")}
-    changed |= {name: other for name, other in others.items() if other is not None}
-    kept = [name for name in own if name not in ("cka", "cka_blocks", *others)]
-    return evidence.changed(changed, tables=[*kept, *changed]) if changed else None
-
-
-def _untrained(evidence: Evidence) -> Evidence | None:
-    twins = evidence.parts.twins()
-    vits, cnns = len(evidence.parts.vit[:1]), len(evidence.parts.cnn[:1])
-    return evidence.changed({}, parts={"vit": tuple(twins[:vits]), "cnn": tuple(twins[vits:][:cnns])})
-
-
-def _exchanged(
-    name: str, column: str, other: Callable[[pd.DataFrame, str], Any], evidence: Evidence
-) -> Evidence | None:
-    """Another column, and its values without each group, in the place of one."""
-    if name not in evidence.study.tables:
-        return None
-    whole = evidence.study.tables[name]
-    changed = whole.assign(**{column + ending: other(whole, ending) for ending in ("", WITHOUT)})
-    changed.attrs = whole.attrs
-    return evidence.changed({name: changed})
-
-
-def _mean_norms(whole: pd.DataFrame, ending: str) -> Any:
-    return whole[f"skip_norm{ending}"] / whole[f"long_norm{ending}"]
-
-
-def _other_seed(evidence: Evidence) -> Evidence | None:
-    seed = evidence.parts.other_seed
-    return evidence.changed({}, parts={"less_data": (seed,)}) if seed else None
-
-
-CONTROLS: Mapping[str, Callable[[Evidence], Evidence | None]] = {
-    **{
-        name: partial(_similarity, name)
-        for name in ("blocks", "spatial", "normalized", "inliers", "typical", "biased", "shuffled")
-    },
-    "untrained": _untrained,
-    "raw": partial(
-        _exchanged, "attention_distance", "distance_px", lambda whole, end: whole[f"raw_distance_px{end}"]
-    ),
-    "mean norms": partial(_exchanged, "skip", "norm_ratio", _mean_norms),
-    "other seed": _other_seed,
-}
 
 
 def markdown(found: pd.DataFrame) -> str:

@@ -4,7 +4,8 @@ import hashlib
 import logging
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from vit_analysis.lab import scenes
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.spelling import Refusal, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.input_size[0] not in (1, 3):
-            raise ValueError(
+            raise Refusal(
                 f"images have 3 channels, or 1 as shades of grey; the model takes {self.input_size[0]}"
             )
 
@@ -103,12 +104,13 @@ class Images:
     strict: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", str(self.source))  # a path is as good as its name
         for name, least in (("limit", 1), ("batch", 1), ("seed", 0), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"images.{name} must be at least {least}, got {value}")
+                raise Refusal(f"images.{name} must be at least {least}, got {value}")
         if self.source == LAB and self.limit is None:
-            raise ValueError("the lab draws as many scenes as asked for: say images.limit")
+            raise Refusal("the lab draws as many scenes as asked for: say images.limit")
 
     @cached_property
     def order(self) -> list[int]:
@@ -153,7 +155,7 @@ class Images:
         """Images of the same source by their numbers, in that order."""
         own = {field.name: getattr(self, field.name) for field in fields(Images)}
         listed = Listed(**own | {"batch": batch or self.batch}, numbers=tuple(numbers))
-        if "_files" in vars(self):
+        if self.source != LAB:
             vars(listed)["_files"] = self._files  # a large folder is not searched again
         return listed
 
@@ -240,13 +242,67 @@ class Listed(Images):
         return {**super().facts(), "numbers": digest}
 
 
+@dataclass(frozen=True)
+class Given(Images):
+    """Images that are in memory already, or behind a torch data set; see `given`."""
+
+    data: Any = None
+
+    @cached_property
+    def _files(self) -> "_Files":
+        return _Files(self.data)
+
+    @property
+    def _workers(self) -> int:
+        return 0 if isinstance(self.data, Tensor) else super()._workers
+
+
+AnyImages = Images | str | Path | Dataset[Any] | Tensor
+"""What every analysis takes as its images, see `given`."""
+
+
+def given(images: AnyImages) -> Images:
+    """Images from what a person has at hand.
+
+    Args:
+        images: `Images`; the name of a source, or its path; a torch data set of images, with labels or without; or a tensor
+            ``image channel row col``. Tensors go into a model as they are: they are taken to be its input. Images of PIL get
+            each model's own resize, crop and normalisation. All images are used, in a random order by seed 0.
+
+    Raises:
+        Refusal: none of these.
+    """
+    if isinstance(images, Images):
+        return images
+    if isinstance(images, str | Path):
+        return Images(str(images))
+    if isinstance(images, Tensor):
+        if images.ndim != 4:
+            raise Refusal(f"images in a tensor are image x channel x row x col, got {tuple(images.shape)}")
+        pixels = images.detach().cpu().contiguous()
+        digest = hashlib.sha256(pixels.flatten().view(torch.uint8).numpy().data).hexdigest()[:16]
+        return Given(f"tensor {digest}", limit=None, data=pixels)
+    if isinstance(images, DataLoader):
+        raise Refusal(
+            "a DataLoader may shuffle and drop images, and every model has to see the same ones: give its data set, as in "
+            "measure(models, loader.dataset)"
+        )
+    if hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, Mapping):
+        # What a data set holds cannot be known, so no run goes on from the sums of another.
+        return Given(f"{type(images).__name__} {uuid.uuid4().hex}", limit=None, data=images)
+    raise Refusal(
+        f"images are Images(...), a path, a torch data set or a tensor, got {type(images).__name__}. "
+        f"Write measure(models, Images('FOLDER', limit=1024))"
+    )
+
+
 def open_source(images: Images) -> Any:
     """Timm's data set for a folder, a tar or a factory name.
 
     Raises:
         FileNotFoundError: there is no such folder or file, or there are no images in it.
         OSError: it, or a folder in it, cannot be read.
-        ValueError: the name is of a kind that cannot be read by number.
+        Refusal: the name is of a kind that cannot be read by number.
     """
     name = images.source
     if not name.startswith(FACTORY_PREFIXES):
@@ -261,9 +317,7 @@ def open_source(images: Images) -> Any:
             raise OSError(f"{name!r} is no tar of images that can be read: {error}") from error
     data = create_dataset(name, root=str(images.root) if images.root else None, split=images.split)
     if not hasattr(data, "__getitem__"):
-        raise ValueError(
-            f"{name!r} can only be streamed; unpack it to a folder, or use a tar or an hfds/ name"
-        )
+        raise Refusal(f"{name!r} can only be streamed; unpack it to a folder, or use a tar or an hfds/ name")
     return data
 
 
@@ -322,10 +376,10 @@ class _Files:
     def __len__(self) -> int:
         return len(self.data)
 
-    def image(self, number: int) -> tuple[Image.Image, int]:
+    def image(self, number: int) -> tuple[Image.Image | Tensor, int]:
+        """An image, in colours, and its class; a tensor as it is."""
         if not hasattr(self.data, "reader"):
-            image, label = self.data[number]
-            return as_rgb(image), int(label)
+            return _image_and_label(self.data[number])
         file, label, *_ = self.data.reader[number]
         try:
             with file:
@@ -343,10 +397,34 @@ class _Files:
             return torch.as_tensor(reader.targets)
         if hasattr(reader, "samples"):
             return torch.tensor([label for _, label, *_ in reader.samples])
+        if isinstance(reader, Tensor):
+            return torch.full((len(reader),), -1)
         return torch.tensor([self.image(number)[1] for number in range(len(self))])
 
     def name(self, number: int) -> str:
         return str(self.data.filename(number)) if hasattr(self.data, "filename") else f"image {number}"
+
+
+def _image_and_label(item: Any) -> tuple[Image.Image | Tensor, int]:
+    """Of what a data set gives: an image, an image and its class, or a mapping of both.
+
+    Raises:
+        Refusal: it gives something else.
+    """
+    label: Any = -1
+    if isinstance(item, Mapping) and "image" in item:
+        item, label = item["image"], item.get("label", -1)
+    elif isinstance(item, tuple | list) and item:
+        item, label = item[0], item[1] if len(item) > 1 else -1
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8:
+        item = Image.fromarray(item)
+    if not isinstance(item, Image.Image | Tensor):
+        raise Refusal(
+            f"the data set gives {type(item).__name__} where an image is expected: an image of PIL or a tensor, alone or with "
+            f"its class"
+        )
+    known = isinstance(label, int | np.integer | Tensor)
+    return as_rgb(item) if isinstance(item, Image.Image) else item, int(label) if known else -1
 
 
 class _Decoder(Dataset[Batch]):
@@ -375,7 +453,10 @@ class _Decoder(Dataset[Batch]):
                 unreadable.append(f"{self.files.name(number)} ({error})")
                 continue
             made = zip(self.wanted, self.transforms, strict=True)
-            rows.append([coloured(transform(image), one) for one, transform in made])
+            if isinstance(image, Tensor):
+                rows.append([image for _ in made])
+            else:
+                rows.append([coloured(transform(image), one) for one, transform in made])
             labels.append(label)
             read.append(number)
         inputs = [torch.stack(column) for column in zip(*rows, strict=True)]

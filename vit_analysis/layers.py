@@ -1,78 +1,171 @@
-"""The paper's names for places in a model: the only file that knows module paths.
+"""Places in a model, under the paper's names for them: the only file that knows module paths.
 
 Layers are chosen by ``"paper"`` (every sublayer, figure 1: six per Vision Transformer block, seven per ResNet bottleneck),
 ``"blocks"`` (block outputs), ``"last"`` or ``"penultimate"`` (of them), or glob patterns over
 module paths. In a pattern ``*`` stands for one path component or a part of
 one and ``**`` for any number of them: ``blocks.*`` is the twelve blocks, ``blocks.*.attn`` their attentions, ``**.bn1``
-every bn1.
+every bn1. ``PATH:in`` is what a module is given.
 """
 
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from vit_analysis.reading.intervene import Branch
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.tensors.tokens import Grid, Layout
 
 logger = logging.getLogger(__name__)
 
 ENTRANCES = ("patch_embed", "stem", "conv_stem", "conv1", "bn1")
-# What a transformer-like block computes, in order; a block has those of them that it has.
-SUBLAYERS = ("norm1", "attn", "mlp_tokens.act", "norm2:in", "norm2", "mlp.act", "mlp_channels.act")
 ENDS = {"last": -1, "penultimate": -2}
 RESIDUAL_UNIT = re.compile(r"(conv|bn|norm)(\d|_\w+)")
 # A RegNet's units are b1, b2 ..., a DenseNet's denselayer1 ...; everyone else's are numbers.
 NUMBERED = re.compile(r"(b|denselayer)?\d+")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # never run themselves
+# z + f(z) may differ from what goes on by a share of f(z), and by rounding of the sum in its last place.
+ROUNDING, LAST_PLACES = 1e-2, 1
 
 
-def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict[str, list[str]]:
+class Tap(NamedTuple):
+    """A place in a model where activations are read.
+
+    Attributes:
+        path: of a module, such as ``blocks.3.attn``; the model itself is the empty path.
+        at: ``out`` is what the module returns. ``in`` is what it is given: of ``blocks.3.norm2`` the residual stream in the
+            middle of a block, of the model itself its images. ``heads`` is the queries, keys and values of an attention: what
+            it hands to `scaled_dot_product_attention`, after its norms, rotations and biases (`capture.Heads`).
+    """
+
+    path: str
+    at: Literal["out", "in", "heads"] = "out"
+
+    @classmethod
+    def of(cls, name: str) -> "Tap":
+        """The tap that is printed as ``PATH``, ``PATH:in`` or ``PATH:heads``."""
+        path, colon, at = name.rpartition(":")
+        return cls(path, at) if colon and at in ("in", "heads") else cls(name)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return self.path if self.at == "out" else f"{self.path}:{self.at}"
+
+    def module(self, model: nn.Module) -> nn.Module:
+        """The module of a model at this path.
+
+        Raises:
+            Refusal: there is none; with the nearest right paths.
+        """
+        try:
+            return model.get_submodule(self.path)
+        except AttributeError:
+            paths = [name for name, _ in model.named_modules() if name]
+            near = did_you_mean(self.path, paths)
+            raise Refusal(f"no layer {self.path!r} in {type(model).__name__}; {near}") from None
+
+
+# What a transformer-like block computes, in order; a block has those of them that it has.
+SUBLAYERS = (
+    Tap("norm1"),
+    Tap("attn"),
+    Tap("mlp_tokens.act"),
+    Tap("norm2", "in"),
+    Tap("norm2"),
+    Tap("mlp.act"),
+    Tap("mlp_channels.act"),
+)
+
+
+class Branch(NamedTuple):
+    """A long branch f beside a skip connection: what goes on is activation(z + f(z)).
+
+    Attributes:
+        block: path of the block that it is part of.
+        sublayer: ``attention``, ``mlp`` or ``unit``.
+        skip: where z is read, after its projection if it has one.
+        long: where f(z) is read.
+        joined: where what goes on is read.
+        activation: path of a module between the addition and `joined`; None where there is none.
+    """
+
+    block: str
+    sublayer: str
+    skip: Tap
+    long: Tap
+    joined: Tap
+    activation: str | None = None
+
+    def join(self, model: nn.Module, total: Tensor) -> Tensor:
+        """Activation(total), which may overwrite total; no hook sees it."""
+        return total if self.activation is None else model.get_submodule(self.activation).forward(total)
+
+    def is_sum(self, model: nn.Module, skip: Tensor, long: Tensor, joined: Tensor) -> bool:
+        """Whether activation(z + f(z)) is what goes on; values that are not numbers are for others to find."""
+        if not skip.numel() == long.numel() == joined.numel():
+            return False
+        expected = self.join(model, skip.reshape(joined.shape) + long.reshape(joined.shape))
+        rounding = LAST_PLACES * torch.finfo(joined.dtype).eps * joined.norm()
+        return not (expected - joined).norm() > ROUNDING * long.norm() + rounding
+
+    def refusal(self) -> Refusal:
+        """What is said of a block that adds in another way."""
+        return Refusal(
+            f"what goes on after {str(self.long)!r} is not z + f(z) with z from {str(self.skip)!r}: its block adds in another "
+            f"way (parallel branches, a norm or a scale after the branch), and such skip connections are not known"
+        )
+
+
+def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict[str, list[Tap]]:
     """The taps of every model, by model name.
 
     Raises:
-        ValueError: a pattern matches nothing in any model, or nothing matches in one model.
+        Refusal: a pattern matches nothing in any model, or nothing matches in one model.
     """
     if layers == "paper":
         return {name: paper(model) for name, model in models.items()}
     if layers == "blocks":
-        return {name: blocks(model) for name, model in models.items()}
+        return {name: [Tap(unit) for unit in blocks(model)] for name, model in models.items()}
     if isinstance(layers, str) and layers in ENDS:
-        return {name: blocks(model)[ENDS[layers] :][:1] for name, model in models.items()}
+        return {
+            name: [Tap(unit) for unit in blocks(model)[ENDS[layers] :][:1]] for name, model in models.items()
+        }
     patterns = [layers] if isinstance(layers, str) else list(layers)
     paths = {name: [path for path, _ in model.named_modules() if path] for name, model in models.items()}
     found = {pattern: {name: _matching(own, pattern) for name, own in paths.items()} for pattern in patterns}
     for pattern, matches in found.items():
         if not any(matches.values()):
             everything = ["paper", "blocks", *(path for own in paths.values() for path in own)]
-            raise ValueError(
+            raise Refusal(
                 f"no layer of {', '.join(paths)} matches {pattern!r}; {did_you_mean(pattern, everything)}"
             )
     chosen = {
         name: list(dict.fromkeys(tap for own in found.values() for tap in own[name])) for name in models
     }
     if empty := [name for name, taps in chosen.items() if not taps]:
-        raise ValueError(
+        raise Refusal(
             f"no layer of {', '.join(empty)} matches {' or '.join(map(repr, patterns))}; add a pattern that does"
         )
     return chosen
 
 
-def paper(model: nn.Module) -> list[str]:
+def paper(model: nn.Module) -> list[Tap]:
     """The paper's layers: sublayers and outputs of all blocks, entrance and final norm; block outputs where unknown."""
     units = blocks(model)
     modules = dict(model.named_modules())
     inner = [tap for unit in units for tap in _sublayers(unit, modules[unit])]
     if len(inner) == len(units):
-        return units
-    entrances = [name for name in ENTRANCES if not isinstance(modules.get(name), (*CONTAINERS, type(None)))]
+        return [Tap(unit) for unit in units]
+    entrances = [
+        Tap(name) for name in ENTRANCES if not isinstance(modules.get(name), (*CONTAINERS, type(None)))
+    ]
     if _is_transformer_block(modules[units[0]]):
-        entrances.append(f"{units[0]}:in")  # tokens with their position embedding
-    exits = ["norm"] if not isinstance(modules.get("norm"), (nn.Identity, *CONTAINERS, type(None))) else []
+        entrances.append(Tap(units[0], "in"))  # tokens with their position embedding
+    exits = (
+        [Tap("norm")] if not isinstance(modules.get("norm"), (nn.Identity, *CONTAINERS, type(None))) else []
+    )
     return [*entrances, *inner, *exits]
 
 
@@ -80,7 +173,7 @@ def blocks(model: nn.Module) -> list[str]:
     """Outputs of the repeated units of a model, found by structure: the composite modules that a sequence numbers.
 
     Raises:
-        ValueError: the model has none; name layers by patterns.
+        Refusal: the model has none; name layers by patterns.
     """
     units: list[str] = []
     for path, module in model.named_modules():
@@ -89,7 +182,7 @@ def blocks(model: nn.Module) -> list[str]:
         if NUMBERED.fullmatch(number) and not inside and entrance not in ENTRANCES and _is_unit(module):
             units.append(path)
     if not units:
-        raise ValueError(
+        raise Refusal(
             f"{type(model).__name__} has no repeated blocks that could be found by structure; name its layers with patterns, "
             f"as in {_richest(model)!r}; {did_you_mean('', [path for path, _ in model.named_modules() if path])}"
         )
@@ -116,22 +209,22 @@ def grid(model: nn.Module) -> Grid:
     """Where the model's spatial tokens lie in its input.
 
     Raises:
-        ValueError: it has no fixed grid of patches.
+        Refusal: it has no fixed grid of patches.
     """
     embed = getattr(model, "patch_embed", None)
     size, count = getattr(embed, "img_size", None), getattr(embed, "grid_size", None)
     if size is None or count is None:
-        raise ValueError(
+        raise Refusal(
             f"{type(model).__name__} has no fixed grid of patches (patch_embed.img_size, .grid_size), so its tokens have no "
             f"place in the image; choose a Vision Transformer"
         )
     return Grid(count[0], count[1], size[0] / count[0], size[1] / count[1])
 
 
-def attentions(model: nn.Module) -> list[str]:
-    """The attention of every block, in order of execution; none for a CNN."""
+def attentions(model: nn.Module) -> dict[str, Tap]:
+    """The queries, keys and values of every block's attention, by block, in order of execution; none for a CNN."""
     modules = dict(model.named_modules())
-    return [path for unit in blocks(model) if (path := f"{unit}.attn") in modules]
+    return {unit: Tap(f"{unit}.attn", "heads") for unit in blocks(model) if f"{unit}.attn" in modules}
 
 
 def branches(model: nn.Module) -> list[Branch]:
@@ -140,7 +233,7 @@ def branches(model: nn.Module) -> list[Branch]:
     The long branch ends with what its last module returns: stochastic depth, LayerScale or squeeze-and-excitation included.
 
     Raises:
-        ValueError: no block is of a kind that is known.
+        Refusal: no block is of a kind that is known.
     """
     modules = dict(model.named_modules())
     skipping = [unit for unit in blocks(model) if _has_skip(modules[unit])]
@@ -152,7 +245,7 @@ def branches(model: nn.Module) -> list[Branch]:
             *(", ".join(unknown[:3]), ", ..." if len(unknown) > 3 else ""),
         )
     if not found:
-        raise ValueError(
+        raise Refusal(
             f"the skip connections of {type(model).__name__} are not known; choose a Vision Transformer or a ResNet"
         )
     return found
@@ -195,8 +288,8 @@ class Sublayer(NamedTuple):
     """
 
     name: str
-    residual: str
-    long: str | None
+    residual: Tap
+    long: Tap | None
     branch: Branch | None = None
     needed: bool = False
 
@@ -216,20 +309,18 @@ def sublayers(model: nn.Module) -> list[Sublayer]:
             mixing = "attention" if "attn" in own else "token mixing"
             whole = _first(unit, own, "ls1", "attn")
             if _attention(modules[unit]) != "attn":
-                whole = f"{unit}.{_attention(modules[unit])}"
+                whole = Tap(f"{unit}.{_attention(modules[unit])}")
             attention, mlp = branches.get("attention"), branches.get("mlp")
-            found.append(
-                Sublayer(f"{mixing} {number}", f"{unit}.norm2:in", whole, attention, attention is not None)
-            )
-            found.append(
-                Sublayer(f"MLP {number}", unit, _first(unit, own, "ls2", "mlp", "mlp_channels"), mlp)
-            )
+            middle = Tap(f"{unit}.norm2", "in")
+            found.append(Sublayer(f"{mixing} {number}", middle, whole, attention, attention is not None))
+            last = _first(unit, own, "ls2", "mlp", "mlp_channels")
+            found.append(Sublayer(f"MLP {number}", Tap(unit), last, mlp))
         else:
             branch = branches.get("unit")
-            found.append(Sublayer(f"unit {number}", unit, branch.long if branch else None, branch))
+            found.append(Sublayer(f"unit {number}", Tap(unit), branch.long if branch else None, branch))
     entrance = [name for name in ("conv1", "conv_stem", "stem") if name in modules]
     if entrance and not _is_transformer_block(modules[units[0]]):
-        found.insert(0, Sublayer("initial conv", entrance[0], None))
+        found.insert(0, Sublayer("initial conv", Tap(entrance[0]), None))
     return found
 
 
@@ -252,7 +343,7 @@ def last_block(model: nn.Module) -> list[str]:
     """The last of `blocks`, if the model has any."""
     try:
         return blocks(model)[-1:]
-    except ValueError:
+    except Refusal:
         return []
 
 
@@ -266,11 +357,13 @@ def is_convolutional(model: nn.Module) -> bool:
     return sum(kinds) > len(kinds) / 2
 
 
-def _sublayers(path: str, unit: nn.Module) -> Iterator[str]:
+def _sublayers(path: str, unit: nn.Module) -> Iterator[Tap]:
     modules = dict(unit.named_modules())
     if _is_transformer_block(unit):
-        names = [_attention(unit) if name == "attn" and name in modules else name for name in SUBLAYERS]
-        yield from (f"{path}.{name}" for name in names if name.removesuffix(":in") in modules)
+        for own in SUBLAYERS:
+            name = _attention(unit) if own.path == "attn" and "attn" in modules else own.path
+            if name in modules:
+                yield Tap(f"{path}.{name}", own.at)
     else:
         shortcut = [
             f"downsample.{name}" for name in ("0", "1", "conv", "norm") if f"downsample.{name}" in modules
@@ -278,9 +371,9 @@ def _sublayers(path: str, unit: nn.Module) -> Iterator[str]:
         pattern = [name for name, _ in unit.named_children() if RESIDUAL_UNIT.fullmatch(name)]
         silent = (nn.Identity, *CONTAINERS)
         yield from (
-            f"{path}.{name}" for name in [*pattern, *shortcut] if not isinstance(modules[name], silent)
+            Tap(f"{path}.{name}") for name in [*pattern, *shortcut] if not isinstance(modules[name], silent)
         )
-    yield path
+    yield Tap(path)
 
 
 def _has_skip(unit: nn.Module) -> bool:
@@ -291,20 +384,20 @@ def _has_skip(unit: nn.Module) -> bool:
 def _branches(path: str, unit: nn.Module) -> Iterator[Branch]:
     own = dict(unit.named_modules())
 
-    def last(*names: str) -> str | None:
-        return next((f"{path}.{name}" for name in names if name in own), None)
+    def last(*names: str) -> Tap | None:
+        return next((Tap(f"{path}.{name}") for name in names if name in own), None)
 
     if not _has_skip(unit):
         return
     if _is_transformer_block(unit):
         if attention := last("drop_path1", "ls1", "attn"):
-            yield Branch(path, "attention", f"{path}:in", attention, f"{path}.norm2:in")
+            yield Branch(path, "attention", Tap(path, "in"), attention, Tap(f"{path}.norm2", "in"))
         if mlp := last("drop_path2", "ls2", "mlp"):
-            yield Branch(path, "mlp", f"{path}.norm2:in", mlp, path)
+            yield Branch(path, "mlp", Tap(f"{path}.norm2", "in"), mlp, Tap(path))
     elif long := last("drop_path", "se", "bn3", "norm3", "conv3", "bn2", "norm2", "conv2"):
-        skip = last("downsample", "shortcut") or f"{path}:in"
+        skip = last("downsample", "shortcut") or Tap(path, "in")
         activation = last("act3", *(() if "conv3" in own else ("act2",)), "relu")
-        yield Branch(path, "unit", skip, long, path, activation)
+        yield Branch(path, "unit", skip, long, Tap(path), activation.path if activation else None)
 
 
 def _attention(unit: nn.Module) -> str:
@@ -319,8 +412,8 @@ def _is_transformer_block(unit: nn.Module) -> bool:
     )
 
 
-def _first(unit: str, own: Sequence[str], *names: str) -> str | None:
-    return next((f"{unit}.{name}" for name in names if name in own), None)
+def _first(unit: str, own: Sequence[str], *names: str) -> Tap | None:
+    return next((Tap(f"{unit}.{name}") for name in names if name in own), None)
 
 
 def _side(size: Any) -> Any:
@@ -340,15 +433,17 @@ def _is_unit(module: nn.Module) -> bool:
     return any(module.children()) and not isinstance(module, sequences) and not is_stage
 
 
-def _matching(paths: Sequence[str], pattern: str) -> list[str]:
+def _matching(paths: Sequence[str], pattern: str) -> list[Tap]:
     """The taps that a pattern names, in order of definition."""
-    suffix = ":in" if pattern.endswith(":in") else ""
-    parts = pattern.removesuffix(":in").split(".")
+    wanted = Tap.of(pattern)
+    if wanted.at == "heads":
+        return []  # no tensor; `attention_distance` reads them
+    parts = wanted.path.split(".")
     if not any(sign in pattern for sign in "*?["):
-        return [pattern] if ".".join(parts) in paths else []
+        return [wanted] if wanted.path in paths else []
     # Of several ** in a row one does, and every further one multiplies the ways to match.
     parts = [part for place, part in enumerate(parts) if part != "**" or parts[place - 1 : place] != ["**"]]
-    return [path + suffix for path in paths if _match_parts(path.split("."), parts)]
+    return [Tap(path, wanted.at) for path in paths if _match_parts(path.split("."), parts)]
 
 
 def _match_parts(path: list[str], pattern: list[str]) -> bool:

@@ -22,64 +22,71 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import Images
+from vit_analysis.images import AnyImages, Images, given
 from vit_analysis.lab import zoo
-from vit_analysis.models import Model, load, load_all, named, truth
-from vit_analysis.reading import measure, stream
-from vit_analysis.reading.intervals import Interval, in_group, jackknife
-from vit_analysis.reading.intervene import Branch, Repeated, without_skips
+from vit_analysis.layers import Branch, Tap
+from vit_analysis.models import Model, Models, classes_of_labels, load, load_all, named
+from vit_analysis.reading.capture import Layer
+from vit_analysis.reading.intervals import Interval, jackknife
+from vit_analysis.reading.intervene import Repeated, without_skips
 from vit_analysis.reading.measure import Measurement
-from vit_analysis.reading.state import Sums
+from vit_analysis.reading.state import Grouped
+from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.spelling import Refusal
 from vit_analysis.table import WITHOUT, column, with_provenance
 from vit_analysis.tensors import similarity
 
 logger = logging.getLogger(__name__)
 
-Models = Sequence[Model] | Mapping[str, nn.Module]
-
 TRAINED = tuple(f"lab/vit_no_skip_{where}" for where in ("first", "middle", "last"))
 
 
 @dataclass(frozen=True)
-class RunSums(Sums):
+class RunSums(Grouped):
     """What is compared between runs of models with equally many blocks, with and without some skip connections."""
 
     hsic: Float64[Tensor, "group run layer layer"]
     """The input of the first block, then every block's output."""
     right: Float64[Tensor, "group run"]
-    images: Float64[Tensor, " group"]
 
 
-def lesions(models: Models, images: Images, *, state: Path | None = None) -> pd.DataFrame:
+def measure(models: Models, images: AnyImages, *, state: Path | None = None) -> pd.DataFrame:
     """Each block of trained models in turn without its skip connections: what becomes of accuracy and of similarity across it.
 
-    Accuracy is by the images' labels where the model's classes are known to hold them (`models.truth`), and else agreement
-    with the intact model; `reference` says which. Similarity across is the mean CKA between what is before the block (the
-    outputs of earlier blocks, and the input of the first) and what is after (its own output and those of later blocks).
+    Accuracy is by the images' labels where the model's classes are known to hold them (`models.classes_of_labels`), and else
+    agreement with the intact model; `reference` says which. Similarity across is the mean CKA between what is before the block
+    (the outputs of earlier blocks, and the input of the first) and what is after (its own output and those of later blocks).
+
+    Args:
+        models: loaded models or names, one or several, or any modules under names of your own.
+        images: which images: `Images`, a path, a torch data set or a tensor.
+        state: where a killed run leaves its sums, to go on from; None leaves nothing.
 
     Returns:
         Columns model, block, reference, accuracy, drop (intact less accuracy) with its 95 % interval low, high; across,
         across_intact, and their difference across_drop with across_low, across_high; of drop and across_drop also the values
         without each group of batches (``drop_without``, ``across_drop_without``).
+
+    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
-    parts = [measure.table(plan(model, images), state) for model in named(models).values()]
+    images = given(images)
+    parts = [plan(model, images).table(state) for model in named(models).values()]
     digests = {name: digest for part in parts for name, digest in part.attrs["models"].items()}
     facts = {"models": digests, "images": images.facts()}
     return with_provenance(pd.concat(parts, ignore_index=True), "lesions", **facts)
 
 
-def plan(model: Model, images: Images) -> Measurement[RunSums]:
-    """What `lesions` measures of one model, in a pass of its own."""
+def plan(model: Model, images: AnyImages) -> Measurement[RunSums]:
+    """What `measure` measures of one model, in a pass of its own."""
+    images = given(images)
     branches: dict[str, list[Branch]] = {}
     for branch in layers.branches(model.module):
         branches.setdefault(branch.block, []).append(branch)
     changes: list[Any] = [nullcontext, *(partial(without_skips, branches=own) for own in branches.values())]
     repeated = replace(model, module=Repeated(model.module, changes))
-    taps = [f"model.{tap}" for tap in _outputs(model.module)] + ["model"]
-    reading = stream.Reading(
-        {model.name: repeated}, images, {model.name: taps}, _keep_gram_or_choice("model")
-    )
-    known, blocks = truth(model, images), layers.blocks(model.module)
+    taps = [tap._replace(path=f"model.{tap.path}".rstrip(".")) for tap in _outputs(model.module)]
+    reading = Reading({model.name: repeated}, images, {model.name: taps}, _reducer(taps[-1]))
+    known, blocks = classes_of_labels(model, images), layers.blocks(model.module)
 
     def finish(sums: RunSums) -> pd.DataFrame:
         table = _run_rows(sums, blocks, list(branches)).assign(model=model.name, reference=_reference(known))
@@ -90,33 +97,33 @@ def plan(model: Model, images: Images) -> Measurement[RunSums]:
 
 
 def trained_without_skips(
-    intact: Model, trained: Sequence[Model], images: Images, *, state: Path | None = None
+    intact: Model, trained: Sequence[Model], images: AnyImages, *, state: Path | None = None
 ) -> pd.DataFrame:
     """Models trained without the skip connections of one block (figure 8) against one that has them all.
 
     Returns:
-        The columns of `lesions`, where model is the one trained without, and block the one that lacks them.
+        The columns of `measure`, where model is the one trained without, and block the one that lacks them.
 
     Raises:
-        ValueError: a model lacks none or more than one block's, or has more or fewer blocks than the intact one.
+        Refusal: a model lacks none or more than one block's, or has more or fewer blocks than the intact one.
     """
-    return measure.table(plan_trained(intact, trained, images), state)
+    return plan_trained(intact, trained, images).table(state)
 
 
-def plan_trained(intact: Model, trained: Sequence[Model], images: Images) -> Measurement[RunSums]:
+def plan_trained(intact: Model, trained: Sequence[Model], images: AnyImages) -> Measurement[RunSums]:
     """What `trained_without_skips` measures, to share a pass with others."""
-    loaded = named([intact, *trained])
+    loaded, images = named([intact, *trained]), given(images)
     blocks = layers.blocks(intact.module)
     lacking = [layers.without_skips(model.module) for model in trained]
     for model, lacks in zip(trained, lacking, strict=True):
         if len(lacks) != 1 or layers.blocks(model.module) != blocks:
-            raise ValueError(
+            raise Refusal(
                 f"{model.name} has {len(layers.blocks(model.module))} blocks, and {len(lacks)} without skip connections; "
                 f"wanted are {len(blocks)}, as {intact.name} has, and 1"
             )
-    taps = {name: [*_outputs(model.module), ""] for name, model in loaded.items()}
-    reading = stream.Reading(loaded, images, taps, _keep_gram_or_choice(""))
-    known = truth(intact, images)
+    taps = {name: _outputs(model.module) for name, model in loaded.items()}
+    reading = Reading(loaded, images, taps, _reducer(Tap("")))
+    known = classes_of_labels(intact, images)
     fold = partial(_fold_runs, known=known, split=lambda seen: [list(own.values()) for own in seen.values()])
     changed = [lacks[0] for lacks in lacking]
 
@@ -139,78 +146,77 @@ def partition(table: pd.DataFrame, model: str, block: str) -> float:
     within = table[(column(table, "model") == model) & (column(table, "other_model") == model)]
     names = list(dict.fromkeys(within["layer"]))
     if block not in names:
-        raise ValueError(f"the table holds no layer {block!r} of {model}, only {', '.join(names[:8])} ...")
+        raise Refusal(f"the table holds no layer {block!r} of {model}, only {', '.join(names[:8])} ...")
     inside = [name for name in names if name.startswith(f"{block}.") or name == block]
     before, after = names[: names.index(inside[0])], names[names.index(block) :]
     return float(within[within["layer"].isin(before) & within["other_layer"].isin(after)]["cka"].mean())
 
 
-def _outputs(model: nn.Module) -> list[str]:
+def _outputs(model: nn.Module) -> list[Tap]:
+    """The input of the first block, the output of every block and that of the model."""
     blocks = layers.blocks(model)
-    return [f"{blocks[0]}:in", *blocks]
+    return [Tap(blocks[0], "in"), *map(Tap, blocks), Tap("")]
 
 
-def _keep_gram_or_choice(output: str) -> Callable[[str, str, Tensor], Tensor]:
+def _reducer(output: Tap) -> Callable[[Activation], Tensor]:
     """Of a model's output the chosen classes; of other layers their Gram vector."""
 
-    def reduce(model: str, layer: str, activation: Tensor) -> Tensor:
-        if layer.endswith("]"):
-            raise ValueError(
-                f"{layer!r} of {model} is one of several values that its block passes on, and what comes before and after "
+    def reduce(activation: Activation) -> Tensor:
+        if activation.layer.key:
+            raise Refusal(
+                f"{activation} is one of several values that its block passes on, and what comes before and after "
                 f"such blocks is not known; choose a Vision Transformer or a ResNet"
             )
-        if layer.partition("#")[0] == output:
-            return activation.argmax(-1)
-        enough = len(activation) >= similarity.SMALLEST_BATCH
-        return similarity.centred_gram(activation) if enough else activation.new_zeros(0)
+        values = activation.values
+        if activation.layer.tap == output:
+            return values.argmax(-1)
+        enough = len(values) >= similarity.SMALLEST_BATCH
+        return similarity.centred_gram(values) if enough else values.new_zeros(0)
 
     return reduce
 
 
-def _by_number(seen: Mapping[str, Mapping[str, Tensor]]) -> list[list[Tensor]]:
+def _by_number(seen: Mapping[str, Mapping[Layer, Tensor]]) -> list[list[Tensor]]:
     """What each run of the one model left, its choices last."""
     (own,) = seen.values()
-    runs: dict[str, list[Tensor]] = {}
+    runs: dict[int, list[Tensor]] = {}
     for layer, kept in own.items():
-        runs.setdefault(layer.partition("#")[2], []).append(kept)
+        runs.setdefault(layer.run, []).append(kept)
     return list(runs.values())
 
 
 def _fold_runs(
-    batch: stream.Pass,
+    batch: Pass,
     known: Sequence[int] | None,
-    split: Callable[[Mapping[str, Mapping[str, Tensor]]], list[list[Tensor]]],
+    split: Callable[[Mapping[str, Mapping[Layer, Tensor]]], list[list[Tensor]]],
 ) -> RunSums | None:
     if batch.size < similarity.SMALLEST_BATCH:
         return None
     runs = split(batch.seen)
     hsic = torch.stack([similarity.hsic(torch.stack(grams)) for *grams, _ in runs])
-    if not hsic.isfinite().all():
-        raise ValueError(f"{' or '.join(batch.seen)} has values that are not finite in batch {batch.number}")
+    batch.refuse_not_finite(hsic[None], [" or ".join(batch.seen)])
     choices = torch.stack([choices for *_, choices in runs])
     expected = choices[0] if known is None else torch.tensor(known)[batch.labels].to(choices.device)
-    return RunSums(
-        hsic=in_group(batch.size * hsic, batch.number),
-        right=in_group((choices == expected).sum(1).double(), batch.number),
-        images=in_group(hsic.new_tensor(float(batch.size)), batch.number),
+    return RunSums.of_batch(
+        batch.number,
+        images=hsic.new_tensor(float(batch.size)),
+        hsic=batch.size * hsic,
+        right=(choices == expected).sum(1).double(),
     )
 
 
 def _run_rows(sums: RunSums, blocks: Sequence[str], changed: Sequence[str]) -> pd.DataFrame:
     """One row per run but the first, which is the intact one, with the block that it lacks skip connections in."""
-    shape = sums.hsic.shape[1:]
-    size = shape.numel()
     places = [blocks.index(block) + 1 for block in changed]
 
-    def statistic(total: Tensor) -> Tensor:
-        cka = similarity.cka(total[:size].view(shape))
-        accuracy = total[size:-1] / total[-1]
+    def statistic(own: RunSums) -> Tensor:
+        cka = similarity.cka(own.hsic.sum(0))
+        accuracy = own.right.sum(0) / own.images.sum()
         across = torch.stack([cka[run, :at, at:].nanmean() for run, at in enumerate(places, 1)])
         whole = torch.stack([cka[0, :at, at:].nanmean() for at in places])
         return torch.stack([accuracy[1:], accuracy[0] - accuracy[1:], across, whole, whole - across])
 
-    groups = torch.cat([sums.hsic.flatten(1), sums.right, sums.images[:, None]], dim=1).cpu()
-    interval = jackknife(statistic, groups, sums.images.cpu() > 0)
+    interval = jackknife(statistic, sums.to("cpu"))
     accuracy, _, across, across_intact, _ = interval.value.numpy()
     rows = Interval(*(part.transpose(-1, -2) for part in interval))  # a row per block
     return pd.DataFrame({"block": list(changed), "accuracy": accuracy, "across": across}).assign(
@@ -250,7 +256,7 @@ def main(
         device: cpu, cuda ...; the GPU if there is one.
     """
     loaded = load_all(models, device=device)
-    removed = lesions(loaded, images, state=out)
+    removed = measure(loaded, images, state=out)
     command.write(removed, out)
     command.draw(removed, out, plot.lesions)
     others = _trained(models[0], trained, device)

@@ -16,7 +16,7 @@ The U-centred Gram matrices of all tokens and of all patches are two sets of vec
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,15 +26,17 @@ import pandas as pd
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import Images
-from vit_analysis.models import Model, load_all, named
-from vit_analysis.reading import intervals, measure, stream
-from vit_analysis.reading.intervals import in_group, jackknife
+from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.layers import Tap
+from vit_analysis.models import Models, load_all, named
+from vit_analysis.reading.intervals import jackknife, of_table
 from vit_analysis.reading.measure import Measurement
-from vit_analysis.reading.state import Sums
+from vit_analysis.reading.state import Grouped
+from vit_analysis.reading.stream import Activation, Reading
+from vit_analysis.spelling import Refusal
 from vit_analysis.table import with_provenance
 from vit_analysis.tensors import similarity
 from vit_analysis.tensors.similarity import SMALLEST_BATCH
@@ -42,36 +44,35 @@ from vit_analysis.tensors.tokens import on_grid
 
 logger = logging.getLogger(__name__)
 
-Models = Sequence[Model] | Mapping[str, nn.Module]
 Tokens = Literal["all", "normalized"]
 
 # Every pair of a token and a patch is a cell of the table: a million of them from 1024 positions on.
 MOST_TOKENS = 1024
+INPUT = Tap("", "in")  # the images as the model receives them
 STATISTICS = ("own", "hit_rate", "near_hit_rate", "contrast", "edge_effect")
 
 
 @dataclass(frozen=True)
-class PatchSums(Sums):
+class PatchSums(Grouped):
     """What localization needs of any number of batches."""
 
     hsic: Float64[Tensor, "group entry"]
     """Of each layer, end to end: every token with every patch, every token with itself, every patch with itself."""
-    images: Float64[Tensor, " group"]
     places: list[list[Any]]
     """[model, layer, rows, columns] of each layer, in order of execution."""
 
 
-class Grid(NamedTuple):
-    """One layer's HSIC in a batch, and its grid."""
+class Pairs(NamedTuple):
+    """HSIC of the tokens of one layer with the patches of a batch, and the rows and columns of its grid."""
 
     hsic: Float64[Tensor, " entry"]
     rows: int
     columns: int
 
 
-def compare(
+def measure(
     models: Models,
-    images: Images,
+    images: AnyImages,
     *,
     layers: str | Sequence[str] = "last",
     tokens: Tokens = "all",
@@ -80,8 +81,9 @@ def compare(
     """CKA of every token of a layer with every patch of the image.
 
     Args:
-        models: loaded models, or any modules under names of your own.
-        images: which images; all of one model have the same size, and none is cropped at random.
+        models: loaded models or names, one or several, or any modules under names of your own.
+        images: which images: `Images`, a path, a torch data set or a tensor; all of one model have the same size, and none is
+            cropped at random.
         layers: ``last`` or ``penultimate`` block, ``blocks``, or one or several glob patterns over module paths.
         tokens: ``all`` is the paper's choice; ``normalized`` scales each to norm 1, so that the few images in which a token is
             massive do not outweigh the others.
@@ -93,43 +95,77 @@ def compare(
         cka_without holds the values without each group of batches.
 
     Raises:
-        ValueError: a layer's activation is neither spatial tokens nor a map, or has more positions than can be paired.
+        Refusal: a layer's activation is neither spatial tokens nor a map, or has more positions than can be paired.
 
-    >>> table = compare([load("lab/vit"), load("lab/resnet")], Images(limit=1024))    # doctest: +SKIP
+    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=1024))    # doctest: +SKIP
     """
-    return measure.table(plan(models, images, layers=layers, tokens=tokens), state)
+    return plan(models, images, layers=layers, tokens=tokens).table(state)
 
 
 def plan(
-    models: Models, images: Images, *, layers: str | Sequence[str] = "last", tokens: Tokens = "all"
+    models: Models, images: AnyImages, *, layers: str | Sequence[str] = "last", tokens: Tokens = "all"
 ) -> Measurement[PatchSums]:
-    """What `compare` measures, to share a pass with others."""
+    """What `measure` measures, to share a pass with others."""
     loaded = named(models)
-    chosen = "last" if layers == "paper" else layers
-    taps = {name: [":in", *own] for name, own in _choose(loaded, chosen).items()}
-    reading = stream.Reading(loaded, images, taps, _reducer(loaded, tokens), settings={"tokens": tokens})
+    taps = _taps(loaded, "last" if layers == "paper" else layers)
+    inputs: dict[str, Tensor] = {}  # of this batch, until the next
+
+    def reduce(activation: Activation) -> Pairs | None:
+        if activation.layer.tap == INPUT:
+            inputs[activation.model.name] = activation.values
+            return None
+        return _pairs(activation, inputs[activation.model.name], tokens)
 
     def finish(sums: PatchSums) -> pd.DataFrame:
-        table, found = _table(sums), _summary(sums).to_dict("records")
+        table = _table(sums)
         _warn_of_constant_tokens(table)
-        facts = {"layers": layers, "tokens": tokens, "summary": found}
-        return with_provenance(table, "localization", **reading.facts(), **facts)
+        return with_provenance(table, "localization", **reading.facts(), layers=layers, tokens=tokens)
 
+    reading = Reading(loaded, given(images), taps, reduce, settings={"tokens": tokens})
     return Measurement(reading, _fold, PatchSums, finish)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """How well tokens know their place, layer by layer, then every two layers compared.
+    """How well tokens know their place, layer by layer.
 
     Returns:
-        Columns model, layer, other_model, other_layer (None, or whose value is subtracted), statistic, value, low, high,
-        chance. Over tokens that are not at the edge: ``own`` (CKA with the own patch), ``hit_rate`` (share whose most similar
-        patch is their own), ``near_hit_rate`` (or touches it) and ``contrast`` (own less the mean of the others, in standard
-        deviations of the token's map); over those that are, ``edge_effect`` (mean CKA with other patches of the edge less that
-        with those of the interior). ``chance`` is what independent values would give: grids of different size differ in it,
-        and so do their hit rates. Constant tokens count for nothing.
+        Columns model, layer, statistic, value, low, high, chance. Over tokens that are not at the edge: ``own`` (CKA with the
+        own patch), ``hit_rate`` (share whose most similar patch is their own), ``near_hit_rate`` (or touches it) and
+        ``contrast`` (own less the mean of the others, in standard deviations of the token's map); over those that are,
+        ``edge_effect`` (mean CKA with other patches of the edge less that with those of the interior). ``chance`` is what
+        independent values would give: grids of different size differ in it, and so do their hit rates. Constant tokens count
+        for nothing.
     """
-    return pd.DataFrame(table.attrs["summary"])
+    rows = []
+    for (model, layer), own in table.groupby(["model", "layer"], sort=False):
+        _, size = grid_maps(own)
+        interval = of_table(lambda part: statistics(*_spread(part)), own)
+        rows += [
+            {
+                "model": model,
+                "layer": layer,
+                "statistic": name,
+                "value": value,
+                "low": low,
+                "high": high,
+                "chance": chance,
+            }
+            for name, value, low, high, chance in zip(
+                STATISTICS, *(part.tolist() for part in interval[:3]), chances(*size), strict=True
+            )
+        ]
+    return pd.DataFrame(rows)
+
+
+def grid_maps(rows: pd.DataFrame) -> tuple[Float64[Tensor, "token patch"], tuple[int, int]]:
+    """CKA of the tokens of one layer with all patches, from its rows of the table; and the rows and columns of its grid."""
+    size = int(rows["token_row"].max()) + 1, int(rows["token_col"].max()) + 1
+    return torch.tensor(rows["cka"].to_numpy(dtype=float)).view(size[0] * size[1], -1), size
+
+
+def _spread(rows: pd.DataFrame) -> tuple[Float64[Tensor, "token patch"], int, int]:
+    maps, size = grid_maps(rows)
+    return maps, *size
 
 
 def statistics(
@@ -174,59 +210,52 @@ def patches(
     """The image cut into a grid.
 
     Raises:
-        ValueError: it does not divide.
+        Refusal: it does not divide.
     """
     height, width = pixels.shape[2:]
     if height % rows or width % columns:
-        raise ValueError(f"an input of {height} x {width} px does not divide into {rows} x {columns} patches")
+        raise Refusal(f"an input of {height} x {width} px does not divide into {rows} x {columns} patches")
     axes = "image channel (row down) (col across) -> image (row col) (channel down across)"
     return rearrange(pixels, axes, row=rows, col=columns)
 
 
-def _choose(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[str]]:
-    return layers.choose({name: model.module for name, model in models.items()}, chosen)
+def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[Tap]]:
+    found = layers.choose({name: model.module for name, model in models.items()}, chosen)
+    return {name: [INPUT, *own] for name, own in found.items()}
 
 
-def _reducer(models: Mapping[str, Model], tokens: Tokens) -> Callable[[str, str, Tensor], Grid | None]:
-    layouts = {name: layers.layout(model.module) for name, model in models.items()}
-    inputs: dict[str, Tensor] = {}
-
-    def reduce(model: str, layer: str, activation: Tensor) -> Grid | None:
-        if layer == ":in":
-            inputs[model] = activation  # of this batch, until the next
-            return None
-        grid = on_grid(activation, layouts[model], f"{layer!r} of {model}")
-        rows, columns = grid.shape[1:3]
-        if rows * columns > MOST_TOKENS:
-            raise ValueError(
-                f"{layer!r} of {model} has {rows} x {columns} positions, so {(rows * columns) ** 2:,} pairs with patches; "
-                f"choose a layer of at most {MOST_TOKENS} positions, deeper in the model"
-            )
-        if len(activation) < SMALLEST_BATCH:
-            return Grid(activation.new_zeros(0).double(), rows, columns)
-        own = grid.flatten(1, 2)
-        if tokens == "normalized":
-            own = torch.nn.functional.normalize(own.float(), dim=-1)
-        parts = similarity.hsic_between(own, patches(inputs[model], rows, columns))
-        return Grid(torch.cat([part.flatten() for part in parts]), rows, columns)
-
-    return reduce
+def _pairs(activation: Activation, pixels: Tensor, tokens: Tokens) -> Pairs:
+    grid = on_grid(activation.values, activation.layout, str(activation))
+    rows, columns = grid.shape[1:3]
+    if rows * columns > MOST_TOKENS:
+        raise Refusal(
+            f"{activation} has {rows} x {columns} positions, so {(rows * columns) ** 2:,} pairs with patches; "
+            f"choose a layer of at most {MOST_TOKENS} positions, deeper in the model"
+        )
+    if len(grid) < SMALLEST_BATCH:
+        return Pairs(grid.new_zeros(0).double(), rows, columns)
+    own = grid.flatten(1, 2)
+    if tokens == "normalized":
+        own = torch.nn.functional.normalize(own.float(), dim=-1)
+    parts = similarity.hsic_between(own, patches(pixels, rows, columns))
+    return Pairs(torch.cat([part.flatten() for part in parts]), rows, columns)
 
 
 def _fold(batch: stream.Pass) -> PatchSums | None:
     if batch.size < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
         return None
-    seen = [(model, layer, grid) for model, own in batch.seen.items() for layer, grid in own.items()]
-    finite = torch.stack([grid.hsic.isfinite().all() for *_, grid in seen])
-    if not finite.all():
-        model, layer, _ = seen[int(finite.logical_not().nonzero()[0])]
-        raise ValueError(f"{layer!r} of {model} has values that are not finite in batch {batch.number}")
-    hsic = torch.cat([grid.hsic for *_, grid in seen])
-    return PatchSums(
-        hsic=in_group(batch.size * hsic, batch.number),
-        images=in_group(hsic.new_tensor(float(batch.size)), batch.number),
-        places=[[model, layer, grid.rows, grid.columns] for model, layer, grid in seen],
+    seen = batch.kept()
+    finite = torch.stack([pairs.hsic.isfinite().all() for *_, pairs in seen])
+    batch.refuse_not_finite(
+        torch.where(finite, 0.0, torch.nan), [f"{str(layer)!r} of {model}" for model, layer, _ in seen]
+    )
+    hsic = torch.cat([pairs.hsic for *_, pairs in seen])
+    return PatchSums.of_batch(
+        batch.number,
+        images=hsic.new_tensor(float(batch.size)),
+        hsic=batch.size * hsic,
+        places=[[model, str(layer), pairs.rows, pairs.columns] for model, layer, pairs in seen],
     )
 
 
@@ -243,10 +272,10 @@ def _maps(
 
 
 def _table(sums: PatchSums) -> pd.DataFrame:
-    def flat(hsic: Tensor) -> Tensor:
-        return torch.cat([own.flatten() for own in _maps(hsic, sums.places)])
+    def flat(own: PatchSums) -> Tensor:
+        return torch.cat([maps.flatten() for maps in _maps(own.hsic.sum(0), own.places)])
 
-    interval = jackknife(flat, sums.hsic.cpu(), sums.images.cpu() > 0)
+    interval = jackknife(flat, sums.to("cpu"))
     tables = []
     for model, layer, rows, columns in sums.places:
         token, patch = np.divmod(np.arange((rows * columns) ** 2), rows * columns)
@@ -264,26 +293,6 @@ def _table(sums: PatchSums) -> pd.DataFrame:
             )
         )
     return pd.concat(tables, ignore_index=True).assign(**interval.columns("cka"))
-
-
-def _summary(sums: PatchSums) -> pd.DataFrame:
-    def statistic(hsic: Tensor) -> Tensor:
-        own = [
-            statistics(maps, rows, columns)
-            for maps, (*_, rows, columns) in zip(_maps(hsic, sums.places), sums.places, strict=True)
-        ]
-        return intervals.with_differences(torch.stack(own))
-
-    interval = jackknife(statistic, sums.hsic.cpu(), sums.images.cpu() > 0)
-    pairs = intervals.pairs([tuple(place) for place in sums.places])
-    rows = [
-        {"model": model, "layer": layer, "other_model": other and other[0], "other_layer": other and other[1]}
-        | {"statistic": name, "chance": None if other else chance}
-        for (model, layer, *size), other in pairs
-        for name, chance in zip(STATISTICS, chances(*size), strict=True)
-    ]
-    values = {name: part.flatten().numpy() for name, part in interval._asdict().items() if name != "without"}
-    return pd.DataFrame(rows).assign(**values)
 
 
 def _warn_of_constant_tokens(table: pd.DataFrame) -> None:
@@ -317,9 +326,8 @@ def main(
         device: cpu, cuda ...; the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
-    table = compare(load_all(models, device=device), images, layers=chosen, tokens=tokens, state=out)
-    found = summary(table)
-    logger.info("%s", found[found["other_model"].isna()].round(3).to_string(index=False))
+    table = measure(load_all(models, device=device), images, layers=chosen, tokens=tokens, state=out)
+    logger.info("%s", summary(table).round(3).to_string(index=False))
     command.write(table, out)
     command.draw(table, out, plot.localization)
 

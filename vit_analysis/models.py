@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vit_analysis.images import LAB, Images, Preprocessing
 from vit_analysis.lab import zoo
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.spelling import Refusal, did_you_mean
 
 RANDOM = "random"
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -49,6 +49,10 @@ class Model:
         return next(self.module.parameters(), torch.empty(0)).device
 
 
+Models = str | Model | Sequence[str | Model] | Mapping[str, str | Model | nn.Module]
+"""What every analysis takes as its models, see `named`."""
+
+
 def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) -> Model:
     """The model that ``NAME[@WEIGHTS]`` names.
 
@@ -59,7 +63,7 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
         device: where to put it; None is the GPU if there is one.
 
     Raises:
-        ValueError: unknown name, or weights that do not fit.
+        Refusal: unknown name, or weights that do not fit.
         FileNotFoundError: no such checkpoint.
         OSError: timm's weights cannot be had, or the file is no checkpoint.
     """
@@ -92,23 +96,54 @@ def load_all(names: Sequence[str], *, device: str | None = None) -> list[Model]:
     return [replace(model, name=name) for name, model in zip(names, loaded, strict=True)]
 
 
-def named(models: Sequence[Model] | Mapping[str, nn.Module]) -> dict[str, Model]:
-    """Models by name, from loaded models or from any modules with names of your own.
+def named(models: Models) -> dict[str, Model]:
+    """Models by name, from what a person has at hand.
 
-    A module that timm did not make gets timm's default preprocessing: 224 px, ImageNet statistics.
+    Args:
+        models: a loaded model or the name of one, several of them, or modules under names of your own. A module that timm
+            did not make gets timm's default preprocessing: 224 px, ImageNet statistics.
 
     Raises:
-        ValueError: no model, or the same name twice.
+        Refusal: none of these, no model, or the same name twice.
     """
     if isinstance(models, Mapping):
-        return {
-            name: Model(name, module, _preprocessing(module), digest(module))
-            for name, module in models.items()
-        }
-    names = [model.name for model in models]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"give one or more different models, got {names}")
-    return {model.name: model for model in models}
+        own = {name: _as_model(name, value) for name, value in models.items()}
+    else:
+        several = [models] if isinstance(models, str | Model | nn.Module) else models
+        if not isinstance(several, Iterable):
+            raise _no_models(models)
+        loaded = [load(one) if isinstance(one, str) else one for one in several]
+        if wrong := [one for one in loaded if not isinstance(one, Model)]:
+            raise _no_models(wrong[0])
+        names = [model.name for model in loaded]
+        if len(set(names)) < len(names):
+            raise Refusal(
+                f"give different models, or names of your own as in {{'a': model, 'b': model}}; got {names}"
+            )
+        own = {model.name: model for model in loaded}
+    if not own:
+        raise Refusal("give one or more models, such as ['lab/vit', 'lab/resnet']; got none")
+    return own
+
+
+def _as_model(name: Any, value: Any) -> Model:
+    if isinstance(value, str):
+        value = load(value)
+    if isinstance(value, Model):
+        return replace(value, name=str(name))
+    if not isinstance(value, nn.Module):
+        raise _no_models(value)
+    return Model(str(name), value, _preprocessing(value), digest(value))
+
+
+def _no_models(found: object) -> Refusal:
+    kind = type(found).__name__
+    line = (
+        f"{{'my {kind}': module}}" if isinstance(found, nn.Module) else "['lab/vit', models.load('resnet50')]"
+    )
+    return Refusal(
+        f"models are names, loaded models or modules under names of your own; got {kind}. Write measure({line}, images)"
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -153,7 +188,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load weights that must fit exactly.
 
     Raises:
-        ValueError: which keys are missing, unexpected, of another shape or not numbers, and how many.
+        Refusal: which keys are missing, unexpected, of another shape or not numbers, and how many.
     """
     own = module.state_dict()
     faults = {
@@ -172,13 +207,13 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         if keys
     ]
     if told:
-        raise ValueError(
+        raise Refusal(
             f"{source!r} does not fit {type(module).__name__} of {len(own)} tensors: {'; '.join(told)}"
         )
     module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
 
 
-def truth(model: Model, images: Images) -> list[int] | None:
+def classes_of_labels(model: Model, images: Images) -> list[int] | None:
     """The model's class of each label of the images: the lab's shapes for its models, ImageNet's 1000 by their wnids.
 
     None where it is not known that the images' labels are among the model's classes.
@@ -259,7 +294,7 @@ def _timm(name: str, weights: str, seed: int) -> nn.Module:
             *timm.list_models(),
             *timm.list_pretrained(),
         ]
-        raise ValueError(f"no model {name!r}; {did_you_mean(name, everything)}")
+        raise Refusal(f"no model {name!r}; {did_you_mean(name, everything)}")
     if not weights:
         return _pretrained(name)
     state = None if weights == RANDOM else read_checkpoint(_path(weights))

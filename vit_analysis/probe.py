@@ -24,18 +24,19 @@ import pandas as pd
 import torch
 from einops import einsum
 from jaxtyping import Float32, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import LAB, Images
-from vit_analysis.models import Model, load_all, named
-from vit_analysis.reading import measure, stream
-from vit_analysis.reading.capture import capture
-from vit_analysis.reading.intervals import in_group, jackknife
+from vit_analysis.images import LAB, AnyImages, Images, given
+from vit_analysis.layers import Tap
+from vit_analysis.models import Model, Models, load_all, named
+from vit_analysis.reading.capture import Capture, Layer
+from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.intervene import evaluating
 from vit_analysis.reading.measure import Measurement
-from vit_analysis.reading.state import Sums
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.reading.state import Grouped
+from vit_analysis.reading.stream import Activation, Pass, Reading, gather
+from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import WITHOUT, placed, with_provenance
 from vit_analysis.tensors import ridge
 from vit_analysis.tensors.similarity import full_float32
@@ -43,13 +44,13 @@ from vit_analysis.tensors.tokens import Layout, aligned, as_tokens, channels_fir
 
 logger = logging.getLogger(__name__)
 
-Models = Sequence[Model] | Mapping[str, nn.Module]
-Place = tuple[str, str]  # model, layer
+Place = tuple[str, Layer]  # name of the model, layer
 
 AGGREGATES = ("cls", "mean", "mean_spatial")
 EACH = "each"
 # Scenes cost nothing, and ten of a kind do not tell a linear classifier what a texture is.
-FREE_SHOTS = 100
+FREE_SHOTS, FEW_SHOTS = 100, 10
+SCENES = Images(limit=100_000, seed=1)
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ class Shots:
         """Numbers of the examples, by what is asked: the classes in order, ``count`` of each; the last draw is held out.
 
         Raises:
-            ValueError: there are no classes, or too few images of one.
+            Refusal: there are no classes, or too few images of one.
         """
         if min(self.count, self.draws) < 1:
-            raise ValueError(f"a probe needs at least 1 shot and 1 draw, got {self.count} and {self.draws}")
+            raise Refusal(f"a probe needs at least 1 shot and 1 draw, got {self.count} and {self.draws}")
         if not self.images.targets:
-            raise ValueError(f"{self.images.source!r} has no classes to probe: it needs a folder for each")
+            raise Refusal(f"{self.images.source!r} has no classes to probe: it needs a folder for each")
         truth = self.images.truth(self.images.order)
         return {target: self._draws(self.images.targets[target], labels) for target, labels in truth.items()}
 
@@ -84,7 +85,7 @@ class Shots:
         for label, answer in enumerate(answers):
             own = pool[labels == label][:needed]
             if len(own) < needed:
-                raise ValueError(
+                raise Refusal(
                     f"{self.draws} draws of {self.count} shots and as many held out need {needed} images of each class; of "
                     f"{answer!r} there are {len(own)} among {len(pool)}; lower shots or draws, or raise train.limit"
                 )
@@ -93,11 +94,10 @@ class Shots:
 
 
 @dataclass(frozen=True)
-class Correct(Sums):
+class Correct(Grouped):
     """Right answers of every probe."""
 
     correct: Float64[Tensor, "group probe draw"]
-    images: Float64[Tensor, " group"]
     probes: list[list[str]]
     """[model, layer, target, tokens] of each probe, in order of execution."""
 
@@ -107,7 +107,7 @@ class Reader:
     """What of a model's activations is probed.
 
     Attributes:
-        tokens: as given to `compare`.
+        tokens: as given to `measure`.
         layout: of the model.
         last: channels, rows and columns of the model's last map; None where it has none.
     """
@@ -151,10 +151,10 @@ class Probe:
             return (einsum(x - self.centre, self.weight, axes) + self.bias).argmax(-1)
 
 
-def compare(
+def measure(
     models: Models,
-    images: Images,
-    shots: Shots,
+    images: AnyImages,
+    shots: Shots | None = None,
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: Sequence[str] = AGGREGATES,
@@ -163,9 +163,11 @@ def compare(
     """Accuracy of linear probes on every layer of all models.
 
     Args:
-        models: loaded models, or any modules under names of your own (then with layer patterns).
-        images: which images the probes are judged on; those among them that are examples are left out.
-        shots: which images the probes learn from.
+        models: loaded models or names, one or several, or any modules under names of your own (then with layer patterns).
+        images: which images the probes are judged on: `Images`, a path or a torch data set; those among them that are examples
+            are left out.
+        shots: which images the probes learn from; None is 100 other scenes of each class for scenes, and 10 of the images of
+            each class for any others.
         layers: ``paper``, ``blocks``, or one or several glob patterns over module paths.
         tokens: what of a layer is probed: ``cls``, ``mean`` (all tokens), ``mean_spatial`` (all but class token and registers;
             only where there are some), ``each`` (every spatial token on its own) or the number of one, row by row.
@@ -177,23 +179,25 @@ def compare(
         tokens (``grids``). accuracy_without holds the values without each group of batches.
 
     Raises:
-        ValueError: images without classes, other classes in either source, too few examples, or tokens that no layer has.
+        Refusal: images without classes, other classes in either source, too few examples, or tokens that no layer has.
 
-    >>> table = compare([load("lab/vit")], Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
+    >>> table = measure("lab/vit", Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
     """
-    return measure.table(plan(models, images, shots, layers=layers, tokens=tokens), state)
+    return plan(models, images, shots, layers=layers, tokens=tokens).table(state)
 
 
 def plan(
     models: Models,
-    images: Images,
-    shots: Shots,
+    images: AnyImages,
+    shots: Shots | None = None,
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: Sequence[str] = AGGREGATES,
 ) -> Measurement[Correct]:
-    """What `compare` measures, to share a pass with others; before it, the probes learn from the examples."""
-    loaded, chosen = named(models), shots.chosen()
+    """What `measure` measures, to share a pass with others; before it, the probes learn from the examples."""
+    loaded, images = named(models), given(images)
+    shots = shots or Shots(*((SCENES, FREE_SHOTS) if images.source == LAB else (images, FEW_SHOTS)))
+    chosen = shots.chosen()
     examples = shots.images.only(torch.cat([draws.flatten() for draws in chosen.values()]).unique().tolist())
     images = _judged(images, examples)
     taps = _taps(loaded, layers)
@@ -201,10 +205,10 @@ def plan(
     probes: dict[Place, dict[str, Probe]] = {}
 
     def learn() -> None:
-        probes.update(_learn(stream.Reading(loaded, examples, taps, partial(_stack, readers)), chosen))
+        probes.update(_learn(Reading(loaded, examples, taps, partial(_stack, readers)), chosen))
 
     settings = {"shots": shots.count, "draws": shots.draws, "tokens": list(tokens), "train": examples.facts()}
-    reading = stream.Reading(loaded, images, taps, partial(_answer, readers, probes), settings=settings)
+    reading = Reading(loaded, images, taps, partial(_answer, readers, probes), settings=settings)
     facts = {
         **settings,
         "layers": layers,
@@ -222,7 +226,7 @@ def plan(
 def _judged(images: Images, examples: Images) -> Images:
     """The images to judge on, without the examples where they come from the same source."""
     if images.targets != examples.targets:
-        raise ValueError(
+        raise Refusal(
             f"probes learn the classes of {examples.source!r} ({_told(examples.targets)}) and are judged on those of "
             f"{images.source!r} ({_told(images.targets)}); give train.source and images.source the same classes"
         )
@@ -231,7 +235,7 @@ def _judged(images: Images, examples: Images) -> Images:
     learned = set(examples.order)
     rest = [number for number in images.order if number not in learned]
     if not rest:
-        raise ValueError(
+        raise Refusal(
             f"all {len(images.order)} images of {images.source!r} are examples; there are none to judge on"
         )
     return images.only(rest)
@@ -246,7 +250,7 @@ def _origin(images: Images) -> tuple[Any, ...]:
 
 
 def _told(targets: Mapping[str, Sequence[str]]) -> str:
-    """Of the first thing asked: how many answers, and some."""
+    """The number of classes and the first three names."""
     answers = next(iter(targets.values()), [])
     return (
         f"{len(answers)}: {', '.join(answers[:3])}{', ...' if len(answers) > 3 else ''}"
@@ -255,47 +259,47 @@ def _told(targets: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[str]]:
+def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[Tap]]:
     return layers.choose({name: model.module for name, model in models.items()}, chosen)
 
 
 def _readers(
-    models: Mapping[str, Model], taps: Mapping[str, Sequence[str]], tokens: Sequence[str], images: Images
+    models: Mapping[str, Model], taps: Mapping[str, Sequence[Tap]], tokens: Sequence[str], images: Images
 ) -> tuple[dict[str, Reader], dict[Place, list[str]]]:
     """The reader of every model, and what it reads of every layer, known from one image."""
     if unknown := [token for token in tokens if token not in (*AGGREGATES, EACH) and not token.isdigit()]:
         near = did_you_mean(unknown[0], (*AGGREGATES, EACH))
-        raise ValueError(f"no tokens {unknown[0]!r} to probe; {near} Or the number of a spatial token")
+        raise Refusal(f"no tokens {unknown[0]!r} to probe; {near} Or the number of a spatial token")
     readers: dict[str, Reader] = {}
     names: dict[Place, list[str]] = {}
     for name, model in models.items():
         (one,) = images.only(images.order[:1]).read([model.preprocessing])
-        layout, modules = layers.layout(model.module), [*taps[name], *layers.last_block(model.module)]
-        with evaluating(model.module), torch.inference_mode(), capture(model.module, modules) as run:
+        layout, read = layers.layout(model.module), [*taps[name], *map(Tap, layers.last_block(model.module))]
+        with evaluating(model.module), torch.inference_mode(), Capture(model.module, read) as run:
             seen = run(one.inputs[0].to(model.device))
         maps = [channels_first(value, layout) for value in seen.values() if value.ndim == 4]
         last = (maps[-1].shape[1], maps[-1].shape[2], maps[-1].shape[3]) if maps else None
         readers[name] = Reader(tuple(dict.fromkeys(tokens)), layout, last)
-        read = {layer: list(readers[name](value)) for layer, value in seen.items()}
-        names |= {(name, layer): parts for layer, parts in read.items() if parts}
+        parts = {layer: list(readers[name](value)) for layer, value in seen.items()}
+        names |= {(name, layer): own for layer, own in parts.items() if own}
     if not names:
-        raise ValueError(f"no chosen layer has any of the tokens {', '.join(tokens)}")
+        raise Refusal(f"no chosen layer has any of the tokens {', '.join(tokens)}")
     return readers, names
 
 
-def _stack(readers: Mapping[str, Reader], model: str, _: str, activation: Tensor) -> Tensor | None:
+def _stack(readers: Mapping[str, Reader], activation: Activation) -> Tensor | None:
     """The representations of some images, ``image token feature``; None where the layer has none of those wanted."""
-    parts = readers[model](activation)
+    parts = readers[activation.model.name](activation.values)
     return torch.stack(list(parts.values()), dim=1) if parts else None
 
 
-def _learn(reading: stream.Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
+def _learn(reading: Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
     """The probes of every layer and target. All layers of a model with as many tokens and features are solved as one."""
-    images, found = reading.images, stream.gather(reading)
+    images, found = reading.images, gather(reading)
     alike: dict[tuple[str, torch.Size], list[Place]] = {}
     for place, values in found.items():
         if not values.isfinite().all():
-            raise ValueError(f"{place[1]!r} of {place[0]} has values that are not finite")
+            raise Refusal(f"{str(place[1])!r} of {place[0]} has values that are not finite")
         alike.setdefault((place[0], values.shape), []).append(place)
     row = {number: place for place, number in enumerate(images.order)}
     probes: dict[Place, dict[str, Probe]] = {place: {} for place in found}
@@ -318,38 +322,31 @@ def _learn(reading: stream.Reading, chosen: Mapping[str, Tensor]) -> dict[Place,
 
 
 def _answer(
-    readers: Mapping[str, Reader],
-    probes: Mapping[Place, Mapping[str, Probe]],
-    model: str,
-    layer: str,
-    activation: Tensor,
+    readers: Mapping[str, Reader], probes: Mapping[Place, Mapping[str, Probe]], activation: Activation
 ) -> dict[str, Int[Tensor, "image token draw"]] | None:
     """What the probes of a layer answer, by what is asked."""
-    values = _stack(readers, model, layer, activation)
-    return None if values is None else {target: own(values) for target, own in probes[model, layer].items()}
+    values = _stack(readers, activation)
+    if values is None:
+        return None
+    return {target: own(values) for target, own in probes[activation.model.name, activation.layer].items()}
 
 
-def _fold(images: Images, names: Mapping[Place, Sequence[str]], batch: stream.Pass) -> Correct:
+def _fold(images: Images, names: Mapping[Place, Sequence[str]], batch: Pass) -> Correct:
     truth = images.truth(batch.images)
     rows: list[Tensor] = []
     probes: list[list[str]] = []
-    for model, seen in batch.seen.items():
-        for layer, answers in seen.items():
-            for target, given in answers.items():
-                right = given == truth[target].to(given.device)[:, None, None]
-                rows.append(right.sum(0).double().to(rows[0].device if rows else given.device))
-                probes += [[model, layer, target, token] for token in names[model, layer]]
+    for model, layer, answers in batch.kept():
+        for target, answer in answers.items():
+            right = answer == truth[target].to(answer.device)[:, None, None]
+            rows.append(right.sum(0).double().to(rows[0].device if rows else answer.device))
+            probes += [[model, str(layer), target, token] for token in names[model, layer]]
     correct = torch.cat(rows)
-    return Correct(
-        correct=in_group(correct, batch.number),
-        images=in_group(correct.new_tensor(float(batch.size)), batch.number),
-        probes=probes,
-    )
+    images_in_batch = correct.new_tensor(float(batch.size))
+    return Correct.of_batch(batch.number, images=images_in_batch, correct=correct, probes=probes)
 
 
 def _table(sums: Correct, shots: int) -> pd.DataFrame:
-    groups = torch.cat([sums.correct.flatten(1), sums.images[:, None]], dim=1)
-    interval = jackknife(lambda total: total[:-1] / total[-1], groups, sums.images > 0)
+    interval = jackknife(lambda own: own.correct.sum(0).flatten() / own.images.sum(), sums)
     probes = pd.DataFrame(sums.probes, columns=["model", "layer", "target", "tokens"])
     depths = placed(probes[["model", "layer"]].drop_duplicates().to_numpy().tolist())
     probes = probes.merge(depths, on=["model", "layer"], how="left")
@@ -371,7 +368,7 @@ def _grids(models: Mapping[str, Model], readers: Mapping[str, Reader]) -> dict[s
         if last := readers[name].last:
             grids[name] = list(last[1:])
         else:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(Refusal):
                 grid = layers.grid(model.module)
                 grids[name] = [grid.rows, grid.columns]
     return grids
@@ -382,7 +379,7 @@ def main(
     /,
     *,
     images: Images = Images(limit=2000),  # noqa: B008  (frozen)
-    train: Images = Images(limit=100_000, seed=1),  # noqa: B008
+    train: Images = SCENES,
     layers: tuple[str, ...] = ("blocks",),
     tokens: tuple[str, ...] = AGGREGATES,
     shots: int | None = None,
@@ -405,8 +402,8 @@ def main(
     """
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
-    examples = Shots(train, shots or (FREE_SHOTS if train.source == LAB else 10), draws)
-    table = compare(loaded, images, examples, layers=chosen, tokens=tokens, state=out)
+    examples = Shots(train, shots or (FREE_SHOTS if train.source == LAB else FEW_SHOTS), draws)
+    table = measure(loaded, images, examples, layers=chosen, tokens=tokens, state=out)
     command.write(table, out)
     command.draw(table, out, plot.probe)
     if set(tokens) != {"cls"}:

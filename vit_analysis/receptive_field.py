@@ -27,35 +27,35 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import Images
-from vit_analysis.models import Model, load_all, named
-from vit_analysis.reading import intervals, measure, processes, stream
-from vit_analysis.reading.intervals import GROUPS, jackknife
-from vit_analysis.reading.intervene import sums as true_sums
-from vit_analysis.reading.measure import Measurement
-from vit_analysis.reading.state import Sums
-from vit_analysis.table import with_provenance
+from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.layers import Tap
+from vit_analysis.models import Model, Models, load_all, named
+from vit_analysis.reading import processes
+from vit_analysis.reading.capture import Layer
+from vit_analysis.reading.intervals import jackknife
+from vit_analysis.reading.intervene import true_branches
+from vit_analysis.reading.measure import Measurement, tables
+from vit_analysis.reading.state import GROUPS, Grouped
+from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.spelling import Refusal
+from vit_analysis.table import placed, with_provenance
 from vit_analysis.tensors.tokens import on_grid
-
-Models = Sequence[Model] | Mapping[str, nn.Module]
 
 # The paper's number of images; few enough to a batch that the activations of a ResNet-50 stay under 2 GB.
 PAPER = Images(limit=32, batch=8)
 CHANNELS = 32
-STATISTICS = ("first_radius_px", "half_to_last_radius", "last_centre_to_uniform", "centre_less_long")
 
 
 @dataclass(frozen=True)
-class FieldSums(Sums):
+class FieldSums(Grouped):
     """What the fields of any number of batches add up to."""
 
     moments: Float64[Tensor, "group layer 3"]
     """Of E: sum, sum of E r^2 in px^2, and sum within the centre patch."""
-    images: Float64[Tensor, " group"]
     maps: Float64[Tensor, " pixel"]
     """E of all layers, end to end, row by row."""
     places: list[list[Any]]
@@ -78,9 +78,9 @@ class Field(NamedTuple):
     uniform: float
 
 
-def compare(
+def measure(
     models: Models,
-    images: Images = PAPER,
+    images: AnyImages = PAPER,
     *,
     layers: str | Sequence[str] = "paper",
     channels: int | None = CHANNELS,
@@ -89,8 +89,8 @@ def compare(
     """Size of the effective receptive field of every layer.
 
     Args:
-        models: loaded models, or any modules under names of your own (then with layer patterns).
-        images: which images; the paper took 32.
+        models: loaded models or names, one or several, or any modules under names of your own (then with layer patterns).
+        images: which images: `Images`, a path, a torch data set or a tensor; the paper took 32.
         layers: ``paper`` (every sublayer, both branches), ``blocks``, or one or several glob patterns over module paths.
         channels: of each layer and image, drawn at random; None takes all, as the paper does.
         state: where a killed run leaves its sums, to go on from; None leaves nothing.
@@ -101,56 +101,54 @@ def compare(
         a layer does not depend on its input. radius_px_without and centre_share_without hold the values without each group of
         images.
 
-    >>> table = compare([load("lab/vit"), load("lab/resnet")])    # doctest: +SKIP
+    >>> table = measure(["lab/vit", "lab/resnet"])    # doctest: +SKIP
     """
     return with_maps(models, images, layers=layers, channels=channels, state=state)[0]
 
 
 def with_maps(
     models: Models,
-    images: Images = PAPER,
+    images: AnyImages = PAPER,
     *,
     layers: str | Sequence[str] = "paper",
     channels: int | None = CHANNELS,
     state: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of `compare`, and the fields themselves.
+    """The table of `measure`, and the fields themselves.
 
     Returns:
         The fields have columns model, layer, step, depth, branch, radius_px, rows, columns, map: E row by row, in units of the
         layer per unit of the normalised input.
     """
     both = plan_with_maps(models, images, layers=layers, channels=channels)
-    table, maps = measure.tables(dict(zip(("table", "maps"), both, strict=True)), state).values()
+    table, maps = tables(dict(zip(("table", "maps"), both, strict=True)), state).values()
     return table, maps
 
 
 def plan_with_maps(
     models: Models,
-    images: Images = PAPER,
+    images: AnyImages = PAPER,
     *,
     layers: str | Sequence[str] = "paper",
     channels: int | None = CHANNELS,
 ) -> tuple[Measurement[FieldSums], Measurement[FieldSums]]:
     """What `with_maps` measures: two tables of the same sums. They need gradients, so a pass of their own."""
     if channels is not None and channels < 1:
-        raise ValueError(f"channels must be at least 1, or None for all, got {channels}")
-    loaded = named(models)
+        raise Refusal(f"channels must be at least 1, or None for all, got {channels}")
+    loaded, images = named(models), given(images)
     steps = {name: _steps(model, images, layers) for name, model in loaded.items()}
-    reading = stream.Reading(
+    reading = Reading(
         models=loaded,
         images=images,
-        taps={name: list(own["layer"]) for name, own in steps.items()},
-        reduce=_reducer(loaded),
+        taps={name: list(own) for name, own in steps.items()},
+        reduce=_centre,
         differentiate=_differentiator(loaded, channels),
         settings={"channels": channels},
     )
     facts = {"layers": layers, "channels": channels}
 
     def finish(sums: FieldSums) -> pd.DataFrame:
-        table = _table(sums, steps)
-        found = _summary(sums, table).to_dict("records")
-        return with_provenance(table, "receptive_field", **reading.facts(), **facts, summary=found)
+        return with_provenance(_table(sums, steps), "receptive_field", **reading.facts(), **facts)
 
     def finish_maps(sums: FieldSums) -> pd.DataFrame:
         maps = _maps(sums, _table(sums, steps))
@@ -158,19 +156,6 @@ def plan_with_maps(
 
     own = Measurement(reading, partial(_fold, images.batch), FieldSums, finish, alone=True)
     return own, replace(own, finish=finish_maps)
-
-
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """What the paper says of these fields, as numbers: of every model, then of every two.
-
-    Returns:
-        Columns model, other_model (None, or the one whose value is subtracted), statistic, value, low, high. The statistics:
-        ``first_radius_px`` (after the first attention, or the first convolution), ``half_to_last_radius`` (radius at depth 0.5
-        over that at 1), ``last_centre_to_uniform`` (centre share of the last layer over that of a constant field), and
-        ``centre_less_long`` (centre share after the addition less that of the long branch, over attentions, or units, of the
-        last half). NaN where a layer that it needs was not chosen.
-    """
-    return pd.DataFrame(table.attrs["summary"])
 
 
 def mean_gradient(
@@ -206,24 +191,30 @@ def offsets(
     return distance, (distance >= -stride / 2) & (distance < stride / 2)
 
 
-def _steps(model: Model, images: Images, chosen: str | Sequence[str]) -> pd.DataFrame:
-    """Columns layer, step, depth, branch of the chosen layers; other layers than the paper's are steps of their own."""
+class Step(NamedTuple):
+    """What a layer is among the steps of the residual stream; other layers than the paper's are steps of their own."""
+
+    name: str
+    depth: float
+    branch: str
+
+
+def _steps(model: Model, images: Images, chosen: str | Sequence[str]) -> dict[Tap, Step]:
+    """The chosen layers."""
     try:
         steps = _true_steps(model, layers.sublayers(model.module), images)
-    except ValueError:
+    except Refusal:
         if chosen == "paper":
             raise
         steps = []
-    depths = np.linspace(0, 1, len(steps))
     known = {
-        tap: (tap, step.name, depth, branch)
-        for depth, step in zip(depths, steps, strict=True)
+        tap: Step(step.name, float(depth), branch)
+        for depth, step in zip(np.linspace(0, 1, len(steps)), steps, strict=True)
         for branch, tap in (("residual", step.residual), ("long", step.long))
         if tap
     }
     taps = list(known) if chosen == "paper" else layers.choose({"": model.module}, chosen)[""]
-    rows = [known.get(tap, (tap, tap, np.nan, "residual")) for tap in taps]
-    return pd.DataFrame(rows, columns=["layer", "step", "depth", "branch"])
+    return {tap: known.get(tap, Step(str(tap), np.nan, "residual")) for tap in taps}
 
 
 def _true_steps(model: Model, steps: Sequence[layers.Sublayer], images: Images) -> Sequence[layers.Sublayer]:
@@ -232,7 +223,7 @@ def _true_steps(model: Model, steps: Sequence[layers.Sublayer], images: Images) 
     if not branches:
         return steps
     pixels = next(images.read([model.preprocessing])).inputs[0].to(model.device)
-    found = set(true_sums(model.module, branches, pixels))
+    found = set(true_branches(model.module, branches, pixels))
     return [
         step if step.branch is None or step.branch in found else step._replace(long=None)
         for step in steps
@@ -240,34 +231,27 @@ def _true_steps(model: Model, steps: Sequence[layers.Sublayer], images: Images) 
     ]
 
 
-def _reducer(models: Mapping[str, Model]) -> Callable[[str, str, Tensor], Centre]:
-    layouts = {name: layers.layout(model.module) for name, model in models.items()}
-
-    def reduce(model: str, layer: str, activation: Tensor) -> Centre:
-        grid = on_grid(activation, layouts[model], f"{layer!r} of {model}")
-        rows, columns = grid.shape[1:3]
-        # A copy: a ResNet adds its shortcut to its last norm in place.
-        return Centre(grid[:, rows // 2, columns // 2].clone(), rows, columns)
-
-    return reduce
+def _centre(activation: Activation) -> Centre:
+    grid = on_grid(activation.values, activation.layout, str(activation))
+    rows, columns = grid.shape[1:3]
+    # A copy: a ResNet adds its shortcut to its last norm in place.
+    return Centre(grid[:, rows // 2, columns // 2].clone(), rows, columns)
 
 
 def _differentiator(
     models: Mapping[str, Model], channels: int | None
-) -> Callable[[str, list[int], Tensor, dict[str, Centre]], dict[str, Field]]:
+) -> Callable[[Model, list[int], Tensor, Mapping[Layer, Centre]], dict[Layer, Field]]:
     padded = {name: layers.is_padded(model.module) for name, model in models.items()}
 
     def differentiate(
-        model: str, numbers: list[int], pixels: Tensor, seen: dict[str, Centre]
-    ) -> dict[str, Field]:
-        quiet = True if processes.processes()[0] else None
+        model: Model, numbers: list[int], pixels: Tensor, seen: Mapping[Layer, Centre]
+    ) -> dict[Layer, Field]:
+        quiet = True if processes.rank_and_size()[0] else None
         fields = {}
-        for layer, centre in tqdm(seen.items(), desc=model, unit="layer", leave=False, disable=quiet):
+        for layer, centre in tqdm(seen.items(), desc=model.name, unit="layer", leave=False, disable=quiet):
             chosen = drawn(numbers, centre.features.shape[1], channels).to(pixels.device)
             gradient = mean_gradient(pixels, centre.features, chosen)
-            if not gradient.isfinite().all():
-                raise ValueError(f"{layer!r} of {model} has gradients that are not finite")
-            fields[layer] = _field(gradient, centre, padded=padded[model])
+            fields[layer] = _field(gradient, centre, padded=padded[model.name])
         return fields
 
     return differentiate
@@ -283,41 +267,44 @@ def _field(gradient: Float64[Tensor, "image row col"], centre: Centre, *, padded
     return Field(gradient.sum(0), moments, inside.mean().item())
 
 
-def _fold(size: int, batch: stream.Pass) -> FieldSums:
+def _fold(size: int, batch: Pass) -> FieldSums:
     """Every image is dealt to a group by its place in the run, as there are too few for whole batches."""
-    fields = [(model, layer, field) for model, seen in batch.seen.items() for layer, field in seen.items()]
+    fields = batch.kept()
     moments = torch.stack([field.moments for *_, field in fields], dim=1)
+    batch.refuse_not_finite(
+        moments.transpose(0, 1), [f"the gradient of {str(layer)!r} of {model}" for model, layer, _ in fields]
+    )
     group = (batch.number * size + torch.arange(batch.size, device=moments.device)) % GROUPS
     nothing = moments.new_zeros(GROUPS, *moments.shape[1:])
     return FieldSums(
         moments=nothing.index_add(0, group, moments),
         images=nothing[:, 0, 0].index_add(0, group, moments.new_ones(batch.size)),
         maps=torch.cat([field.total.flatten() for *_, field in fields]),
-        places=[[model, layer, *field.total.shape, field.uniform] for model, layer, field in fields],
+        places=[[model, str(layer), *field.total.shape, field.uniform] for model, layer, field in fields],
     )
 
 
-def _sizes(moments: Float64[Tensor, "*group layer 3"]) -> Float64[Tensor, "*group layer 2"]:
+def _sizes(sums: FieldSums) -> Float64[Tensor, "layer 2"]:
     """Radius in px and centre share; NaN where there is no gradient at all."""
-    total, second, inside = moments.unbind(-1)
+    total, second, inside = sums.moments.sum(0).unbind(-1)
     return torch.stack([(second / total).sqrt(), inside / total], dim=-1)
 
 
-def _table(sums: FieldSums, steps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    place = pd.DataFrame(sums.places, columns=["model", "layer", "rows", "columns", "uniform_centre_share"])
-    known = pd.concat([own.assign(model=name) for name, own in steps.items()])
-    table = place[["model", "layer"]].merge(known, how="left", on=["model", "layer"], validate="1:1")
+def _table(sums: FieldSums, steps: Mapping[str, Mapping[Tap, Step]]) -> pd.DataFrame:
+    known = {(model, str(tap)): step for model, own in steps.items() for tap, step in own.items()}
+    table = placed([[model, layer] for model, layer, *_ in sums.places])
     # Of a block that passes on several values each is a layer, and no step.
-    table = table.assign(step=table["step"].fillna(table["layer"]), branch=table["branch"].fillna("residual"))
-    order = table.groupby("model").cumcount() / (table.groupby("model")["layer"].transform("size") - 1).clip(
-        lower=1
+    found = [known.get((model, layer), Step(layer, np.nan, "residual")) for model, layer, *_ in sums.places]
+    table.insert(2, "step", [step.name for step in found])
+    table = table.assign(
+        depth=pd.Series([step.depth for step in found]).fillna(table["depth"]),
+        branch=[step.branch for step in found],
     )
-    radius, share = map(jackknife(_sizes, sums.moments, sums.images > 0).of, (0, 1))
+    sizes = jackknife(_sizes, sums)
     return table.assign(
-        depth=table["depth"].fillna(order),
-        **radius.columns("radius_px"),
-        **share.columns("centre_share", "centre_low", "centre_high"),
-        uniform_centre_share=place["uniform_centre_share"],
+        **sizes.of(0).columns("radius_px"),
+        **sizes.of(1).columns("centre_share", "centre_low", "centre_high"),
+        uniform_centre_share=[uniform for *_, uniform in sums.places],
     )
 
 
@@ -329,38 +316,6 @@ def _maps(sums: FieldSums, table: pd.DataFrame) -> pd.DataFrame:
         columns=[columns for _, columns in sizes],
         map=[mean.numpy() for mean in means],
     )
-
-
-def _summary(sums: FieldSums, table: pd.DataFrame) -> pd.DataFrame:
-    def statistic(moments: Tensor) -> Tensor:
-        radius, share = _sizes(moments).numpy().T
-        sized = table.assign(radius_px=radius, centre_share=share)
-        own = [_findings(rows) for _, rows in sized.groupby("model", sort=False)]
-        return intervals.with_differences(torch.tensor(own, dtype=torch.float64))
-
-    interval = jackknife(statistic, sums.moments.cpu(), sums.images.cpu() > 0)
-    compared = pd.DataFrame(intervals.pairs(list(table["model"].unique())), columns=["model", "other_model"])
-    rows = compared.merge(pd.DataFrame({"statistic": STATISTICS}), how="cross")
-    values = {name: part.flatten().numpy() for name, part in interval._asdict().items() if name != "without"}
-    return rows.assign(**values)
-
-
-def _findings(own: pd.DataFrame) -> list[float]:
-    """`STATISTICS` of one model."""
-    stream = own[own["branch"] == "residual"]
-
-    def at(depth: float, column: str) -> float:
-        return float(np.interp(depth, stream["depth"], stream[column], left=np.nan, right=np.nan))
-
-    late = own[(own["depth"] >= 0.5) & ~own["step"].str.startswith("MLP")]
-    share = late.pivot(index="step", columns="branch", values="centre_share")
-    less = share.get("residual", np.nan) - share.get("long", np.nan)
-    return [
-        at(0.0, "radius_px"),
-        at(0.5, "radius_px") / at(1.0, "radius_px"),
-        at(1.0, "centre_share") / at(1.0, "uniform_centre_share"),
-        float(np.nanmean(less)) if np.isfinite(less).any() else np.nan,
-    ]
 
 
 def main(

@@ -9,9 +9,8 @@ What goes on must be z + f(z), which is checked; so a block of another kind is r
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,23 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import Images
-from vit_analysis.models import Model, load_all, named
-from vit_analysis.reading import measure, stream
-from vit_analysis.reading.intervals import in_group, jackknife
-from vit_analysis.reading.intervene import Branch
+from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.layers import Branch, Tap
+from vit_analysis.models import Models, load_all, named
+from vit_analysis.reading.capture import Layer
+from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
-from vit_analysis.reading.state import Sums
+from vit_analysis.reading.state import Grouped
+from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.spelling import Refusal
 from vit_analysis.table import WITHOUT, with_provenance
 from vit_analysis.tensors import similarity
 from vit_analysis.tensors.tokens import Layout, as_tokens, norms
 
 logger = logging.getLogger(__name__)
-
-Models = Sequence[Model] | Mapping[str, nn.Module]
 
 FIRST = 9  # tokens that figure 7 shows one by one
 # Medians are read from counts in bins of a 32nd of an octave, from 2^-12 to 2^12: right to 1.1 %, and nothing is stored.
@@ -45,26 +44,26 @@ MEANS = ("norm_ratio", "cosine", "cosine_branches", "cosine_long", "skip_norm", 
 
 
 @dataclass(frozen=True)
-class RatioSums(Sums):
+class RatioSums(Grouped):
     """What norm ratios need of any number of batches."""
 
     totals: Float64[Tensor, "group place statistic"]
     """Over images, the statistics of `MEANS`."""
     counts: Float64[Tensor, "place bin"]
     """Ratios of single tokens."""
-    images: Float64[Tensor, " group"]
     places: list[list[str]]
     """[model, block, sublayer, token] of each row."""
 
 
-def norm_ratios(
-    models: Models, images: Images, *, first: int = FIRST, state: Path | None = None
+def measure(
+    models: Models, images: AnyImages, *, first: int = FIRST, state: Path | None = None
 ) -> pd.DataFrame:
     """Norm of what skips each branch over the norm of what the branch adds, per token; means over tokens, then over images.
 
     Args:
-        models: loaded models, or any modules under names of your own: Vision Transformers, or ResNets (positions are tokens).
-        images: which images.
+        models: loaded models or names, one or several, or any modules under names of your own: Vision Transformers, or
+            ResNets (positions are tokens).
+        images: which images: `Images`, a path, a torch data set or a tensor.
         first: of a Vision Transformer, how many tokens have a row of their own, counted with the prefix tokens.
         state: where a killed run leaves its sums, to go on from; None leaves nothing.
 
@@ -75,34 +74,28 @@ def norm_ratios(
         and of norm_ratio, cosine and both norms the values without each group of batches (``norm_ratio_without`` ...).
         The ratio is infinite where a branch adds nothing.
 
-    >>> table = norm_ratios([load("lab/vit"), load("lab/resnet")], Images(limit=256))    # doctest: +SKIP
+    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
-    return measure.table(plan(models, images, first=first), state)
+    return plan(models, images, first=first).table(state)
 
 
-def plan(models: Models, images: Images, *, first: int = FIRST) -> Measurement[RatioSums]:
-    """What `norm_ratios` measures, to share a pass with others."""
+def plan(models: Models, images: AnyImages, *, first: int = FIRST) -> Measurement[RatioSums]:
+    """What `measure` measures, to share a pass with others."""
     if first < 0:
-        raise ValueError(f"first must be at least 0, got {first}")
+        raise Refusal(f"first must be at least 0, got {first}")
     loaded = named(models)
-    branches = {name: layers.branches(model.module) for name, model in loaded.items()}
-    readers = {name: _Reader(model.module, branches[name], first) for name, model in loaded.items()}
-    taps = {
-        name: [tap for one in own for tap in (one.skip, one.long, one.joined)]
-        for name, own in branches.items()
-    }
-    settings = {"first": first}  # other rows are another state
-    reading = stream.Reading(
-        loaded, images, taps, lambda model, tap, x: readers[model](tap, x), settings=settings
-    )
-    fold = partial(
-        _fold_ratios, branches={name: {one.joined: one for one in own} for name, own in branches.items()}
-    )
+    readers = {name: _Reader(layers.branches(model.module), first) for name, model in loaded.items()}
+    taps = {name: reader.taps for name, reader in readers.items()}
+
+    def reduce(activation: Activation) -> Any:
+        return readers[activation.model.name](activation)
 
     def finish(sums: RatioSums) -> pd.DataFrame:
         return with_provenance(_ratio_rows(sums), "skip", **reading.facts())
 
-    return Measurement(reading, fold, RatioSums, finish)
+    settings = {"first": first}  # other rows are another state
+    reading = Reading(loaded, given(images), taps, reduce, settings=settings)
+    return Measurement(reading, _fold_ratios, RatioSums, finish)
 
 
 def ratios(skip: Tensor, long: Tensor, layout: Layout, first: int) -> tuple[list[str], Tensor, Tensor]:
@@ -156,71 +149,79 @@ class _Reader:
     They are not copied: both must be whole until they are added, and are read before that.
     """
 
-    def __init__(self, model: nn.Module, branches: Sequence[Branch], first: int) -> None:
-        self.model, self.branches, self.first = model, branches, first
-        self.layout = layers.layout(model)
-        self.held: dict[str, Tensor] = {}
+    def __init__(self, branches: Sequence[Branch], first: int) -> None:
+        self.branches, self.first = branches, first
+        self.held: dict[Tap, Tensor] = {}
         self.first_image: dict[Branch, tuple[Tensor, Tensor]] = {}
         self.found: dict[Branch, Any] = {}
         self.checked: set[Branch] = set()
 
-    def __call__(self, tap: str, activation: Tensor) -> Any:
-        result = None
+    @property
+    def taps(self) -> list[Tap]:
+        """Where z, f(z) and what goes on are read."""
+        return [tap for one in self.branches for tap in (one.skip, one.long, one.joined)]
+
+    def __call__(self, activation: Activation) -> Any:
+        """Of what goes on after a branch: the branch and its `ratios`."""
+        result, tap = None, activation.layer.tap
+        if activation.layer != Layer(tap):
+            return None  # one of several values, or of several runs: not what is added
         for branch in self.branches:
             if tap == branch.joined:
                 self._check(branch, activation)
-                result = self.found.pop(branch)
+                result = branch, *self.found.pop(branch)
             if tap in (branch.skip, branch.long):
-                self.held[tap] = activation
+                self.held[tap] = activation.values
                 if branch.skip in self.held and branch.long in self.held:
-                    self._reduce(branch, self.held.pop(branch.skip), self.held.pop(branch.long))
+                    self._reduce(branch, activation.layout)
         return result
 
-    def _reduce(self, branch: Branch, skip: Tensor, long: Tensor) -> None:
+    def _reduce(self, branch: Branch, layout: Layout) -> None:
+        skip, long = self.held.pop(branch.skip), self.held.pop(branch.long)
         if skip.numel() != long.numel():
             raise branch.refusal()
-        self.found[branch] = ratios(skip, long, self.layout, self.first)
+        self.found[branch] = ratios(skip, long, layout, self.first)
         if branch not in self.checked:
             self.first_image[branch] = skip[:1].clone(), long[:1].clone()
 
-    def _check(self, branch: Branch, joined: Tensor) -> None:
+    def _check(self, branch: Branch, joined: Activation) -> None:
         """Of one image of the run: z + f(z) is what goes on."""
         if branch in self.checked:
             return
         if branch not in self.first_image:
             raise branch.refusal()
-        if not branch.is_sum(self.model, *self.first_image.pop(branch), joined[:1]):
+        if not branch.is_sum(joined.model.module, *self.first_image.pop(branch), joined.values[:1]):
             raise branch.refusal()
         self.checked.add(branch)
 
 
-def _fold_ratios(batch: stream.Pass, branches: Mapping[str, Mapping[str, Branch]]) -> RatioSums:
-    places, totals, counts = [], [], []
-    for model, seen in batch.seen.items():
-        for tap, (tokens, total, count) in seen.items():
-            branch = branches[model][tap]
-            places += [[model, branch.block, branch.sublayer, token] for token in tokens]
-            totals.append(total)
-            counts.append(count)
-    if not totals:
-        raise ValueError(
+def _fold_ratios(batch: Pass) -> RatioSums:
+    kept = [(model, *own) for model, _, own in batch.kept()]
+    if not kept:
+        raise Refusal(
             f"the blocks of {' and '.join(batch.seen)} pass on several values at once, and skip connections among them are "
             f"not known; choose a Vision Transformer or a ResNet"
         )
-    means = torch.cat(totals)
-    finite = means[:, -2:].isfinite().all(1)
-    if not finite.all():
-        model, block, sublayer, _ = places[int(finite.logical_not().nonzero()[0])]
-        raise ValueError(
-            f"{block} ({sublayer}) of {model} has values that are not finite in batch {batch.number}"
-        )
-    images = in_group(means.new_tensor(float(batch.size)), batch.number)
-    return RatioSums(in_group(means, batch.number), torch.cat(counts), images, places)
+    means = torch.cat([total for *_, total, _ in kept])
+    places = [
+        [model, branch.block, branch.sublayer, token]
+        for model, branch, tokens, *_ in kept
+        for token in tokens
+    ]
+    batch.refuse_not_finite(
+        means[:, -2:], [f"{block} ({sublayer}) of {model}" for model, block, sublayer, _ in places]
+    )
+    return RatioSums.of_batch(
+        batch.number,
+        images=means.new_tensor(float(batch.size)),
+        totals=means,
+        counts=torch.cat([count for *_, count in kept]),
+        places=places,
+    )
 
 
 def _ratio_rows(sums: RatioSums) -> pd.DataFrame:
-    groups = torch.cat([sums.totals.flatten(1), sums.images[:, None]], dim=1)
-    interval = jackknife(lambda total: (total[:-1] / total[-1]).view(-1, len(MEANS)), groups, sums.images > 0)
+    interval = jackknife(lambda own: own.totals.sum(0) / own.images.sum(), sums)
     table = pd.DataFrame(sums.places, columns=["model", "block", "sublayer", "token"])
     means = {name: interval.of(place).columns(name) for place, name in enumerate(MEANS)}
     ratio, cosine = means["norm_ratio"], means["cosine"]
@@ -268,7 +269,7 @@ def main(
         device: cpu, cuda ...; the GPU if there is one.
     """
     loaded = load_all(models, device=device)
-    table = norm_ratios(loaded, images, first=first, state=out)
+    table = measure(loaded, images, first=first, state=out)
     command.write(table, out)
     command.draw(table, out, plot.skip)
 

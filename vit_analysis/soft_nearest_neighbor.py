@@ -31,23 +31,22 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import Images
-from vit_analysis.models import Model, load_all, named
-from vit_analysis.reading import measure, stream
-from vit_analysis.reading.intervals import in_group, jackknife
+from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.layers import Tap
+from vit_analysis.models import Model, Models, load_all, named
+from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
-from vit_analysis.reading.state import Sums
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.reading.state import Grouped
+from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tensors import grams, similarity
-from vit_analysis.tensors.tokens import SELECTIONS, Layout, Selection
+from vit_analysis.tensors import similarity
+from vit_analysis.tensors.tokens import SELECTIONS, Selection
 
 logger = logging.getLogger(__name__)
-
-Models = Sequence[Model] | Mapping[str, nn.Module]
 
 WATCHED = 4  # massive tokens are looked for in one of four images of every batch
 MATES = 16  # images of each class in a batch
@@ -58,15 +57,17 @@ ENDS = 300  # steps from 1 to either end of the grid: squared distances of float
 
 
 @dataclass(frozen=True)
-class Curves(Sums):
-    """The loss at every temperature, summed over anchors: images that have a mate, another image of their class."""
+class Curves(Grouped):
+    """The loss at every temperature, summed over anchors: images that have a mate, another image of their class.
+
+    ``images`` counts the anchors alone.
+    """
 
     loss: Float64[Tensor, "group layer temperature"]
     reached: Float64[Tensor, "group layer temperature"]
     """Anchors whose loss at this temperature is in the sum."""
     fixed: Float64[Tensor, "group layer"]
     """The loss at the median squared distance of the batch."""
-    anchors: Float64[Tensor, " group"]
     dropped: Float64[Tensor, " group"]
     chance: Float64[Tensor, " group"]
     """The loss of features that do not depend on the class, summed over anchors: log((images - 1) / mates)."""
@@ -84,9 +85,9 @@ class Minimum(NamedTuple):
     at_bound: Bool[Tensor, "*layer"]
 
 
-def compare(
+def measure(
     models: Models,
-    images: Images,
+    images: AnyImages,
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: str = "all",
@@ -96,8 +97,9 @@ def compare(
     """Soft nearest neighbour loss of every layer of all models, in one pass over class-balanced batches of the images.
 
     Args:
-        models: loaded models, or any modules under names of your own (then with layer patterns).
-        images: which images to choose from; ``batch`` decides how many classes a batch has, see `balanced`.
+        models: loaded models or names, one or several, or any modules under names of your own (then with layer patterns).
+        images: which images to choose from: `Images`, a path or a torch data set; ``batch`` decides how many classes a batch
+            has, see `balanced`.
         layers: ``blocks``, ``paper``, or one or several glob patterns over module paths.
         tokens: what of a layer is compared, see `tokens.SELECTIONS`; ``all`` are the distances of whole activations.
         target: what the labels tell: of scenes ``shape`` (the default), ``texture`` or ``position``.
@@ -112,31 +114,29 @@ def compare(
         batches.
 
     Raises:
-        ValueError: images without classes, or too few of them for balanced batches.
+        Refusal: images without classes, or too few of them for balanced batches.
 
-    >>> table = compare([load("lab/vit"), load("lab/resnet")], Images(limit=3200, batch=160))    # doctest: +SKIP
+    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=3200, batch=160))    # doctest: +SKIP
     """
-    return measure.table(plan(models, images, layers=layers, tokens=tokens, target=target), state)
+    return plan(models, images, layers=layers, tokens=tokens, target=target).table(state)
 
 
 def plan(
     models: Models,
-    images: Images,
+    images: AnyImages,
     *,
     layers: str | Sequence[str] = "blocks",
     tokens: str = "all",
     target: str | None = None,
 ) -> Measurement[Curves]:
-    """What `compare` measures, to share a pass with others of images that are `balanced`."""
-    loaded = named(models)
+    """What `measure` measures, to share a pass with others of images that are `balanced`."""
+    loaded, images = named(models), given(images)
     if tokens not in SELECTIONS:
-        raise ValueError(f"no tokens {tokens!r}; {did_you_mean(tokens, SELECTIONS)}")
+        raise Refusal(f"no tokens {tokens!r}; {did_you_mean(tokens, SELECTIONS)}")
     target = _target(images, target)
     images = balanced(images, target)
-    taps, settings = _taps(loaded, layers), {"tokens": tokens, "target": target}
-    reading = stream.Reading(
-        loaded, images, taps, partial(_distances, _layouts(loaded), tokens), settings=settings
-    )
+    settings = {"tokens": tokens, "target": target}
+    reading = Reading(loaded, images, _taps(loaded, layers), partial(_distances, tokens), settings=settings)
 
     def finish(sums: Curves) -> pd.DataFrame:
         facts = {**settings, "layers": layers, "dropped": int(sums.dropped.sum()), "massive": _massive(sums)}
@@ -153,14 +153,14 @@ def balanced(images: Images, target: str) -> Images:
     A batch has as many classes as get `MATES` images each; where there are more, batches take them in turn.
 
     Raises:
-        ValueError: a batch or the images are too few for two classes.
+        Refusal: a batch or the images are too few for two classes.
     """
     pool, labels = torch.tensor(images.order), images.truth(images.order)[target]
     own = [pool[labels == label].tolist() for label in labels.unique()]
     rich = [numbers for numbers in own if len(numbers) >= MATES]
     classes = min(images.batch // MATES, len(rich))
     if classes < 2:
-        raise ValueError(
+        raise Refusal(
             f"a batch needs {MATES} images of each of 2 classes or more; it has {images.batch}, and {len(rich)} of {len(own)} "
             f"classes have {MATES} among {len(pool)} images; raise images.batch or images.limit"
         )
@@ -231,47 +231,40 @@ def minimum(loss: Float64[Tensor, "layer temperature"]) -> Minimum:
 def _target(images: Images, asked: str | None) -> str:
     targets = images.targets
     if not targets:
-        raise ValueError(f"{images.source!r} has no classes: it needs a folder for each")
+        raise Refusal(f"{images.source!r} has no classes: it needs a folder for each")
     if asked is not None and asked not in targets:
-        raise ValueError(f"no labels {asked!r} in {images.source!r}; {did_you_mean(asked, targets)}")
+        raise Refusal(f"no labels {asked!r} in {images.source!r}; {did_you_mean(asked, targets)}")
     return asked or next(iter(targets))
 
 
-def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[str]]:
+def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[Tap]]:
     return layers.choose({name: model.module for name, model in models.items()}, chosen)
 
 
-def _layouts(models: Mapping[str, Model]) -> dict[str, Layout]:
-    return {name: layers.layout(model.module) for name, model in models.items()}
-
-
 def _distances(
-    layouts: Mapping[str, Layout], tokens: str, model: str, _: str, activation: Tensor
+    tokens: str, activation: Activation
 ) -> tuple[Float64[Tensor, "image image"], Float64[Tensor, "2"]] | None:
     """Squared distances of the images, and how far massive tokens make them; None where the layer has no such tokens."""
-    own = grams.of(activation, layouts[model])
+    own = activation.grams
     chosen = own.of(tokens)
     if chosen is None:
         return None
     distances = similarity.squared_distances(chosen)
-    if activation.ndim != 3:
+    if activation.values.ndim != 3:
         return distances, distances.new_zeros(2)
-    some = own.first(max(2, len(activation) // WATCHED))
+    some = own.first(max(2, len(chosen) // WATCHED))
     ordinary = some.of("inliers")
     assert ordinary is not None  # of any activation
     both = [similarity.squared_distances(gram).sum() for gram in (some.all, ordinary)]
     return distances, torch.stack(both)
 
 
-def _fold(images: Images, target: str, batch: stream.Pass) -> Curves | None:
-    places = [[model, layer] for model, seen in batch.seen.items() for layer in seen]
-    if not places:
-        raise ValueError("no chosen layer has what --tokens asks for (a class token?)")
-    kept = [kept for seen in batch.seen.values() for kept in seen.values()]
-    distances = torch.stack([own for own, _ in kept])
-    if not distances.isfinite().all():
-        model, layer = places[int(distances.isfinite().all(2).all(1).logical_not().nonzero()[0])]
-        raise ValueError(f"{layer!r} of {model} has values that are not finite in batch {batch.number}")
+def _fold(images: Images, target: str, batch: Pass) -> Curves | None:
+    kept = batch.kept()
+    if not kept:
+        raise Refusal("no chosen layer has what --tokens asks for (a class token?)")
+    distances = torch.stack([own for *_, (own, _) in kept])
+    batch.refuse_not_finite(distances, [f"{str(layer)!r} of {model}" for model, layer, _ in kept])
     labels = images.truth(batch.images)[target].to(distances.device)
     mates = (labels[:, None] == labels).sum(1).double() - 1
     mates = mates[mates > 0]  # of each anchor
@@ -279,24 +272,24 @@ def _fold(images: Images, target: str, batch: stream.Pass) -> Curves | None:
         return None
     points, losses = curve(distances, labels)
     places_on_grid = (points[:, 1:] / STEP).round().long() + ENDS
-    empty = losses.new_zeros(len(places), 2 * ENDS + 1)
+    empty = losses.new_zeros(len(kept), 2 * ENDS + 1)
     count = losses.new_tensor(float(len(mates)))
-    sums = {
-        "loss": empty.scatter(1, places_on_grid, losses[:, 1:]),
-        "reached": empty.scatter(1, places_on_grid, count.expand_as(places_on_grid)),
-        "fixed": losses[:, 0],
-        "anchors": count,
-        "dropped": losses.new_tensor(float(len(labels) - len(mates))),
-        "chance": ((len(labels) - 1) / mates).log().sum(),
-    }
-    grouped = {name: in_group(value, batch.number) for name, value in sums.items()}
-    return Curves(**grouped, massive=torch.stack([share for _, share in kept]), places=places)
+    return Curves.of_batch(
+        batch.number,
+        images=count,
+        loss=empty.scatter(1, places_on_grid, losses[:, 1:]),
+        reached=empty.scatter(1, places_on_grid, count.expand_as(places_on_grid)),
+        fixed=losses[:, 0],
+        dropped=losses.new_tensor(float(len(labels) - len(mates))),
+        chance=((len(labels) - 1) / mates).log().sum(),
+        massive=torch.stack([share for *_, (_, share) in kept]),
+        places=[[model, str(layer)] for model, layer, _ in kept],
+    )
 
 
 def _table(sums: Curves) -> pd.DataFrame:
-    held, count = sums.anchors > 0, sums.anchors.sum()
-    groups = torch.stack([sums.loss, sums.reached], dim=1)
-    found, interval = _smallest(groups.sum(0)), jackknife(lambda own: _smallest(own).loss, groups, held)
+    count = sums.images.sum()
+    found, interval = _smallest(sums), jackknife(lambda own: _smallest(own).loss, sums)
     loss = interval.columns("loss")
     columns = {
         "loss": loss.pop("loss"),
@@ -311,9 +304,9 @@ def _table(sums: Curves) -> pd.DataFrame:
     return placed(sums.places).assign(**columns, **loss)
 
 
-def _smallest(sums: Float64[Tensor, "2 layer temperature"]) -> Minimum:
+def _smallest(sums: Curves) -> Minimum:
     """Over the temperatures that all batches reached."""
-    loss, reached = sums
+    loss, reached = sums.loss.sum(0), sums.reached.sum(0)
     return minimum(torch.where(reached == reached.amax(1, keepdim=True), loss / reached, torch.inf))
 
 
@@ -380,12 +373,12 @@ def main(
     """
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
-    table = compare(loaded, images, layers=chosen, tokens=tokens, target=target, state=out)
+    table = measure(loaded, images, layers=chosen, tokens=tokens, target=target, state=out)
     command.write(table, out)
     command.draw(table, out, plot.soft_nearest_neighbor)
     if dominated(table):
         robust = command.beside(out, "_normalized")
-        table = compare(loaded, images, layers=chosen, tokens="normalized", target=target, state=robust)
+        table = measure(loaded, images, layers=chosen, tokens="normalized", target=target, state=robust)
         command.write(table, robust)
         command.draw(table, robust, plot.soft_nearest_neighbor)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.spelling import Refusal, did_you_mean
 
 VERSIONS = ("vit-analysis", "torch", "timm", "numpy")
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
@@ -49,13 +49,14 @@ def write(table: pd.DataFrame, path: Path) -> None:
     write_whole(path, lambda part: table.to_parquet(part))
 
 
-def read(path: Path) -> pd.DataFrame:
+def read(path: Path | str) -> pd.DataFrame:
     """Read a table that `write` wrote.
 
     Raises:
         FileNotFoundError: with the tables that lie beside.
         OSError: it is no table.
     """
+    path = Path(path)
     if not path.is_file():
         near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.parquet")])
         raise FileNotFoundError(f"no table {path}; {near}")
@@ -70,10 +71,10 @@ def column(table: pd.DataFrame, name: str) -> pd.Series:
     """A column by name.
 
     Raises:
-        KeyError: with the nearest right names.
+        Refusal: with the nearest right names.
     """
     if name not in table:
-        raise KeyError(f"the table has no column {name!r}; {did_you_mean(name, map(str, table.columns))}")
+        raise Refusal(f"the table has no column {name!r}; {did_you_mean(name, map(str, table.columns))}")
     return table[name]
 
 

@@ -13,29 +13,151 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vit_analysis import command, models
-from vit_analysis.images import LAB, Images
-from vit_analysis.lab import zoo
-from vit_analysis.labelled import INPUT, UNLIMITED, Batch, Data, Files, Scenes, provenance
+from vit_analysis.images import LAB, UNSEEN, Images, Preprocessing, as_input
+from vit_analysis.lab import scenes, zoo
+from vit_analysis.spelling import Refusal
 from vit_analysis.table import VERSIONS, write_whole
 
 logger = logging.getLogger(__name__)
 
+Batch = tuple[Float[Tensor, "image 3 row column"], Int[Tensor, " image"]]
+
+TESTED = 10_000  # unseen scenes
+HELD_OUT = 10  # every tenth image of a folder is kept for the test
+UNLIMITED = 10**9
+INPUT = Preprocessing(input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
 WEIGHT_DECAY = 0.05
 WARM_UP = 100  # steps
 HEADS = ("head.", "fc.")  # of the lab's models
 CHECKPOINT_EVERY = 200  # steps
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Labelled images to learn from, by the number of the step that does, and others for the test."""
+
+    @property
+    def images(self) -> Images:
+        """Which, how many to a batch, and the seed of their order."""
+
+    @property
+    def target(self) -> str:
+        """What the labels tell."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels."""
+
+    def batches(self, steps: range) -> Iterator[Batch]:
+        """Images and labels of these steps."""
+
+    def unseen(self) -> Iterator[Batch]:
+        """Images and labels of no step."""
+
+
+@dataclass(frozen=True)
+class SceneData:
+    """The lab's scenes, labelled with their shape; `images.limit` of them, again and again."""
+
+    images: Images
+    device: str = "cpu"
+    target: ClassVar[str] = "shape"
+    classes: ClassVar[list[str]] = list(scenes.SHAPES)
+
+    def __post_init__(self) -> None:
+        if self.images.seed >= UNSEEN:
+            raise Refusal(f"scenes of seeds from {UNSEEN} on are kept for tests, got {self.images.seed}")
+
+    def batches(self, steps: range) -> Iterator[Batch]:
+        """Drawn when they are needed."""
+        for step in steps:
+            numbers = order(step, self.images.limit or UNLIMITED, self.images.batch, self.images.seed)
+            yield self.draw(numbers, self.images.seed)
+
+    def unseen(self) -> Iterator[Batch]:
+        """Scenes of the seed that analyses draw from."""
+        for numbers in torch.arange(TESTED).split(500):
+            yield self.draw(numbers, UNSEEN)
+
+    def draw(self, numbers: Int[Tensor, " image"], seed: int) -> Batch:
+        """Scenes as a model's input."""
+        drawn = scenes.draw(numbers, seed=seed, size=INPUT.input_size[1], device=self.device)
+        return as_input(drawn.image, INPUT), drawn.shape
+
+
+class FileData:
+    """A folder, a tar or a data set of timm's; every tenth image is kept for the test. Not augmented."""
+
+    target = "class"
+
+    def __init__(self, images: Images, device: str = "cpu") -> None:
+        self.images, self.device, self.classes = images, device, images.classes
+        if not self.classes:
+            raise Refusal(f"{images.source!r} has no classes to learn: it needs a folder for each")
+        self.tested = images.order[::HELD_OUT]
+        self.learned = [number for place, number in enumerate(images.order) if place % HELD_OUT]
+
+    def batches(self, steps: range) -> Iterator[Batch]:
+        """Decoded by the workers, ahead of their step."""
+        places = (order(step, len(self.learned), self.images.batch, self.images.seed) for step in steps)
+        return self.read([[self.learned[place] for place in batch.tolist()] for batch in places])
+
+    def unseen(self) -> Iterator[Batch]:
+        """The images kept for the test."""
+        return self.read([batch.tolist() for batch in torch.tensor(self.tested).split(self.images.batch)])
+
+    def read(self, numbers: list[list[int]]) -> Iterator[Batch]:
+        """Images by their number, as a model's input; an unreadable one is named and left out."""
+        dataset, workers = self.images._dataset((INPUT,)), self.images._workers
+        loader: DataLoader[Any] = DataLoader(
+            dataset, batch_sampler=numbers, collate_fn=unchanged, num_workers=workers
+        )
+        for batch in loader:
+            for name in batch.unreadable:
+                logger.warning("cannot read %s: left out", name)
+            yield batch.inputs[0].to(self.device), batch.labels.to(self.device)
+
+
+def unchanged(batch: Any) -> Any:
+    """The data set already gives whole batches. A function of its own, as workers have to be sent it."""
+    return batch
+
+
+def order(step: int, distinct: int, batch: int, seed: int) -> Int[Tensor, " image"]:
+    """Which of the distinct images a step learns from: all of them once, then all in another order, and so on."""
+    places = torch.arange(step * batch, (step + 1) * batch)
+    if places[-1] < distinct and distinct >= UNLIMITED:
+        return places
+    parts = []
+    for turn in (places // distinct).unique().tolist():
+        shuffled = torch.randperm(distinct, generator=torch.Generator().manual_seed(1_000_003 * seed + turn))
+        parts.append(shuffled[places[places // distinct == turn] % distinct])
+    return torch.cat(parts)
+
+
+def provenance(data: Data) -> dict[str, Any]:
+    """Enough to have the same images again; not where they lay."""
+    images = data.images
+    distinct = images.limit if images.limit and images.limit < UNLIMITED else None
+    return {
+        "source": Path(images.source).name,
+        "distinct": distinct,
+        "seed": images.seed,
+        "batch": images.batch,
+    }
 
 
 @dataclass(frozen=True)
@@ -95,10 +217,10 @@ def report(bar: "tqdm[Any]", step: int, loss: Float[Tensor, ""], plan: Plan) -> 
     """Shows the loss, now and then because it waits for the device.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        Refusal: the loss is not finite.
     """
     if not loss.isfinite():
-        raise FloatingPointError(
+        raise Refusal(
             f"the loss is {loss.item()} at step {step}: lower the learning rate, now {plan.learning_rate:g}"
         )
     bar.set_postfix(loss=f"{loss.item():.3f}")
@@ -163,7 +285,7 @@ def start_from(model: nn.Module, init: Path) -> None:
     """Weights to go on from; a head of other classes stays as it is, untrained.
 
     Raises:
-        ValueError: anything else does not fit.
+        Refusal: anything else does not fit.
     """
     own, given = model.state_dict(), models.read_checkpoint(init)
     other = [
@@ -229,12 +351,12 @@ def main(
         device: cpu or cuda.
     """
     if seen < 1:
-        raise ValueError(f"--seen is at least 1 image, got {seen}")
+        raise Refusal(f"--seen is at least 1 image, got {seen}")
     recipe, out = zoo.recipe(name), out or zoo.home(name)
     images = replace(images, limit=min(images.limit or UNLIMITED, recipe.distinct or UNLIMITED))
     if images.source != LAB and out == zoo.home(name):
-        raise ValueError(f"--out FILE is needed: {name} learned from scenes, and would be overwritten")
-    data = Scenes(images, device) if images.source == LAB else Files(images, device)
+        raise Refusal(f"--out FILE is needed: {name} learned from scenes, and would be overwritten")
+    data = SceneData(images, device) if images.source == LAB else FileData(images, device)
     recipe = replace(recipe, config={**recipe.config, "num_classes": len(data.classes)})
     train(
         recipe,

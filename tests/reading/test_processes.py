@@ -65,7 +65,7 @@ def killed(rank: int) -> None:
 
     def add(*arguments) -> None:
         real(*arguments)
-        if processes.processes()[0] == rank:
+        if processes.rank_and_size()[0] == rank:
             forked.die()
 
     measure._add = add
@@ -77,7 +77,7 @@ def second_fails() -> None:
 
     def add(*arguments) -> None:
         real(*arguments)
-        if processes.processes()[0] == 1:
+        if processes.rank_and_size()[0] == 1:
             raise ValueError("I am broken")
 
     measure._add = add
@@ -120,7 +120,7 @@ def late() -> None:
     real = measure._read
 
     def read(*arguments):
-        if processes.processes()[0] == 1:
+        if processes.rank_and_size()[0] == 1:
             time.sleep(4)
         return real(*arguments)
 
@@ -139,7 +139,7 @@ def late_for_ever() -> None:
     real = measure._read
 
     def read(*arguments):
-        while processes.processes()[0] == 1:
+        while processes.rank_and_size()[0] == 1:
             processes.company.heed()
             time.sleep(0.1)
         return real(*arguments)

@@ -22,6 +22,8 @@ from einops import rearrange
 from jaxtyping import Float, Int, Int32, UInt64
 from torch import Tensor
 
+from vit_analysis.spelling import Refusal
+
 # One independent number in [0, 1) per name and scene.
 FACTORS = (
     *("shape", "texture", "row", "column", "scale", "angle", "noise"),
@@ -76,7 +78,7 @@ def draw(
 ) -> Scenes:
     """The scenes with these numbers, `size` pixels wide, on `device`."""
     if size < 1:
-        raise ValueError(f"a scene is at least 1 pixel wide, got size={size}")
+        raise Refusal(f"a scene is at least 1 pixel wide, got size={size}")
     numbers = uniforms(np.asarray(indices, dtype=np.int64).astype(np.uint64), seed)
     shape = torch.from_numpy((numbers["shape"] * len(SHAPES)).astype(np.int64)).to(device)
     texture = torch.from_numpy((numbers["texture"] * len(TEXTURES)).astype(np.int64)).to(device)

@@ -21,6 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vit_analysis.spelling import Refusal
+
 Images = Float[Tensor, "image channel row column"]
 Tokens = Float[Tensor, "image token feature"]
 
@@ -56,7 +58,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         if image_size % patch_size:
             below = image_size // patch_size * patch_size
-            raise ValueError(
+            raise Refusal(
                 f"an image of {image_size} px does not divide into patches of {patch_size} px; "
                 f"the nearest sizes that do are {below or patch_size} and {below + patch_size}"
             )
@@ -69,7 +71,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Images) -> Tokens:
         """Patches row by row, from the top left."""
         if x.shape[-2:] != self.img_size:
-            raise ValueError(
+            raise Refusal(
                 f"got images of {x.shape[-2]} x {x.shape[-1]} px, this model was built for "
                 f"{self.img_size[0]} x {self.img_size[1]}: resize them, or build ViT(img_size={x.shape[-1]})"
             )
@@ -96,7 +98,7 @@ class Attention(nn.Module):
         super().__init__()
         if width % heads:
             divisors = [n for n in range(1, width + 1) if width % n == 0]
-            raise ValueError(
+            raise Refusal(
                 f"width {width} does not divide into {heads} heads; "
                 f"the nearest number that fits is {min(divisors, key=lambda n: abs(n - heads))}"
             )
@@ -242,9 +244,9 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         if pool not in ("cls", "avg"):
-            raise ValueError(f"pool is 'cls' or 'avg', got {pool!r}")
+            raise Refusal(f"pool is 'cls' or 'avg', got {pool!r}")
         if no_skip is not None and not 0 <= no_skip < depth:
-            raise ValueError(f"no_skip names a block from 0 to {depth - 1}, got {no_skip}")
+            raise Refusal(f"no_skip names a block from 0 to {depth - 1}, got {no_skip}")
         self.embed_dim = self.num_features = embed_dim
         self.num_classes = num_classes
         self.pool = pool

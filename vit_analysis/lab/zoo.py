@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
 from vit_analysis.lab import vit
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.spelling import Refusal, did_you_mean
 
 PREFIX = "lab/"
 RESNET: dict[str, Any] = {"num_classes": 10, "layers": (2, 2, 2, 2), "channels": (16, 32, 64, 128)}
@@ -83,10 +83,10 @@ def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     """An untrained model.
 
     Raises:
-        ValueError: there is no such architecture in the lab.
+        Refusal: there is no such architecture in the lab.
     """
     if architecture not in ARCHITECTURES:
-        raise ValueError(
+        raise Refusal(
             f"no architecture {architecture!r} in the lab; {did_you_mean(architecture, ARCHITECTURES)}"
         )
     return ARCHITECTURES[architecture](**config)
@@ -101,12 +101,10 @@ def recipe(name: str) -> Recipe:
     """How `lab/...` is made.
 
     Raises:
-        ValueError: there is no such model; with the nearest names.
+        Refusal: there is no such model; with the nearest names.
     """
     if not name.startswith(PREFIX) or name.removeprefix(PREFIX) not in RECIPES:
-        raise ValueError(
-            f"no lab model {name!r}; {did_you_mean(name, [PREFIX + known for known in RECIPES])}"
-        )
+        raise Refusal(f"no lab model {name!r}; {did_you_mean(name, [PREFIX + known for known in RECIPES])}")
     return RECIPES[name.removeprefix(PREFIX)]
 
 
@@ -114,7 +112,7 @@ def home(name: str) -> Path:
     """Where the weights of `lab/...` belong, whether or not they are there.
 
     Raises:
-        ValueError: there is no such model.
+        Refusal: there is no such model.
     """
     recipe(name)
     return _path(name.removeprefix(PREFIX))
@@ -124,7 +122,7 @@ def lab_file(name: str) -> Path:
     """The shipped weights of `lab/...`.
 
     Raises:
-        ValueError: there is no such model.
+        Refusal: there is no such model.
         FileNotFoundError: it is not shipped; with the command that trains it.
     """
     file = home(name)

@@ -1,20 +1,16 @@
 """Activations of a model, read by forward hooks while it runs.
 
-A *tap* names a place in a model, as a string: the path of a module for what that module returns (``blocks.3.attn``), or the
-path and ``:in`` for what it is given (``blocks.3.norm2:in``, the residual stream in the middle of a block). The model itself
-is the empty path, so ``:in`` is the image as the model receives it. ``blocks.3.attn:heads`` is the queries, keys and values of
-an attention: what the module hands to `scaled_dot_product_attention`, after its norms, rotations and biases (`Heads`).
-
-Two facts decide the design. (1) A later in-place operation (``x += shortcut``, ``ReLU(inplace=True)``) overwrites what a hook
-merely refers to, so that the BatchNorm layers of a ResNet would be read after their ReLU or the addition. So an
+Where to read is a `Tap`; what was read there is a `Layer`, one for each time that the module ran and for each tensor that it
+returned. Two facts decide the design. (1) A later in-place operation (``x += shortcut``, ``ReLU(inplace=True)``) overwrites
+what a hook merely refers to, so that the BatchNorm layers of a ResNet would be read after their ReLU or the addition. So an
 activation is reduced, or copied, inside the hook. (2) A module that a fast path skips (timm's fused attention) fires no hook
 at all, silently. So a tap that saw nothing is an error.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,10 +18,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from vit_analysis.spelling import did_you_mean
+from vit_analysis.layers import Tap
+from vit_analysis.spelling import Refusal, did_you_mean
 
-Reduce = Callable[[str, Tensor], Any]
-Run = Callable[[Tensor], dict[str, Any]]
+
+class Layer(NamedTuple):
+    """One activation of a forward pass.
+
+    Attributes:
+        tap: where it was read.
+        run: how many times the module had run in this pass, from 1 on.
+        key: which it is where a module returns several tensors: ``[0]``, ``[key]``, ``[0][key]``.
+    """
+
+    tap: Tap
+    run: int = 1
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tap}{f'#{self.run}' if self.run > 1 else ''}{self.key}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,9 @@ class Heads:
     bias: Tensor | None
     scale: float
 
+    def __len__(self) -> int:
+        return len(self.query)
+
     def output(self) -> Float[Tensor, "image head query width"]:
         """Each head's mixture of values, before the projection that joins the heads."""
         return functional.scaled_dot_product_attention(
@@ -45,95 +59,149 @@ class Heads:
         )
 
 
-def keep(layer: str, activation: Tensor) -> Tensor:  # noqa: ARG001  (a Reduce is told which layer it reads)
+class Seen(dict[Layer, Any]):
+    """What the taps saw in one pass, in order of execution; a layer may also be asked for by its name."""
+
+    def __missing__(self, name: Any) -> Any:
+        named = {str(layer): value for layer, value in self.items()}
+        if str(name) not in named:
+            raise KeyError(f"nothing was kept of {str(name)!r}; {did_you_mean(str(name), named)}")
+        return named[str(name)]
+
+
+def keep(layer: Layer, activation: Tensor) -> Tensor:  # noqa: ARG001  (a reducer is told which layer it reads)
     """The activation itself, copied so that no later in-place operation can change it."""
     return activation.clone()
 
 
-@contextmanager
-def capture(model: nn.Module, taps: Iterable[str], reduce: Reduce = keep) -> Iterator[Run]:
-    """Hook ``taps``; inside the block, calling the yielded function runs the model and returns what the taps saw.
+class Capture:
+    """Hooks on the taps of a model; inside the ``with`` block, calling it runs the model and returns what the taps saw.
 
-    The result maps layer names to ``reduce(layer, activation)`` in order of execution, whatever the order of ``taps`` or of
-    definition. Layers for which ``reduce`` returns None are left out. A layer's name is its tap, with ``#2``, ``#3`` ... from
-    the second time a module runs in one pass, and with ``[0]`` or ``[key]`` where a module returns several tensors.
-    Of several tensors those are left out that have not one row per image. The hooks are gone when the block ends, whatever
-    ends it.
+    Layers for which ``reduce`` returns None are left out. Of several tensors that a module returns, those that have not one
+    row per image are left out. The hooks are gone when the block ends, whatever ends it.
 
-    Raises:
-        KeyError: there is no module of that path in the model.
-        RuntimeError: a tap saw nothing in a pass.
-        TypeError: a tapped module passes on something without a floating-point tensor.
-        ValueError: the model does not take such images, or what a tapped module passes on has not one row per image, as that
-            of attention in windows.
+    Args:
+        model: whose activations are read.
+        taps: where; `Tap` or its name, such as ``blocks.3.norm2:in``.
+        reduce: from a layer and its activation (a tensor, or `Heads`) to what is kept of it.
 
-    >>> with capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ["0", "1"]) as run:
-    ...     {layer: tuple(activation.shape) for layer, activation in run(torch.zeros(3, 4)).items()}
+    >>> with Capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ["0", "1"]) as run:
+    ...     {str(layer): tuple(activation.shape) for layer, activation in run(torch.zeros(3, 4)).items()}
     {'0': (3, 2), '1': (3, 2)}
     """
-    taps = list(dict.fromkeys(taps))
-    seen: dict[str, Any] = {}
-    runs: dict[str, int] = {}
-    images = 0  # of the pass that `run` makes; where others call the model, it is not known
 
-    def record(tap: str, value: Any) -> None:
-        runs[tap] = runs.get(tap, 0) + 1
-        layer = tap if runs[tap] == 1 else f"{tap}#{runs[tap]}"
-        tensors: list[tuple[str, Any]] = (
-            [("", value)] if isinstance(value, Heads) else list(floating_tensors(value))
-        )
-        if not tensors:
-            raise TypeError(
-                f"{tap!r} passes on {type(value).__name__} without a floating-point tensor; tap another layer"
-            )
-        # Whoever reads heads knows how many tokens an image has, and so finds windows.
-        if images and not isinstance(value, Heads):
-            tensors = _of_images(tap, tensors, images)
-        for key, activation in tensors:
-            name = layer if len(tensors) == 1 else layer + key
-            reduced = reduce(name, activation)
-            if reduced is not None:
-                seen[name] = reduced
+    def __init__(
+        self, model: nn.Module, taps: Iterable[Tap | str], reduce: Callable[[Layer, Any], Any] = keep
+    ) -> None:
+        self.model, self.reduce = model, reduce
+        self.taps = list(dict.fromkeys(tap if isinstance(tap, Tap) else Tap.of(tap) for tap in taps))
+        self._hooks = ExitStack()
+        self._images = 0  # of the pass that is being made; where others call the model, it is not known
+        self._runs: dict[Tap, int] = {}
+        self._seen = Seen()
+        self._fault: Exception | None = None  # of the reducer, which is not the model's
 
-    def run(pixels: Tensor) -> dict[str, Any]:
-        nonlocal images
-        images = len(pixels)
-        seen.clear()
-        runs.clear()
+    def __enter__(self) -> "Capture":
+        """Attach the hooks.
+
+        Raises:
+            Refusal: there is no module of that path in the model.
+        """
+        with ExitStack() as hooks:
+            for tap in self.taps:
+                attach(self.model, tap, self._record, hooks)
+            self._hooks = hooks.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def __call__(self, pixels: Tensor) -> Seen:
+        """Run the model on some images.
+
+        Raises:
+            Refusal: a tap saw nothing, a tapped module passes on no floating-point tensor, or none with one row per image, as
+                attention in windows; or the model does not take such images.
+        """
+        self._images, self._runs, self._seen, self._fault = len(pixels), {}, Seen(), None
         try:
-            model(pixels)
-        except AssertionError as error:  # how timm's models refuse images of another size
-            shape = " x ".join(map(str, pixels.shape[1:]))
-            raise ValueError(f"{type(model).__name__} does not take images of {shape}: {error}") from error
-        images = 0
-        if silent := [tap for tap in taps if tap not in runs]:
-            told = f"{', '.join(map(repr, silent[:3]))}{f' and {len(silent) - 3} more' if len(silent) > 3 else ''}"
-            why = (
-                "an attention that does not call scaled_dot_product_attention"
-                if silent[0].endswith(":heads")
-                else "a fused or skipped module"
+            self.model(pixels)
+        except (Refusal, OSError):
+            raise
+        except Exception as error:
+            if error is self._fault:
+                raise
+            raise _trouble(self.model, pixels, error) from error
+        finally:
+            self._images = 0
+        if silent := [tap for tap in self.taps if tap not in self._runs]:
+            raise _silence(self.model, silent)
+        seen, self._seen = self._seen, Seen()  # the caller alone decides how long activations live
+        return seen
+
+    def _record(self, tap: Tap, value: Any) -> None:
+        self._runs[tap] = self._runs.get(tap, 0) + 1
+        for key, activation in self._tensors(tap, value):
+            layer = Layer(tap, self._runs[tap], key)
+            try:
+                reduced = self.reduce(layer, activation)
+            except Exception as fault:
+                self._fault = fault
+                raise
+            if reduced is not None:
+                self._seen[layer] = reduced
+
+    def _tensors(self, tap: Tap, value: Any) -> list[tuple[str, Any]]:
+        """What is read of a value that passes a tap, with its place among several."""
+        if isinstance(
+            value, Heads
+        ):  # whoever reads heads knows how many tokens an image has, and so finds windows
+            return [("", value)]
+        tensors = list(floating_tensors(value))
+        if not tensors:
+            raise Refusal(
+                f"{str(tap)!r} passes on {type(value).__name__} without a floating-point tensor; tap another layer"
             )
-            raise RuntimeError(
-                f"{told} did not run in the forward pass of {type(model).__name__}, so there is nothing to read "
-                f"({why}?); tap a module that runs"
-            )
-        result = dict(seen)
-        seen.clear()  # the caller alone decides how long activations live
-        return result
-
-    with ExitStack() as hooks:
-        for tap in taps:
-            attach(model, tap, record, hooks)
-        yield run
+        if self._images:
+            tensors = _of_images(tap, tensors, self._images)
+        return tensors if len(tensors) > 1 else [("", tensors[0][1])]
 
 
-def _of_images(tap: str, tensors: list[tuple[str, Any]], images: int) -> list[tuple[str, Any]]:
+def _trouble(model: nn.Module, pixels: Tensor, error: Exception) -> Refusal:
+    """What is said of a model that fails by itself, such as on images of another size."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return Refusal(
+            f"the memory of {pixels.device} is full with {len(pixels)} images in {type(model).__name__}; lower images.batch"
+        )
+    shape, reason = (
+        " x ".join(map(str, pixels.shape[1:])),
+        str(error).partition("\n")[0] or type(error).__name__,
+    )
+    return Refusal(f"{type(model).__name__} does not take images of {shape}: {reason}")
+
+
+def _silence(model: nn.Module, silent: list[Tap]) -> Refusal:
+    told = ", ".join(repr(str(tap)) for tap in silent[:3])
+    more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
+    heads = silent[0].at == "heads"
+    why = (
+        "an attention that does not call scaled_dot_product_attention"
+        if heads
+        else "a fused or skipped module"
+    )
+    return Refusal(
+        f"{told}{more} did not run in the forward pass of {type(model).__name__}, so there is nothing to read ({why}?); "
+        f"tap a module that runs"
+    )
+
+
+def _of_images(tap: Tap, tensors: list[tuple[str, Tensor]], images: int) -> list[tuple[str, Tensor]]:
     """The tensors that have one row per image."""
     own = [(key, tensor) for key, tensor in tensors if tensor.ndim and len(tensor) == images]
     if not own:
         shape = " x ".join(map(str, tensors[0][1].shape)) or "a number"
-        raise ValueError(
-            f"{tap!r} passes on {shape} for {images} images, not one row per image (attention in windows, a part of the "
+        raise Refusal(
+            f"{str(tap)!r} passes on {shape} for {images} images, not one row per image (attention in windows, a part of the "
             f"image at a time?), so images cannot be told apart in it; tap another layer, such as the output of its block"
         )
     return own
@@ -152,26 +220,12 @@ def floating_tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from floating_tensors(item, f"{key}[{number}]")
 
 
-def find(model: nn.Module, tap: str) -> nn.Module:
-    """The module that a tap names.
-
-    Raises:
-        KeyError: with the nearest right paths.
-    """
-    path = tap.removesuffix(":in").removesuffix(":heads")
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        paths = [name for name, _ in model.named_modules() if name]
-        raise KeyError(f"no layer {path!r} in {type(model).__name__}; {did_you_mean(path, paths)}") from None
-
-
-def attach(model: nn.Module, tap: str, record: Callable[[str, Any], None], hooks: ExitStack) -> None:
+def attach(model: nn.Module, tap: Tap, record: Callable[[Tap, Any], None], hooks: ExitStack) -> None:
     """Hook one tap until ``hooks`` closes: ``record(tap, value)`` is called with whatever passes there."""
-    module = find(model, tap)
-    if tap.endswith(":heads"):
+    module = tap.module(model)
+    if tap.at == "heads":
         _attach_heads(module, lambda heads: record(tap, heads), hooks)
-    elif tap.endswith(":in"):
+    elif tap.at == "in":
         # The first positional argument is the activation in every model we know; the rest are masks, shapes and switches.
         handle = module.register_forward_pre_hook(
             lambda _, args, kwargs: record(tap, args[0] if args else kwargs), with_kwargs=True

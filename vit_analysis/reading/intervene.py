@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vit_analysis.reading.capture import attach, find
-
-# z + f(z) may differ from what goes on by a share of f(z), and by rounding of the sum in its last place.
-ROUNDING, LAST_PLACES = 1e-2, 1
+from vit_analysis.layers import Branch, Tap
+from vit_analysis.reading.capture import attach
 
 
 @contextmanager
@@ -53,60 +50,22 @@ def edited(model: nn.Module, edits: Mapping[str, Callable[[Tensor], Tensor]]) ->
     order in which they were attached: enter this block before ``capture``.
 
     Raises:
-        KeyError: there is no module of that path in the model.
+        Refusal: there is no module of that path in the model.
     """
     with ExitStack() as hooks:
         for path, edit in edits.items():
-            hook = find(model, path).register_forward_hook(lambda _, __, output, edit=edit: edit(output))
+            hook = (
+                Tap(path).module(model).register_forward_hook(lambda _, __, output, edit=edit: edit(output))
+            )
             hooks.callback(hook.remove)
         yield model
 
 
-@dataclass(frozen=True)
-class Branch:
-    """A long branch f beside a skip connection: what goes on is activation(z + f(z)).
+def true_branches(model: nn.Module, branches: Sequence[Branch], images: Tensor) -> list[Branch]:
+    """The branches of which activation(z + f(z)) is what goes on, found in one pass of the first of some images."""
+    seen: dict[Tap, Any] = {}
 
-    Attributes:
-        block: that it is part of.
-        sublayer: ``attention``, ``mlp`` or ``unit``.
-        skip: tap of z, after its projection if it has one.
-        long: path of the module that returns f(z).
-        joined: tap of what goes on.
-        activation: path of a module between the addition and `joined`; None where there is none.
-    """
-
-    block: str
-    sublayer: str
-    skip: str
-    long: str
-    joined: str
-    activation: str | None = None
-
-    def join(self, model: nn.Module, total: Tensor) -> Tensor:
-        """Activation(total), which may overwrite total; no hook sees it."""
-        return total if self.activation is None else find(model, self.activation).forward(total)
-
-    def is_sum(self, model: nn.Module, skip: Tensor, long: Tensor, joined: Tensor) -> bool:
-        """Whether activation(z + f(z)) is what goes on; values that are not numbers are for others to find."""
-        if not skip.numel() == long.numel() == joined.numel():
-            return False
-        expected = self.join(model, skip.reshape(joined.shape) + long.reshape(joined.shape))
-        rounding = LAST_PLACES * torch.finfo(joined.dtype).eps * joined.norm()
-        return not (expected - joined).norm() > ROUNDING * long.norm() + rounding
-
-    def refusal(self) -> ValueError:
-        """What is said of a block that adds in another way."""
-        return ValueError(
-            f"what goes on after {self.long!r} is not z + f(z) with z from {self.skip!r}: its block adds in another way "
-            f"(parallel branches, a norm or a scale after the branch), and such skip connections are not known"
-        )
-
-
-def sums(model: nn.Module, branches: Sequence[Branch], images: Tensor) -> list[Branch]:
-    """Those branches of which activation(z + f(z)) is what goes on, found in one pass of the first of some images."""
-    seen: dict[str, Any] = {}
-
-    def see(tap: str, value: Any) -> None:
+    def see(tap: Tap, value: Any) -> None:
         seen.setdefault(tap, value.clone() if isinstance(value, Tensor) else None)
 
     with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
@@ -116,7 +75,7 @@ def sums(model: nn.Module, branches: Sequence[Branch], images: Tensor) -> list[B
         return [one for one in branches if _is_sum(model, one, seen)]
 
 
-def _is_sum(model: nn.Module, branch: Branch, seen: Mapping[str, Any]) -> bool:
+def _is_sum(model: nn.Module, branch: Branch, seen: Mapping[Tap, Any]) -> bool:
     skip, long, joined = (seen.get(tap) for tap in (branch.skip, branch.long, branch.joined))
     if skip is None or long is None or joined is None:
         return False
@@ -128,8 +87,8 @@ def without_skips(model: nn.Module, branches: Sequence[Branch]) -> Iterator[nn.M
     """Let activation(f(z)) go on instead of activation(z + f(z)); taps see what goes on, also those attached before.
 
     Raises:
-        KeyError: there is no module of that path in the model.
-        ValueError: from within the model, in the first pass: what goes on is not activation(z + f(z)).
+        Refusal: there is no module of that path in the model.
+        Refusal: from within the model, in the first pass: what goes on is not activation(z + f(z)).
     """
     held: dict[Branch, Tensor] = {}
     skips: dict[Branch, Tensor] = {}
@@ -179,20 +138,20 @@ def _hooked(
     def replace_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return replace(branch, args[0]), *args[1:]
 
-    joined = find(model, branch.joined)
+    joined = branch.joined.module(model)
     return [
-        find(model, branch.long).register_forward_hook(
+        branch.long.module(model).register_forward_hook(
             lambda _, __, output: hold(branch, output), prepend=True
         ),
         joined.register_forward_pre_hook(replace_input, prepend=True)
-        if branch.joined.endswith(":in")
+        if branch.joined.at == "in"
         else joined.register_forward_hook(lambda _, __, output: replace(branch, output), prepend=True),
     ]
 
 
 def _hooked_skip(model: nn.Module, branch: Branch, hold: Callable[[Branch, Any], None]) -> Any:
-    module = find(model, branch.skip)
-    if branch.skip.endswith(":in"):
+    module = branch.skip.module(model)
+    if branch.skip.at == "in":
         return module.register_forward_pre_hook(lambda _, args: hold(branch, args[0]), prepend=True)
     return module.register_forward_hook(lambda _, __, output: hold(branch, output), prepend=True)
 

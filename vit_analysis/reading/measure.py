@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,13 +19,15 @@ import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from vit_analysis.layers import Tap
 from vit_analysis.models import Model
 from vit_analysis.reading import processes
 from vit_analysis.reading import state as states
+from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.state import Sums, SumsType
-from vit_analysis.reading.stream import Pass, Reading, dealt, quiet, stream
+from vit_analysis.reading.stream import Activation, Pass, Reading, dealt, quiet, stream
+from vit_analysis.spelling import Refusal
 from vit_analysis.table import versions
-from vit_analysis.tensors import grams
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class Measurement(Generic[SumsType]):
         """Sixteen hexadecimal digits of all that the sums depend on: models, images, taps, settings."""
         facts = {
             **self.reading.facts(),
-            "taps": {name: list(taps) for name, taps in self.reading.taps.items()},
+            "taps": {name: [str(tap) for tap in taps] for name, taps in self.reading.taps.items()},
             "sums": self.kind.__name__,
             "settings": dict(self.reading.settings),
             # One file more in a folder, and a random choice is of other files.
@@ -68,10 +71,9 @@ class Measurement(Generic[SumsType]):
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
-
-def table(measurement: Measurement[Any], state: Path | None = None) -> pd.DataFrame:
-    """The table of one measurement; see `tables`."""
-    return tables({"": measurement}, state)[""]
+    def table(self, state: Path | None = None) -> pd.DataFrame:
+        """Measure, in a pass of its own over the images; see `tables`."""
+        return tables({"": self}, state)[""]
 
 
 def tables(
@@ -84,10 +86,23 @@ def tables(
         state: where a killed run leaves its sums, to go on from; None leaves nothing.
 
     Raises:
-        ValueError: the measurements are of different images, or call different models by the same name.
+        Refusal: the measurements are of different images, or call different models by the same name.
     """
-    sums = total(measurements, state)
-    return {name: measurement.finish(sums[name]) for name, measurement in measurements.items()}
+    sums, finished = total(measurements, state), {}
+    for name, measurement in measurements.items():
+        with _naming(f"in the table of {name or measurement.kind.__name__}"):
+            finished[name] = measurement.finish(sums[name])
+    return finished
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """A fault inside says where it happened."""
+    try:
+        yield
+    except Exception as fault:
+        fault.add_note(place)
+        raise
 
 
 def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = None) -> dict[str, Any]:
@@ -99,7 +114,7 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
             the sums depend on, so that no other command picks them up.
 
     Raises:
-        ValueError: there is no batch for some process, or none that counts for some measurement.
+        Refusal: there is no batch for some process, or none that counts for some measurement.
         ConnectionError: another process failed or died.
     """
     first = {measurements[name].sums: name for name in reversed(list(measurements))}
@@ -113,7 +128,7 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
     place = next(iter(reading.models.values())).device
     merged_sums = {name: processes.over_processes(sums.get(name), place) for name in different}
     if any(own is None for own in merged_sums.values()):
-        raise ValueError(f"no batch of {reading.images.batches} could be used")
+        raise Refusal(f"no batch of {reading.images.batches} could be used")
     if path:
         states.finish(path)
     return {name: merged_sums[first[one.sums]] for name, one in measurements.items()}
@@ -123,7 +138,7 @@ def _read(
     reading: Reading, measurements: Mapping[str, Measurement[Any]], path: Path | None
 ) -> dict[str, Sums]:
     """This process's sums, from those written to ``path`` on."""
-    (rank, of), batches = processes.processes(), reading.images.batches
+    (rank, of), batches = processes.rank_and_size(), reading.images.batches
     sums, start = _restored(path, measurements, reading)
     numbers = range(rank, batches, of)
     left = [number for number in numbers if number >= start]
@@ -152,14 +167,14 @@ def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
     """One reading for all: what is kept of a layer is, by name, what each measurement that taps it keeps.
 
     Raises:
-        ValueError: they are of different images, call different models by the same name, or one cannot share a pass.
+        Refusal: they are of different images, call different models by the same name, or one cannot share a pass.
     """
     readings = {name: measurement.reading for name, measurement in measurements.items()}
     first = next(iter(readings.values()))
     if any(reading.images.facts() != first.images.facts() for reading in readings.values()):
-        raise ValueError(f"measurements of different images cannot share a pass: {', '.join(readings)}")
+        raise Refusal(f"measurements of different images cannot share a pass: {', '.join(readings)}")
     if len(readings) > 1 and (alone := [name for name, one in measurements.items() if one.alone]):
-        raise ValueError(f"{', '.join(alone)} changes or differentiates its models and cannot share a pass")
+        raise Refusal(f"{', '.join(alone)} changes or differentiates its models and cannot share a pass")
     models = _models(readings)
     taps = {
         model: list(
@@ -169,13 +184,12 @@ def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
     }
 
     @cache
-    def asking(model: str, layer: str) -> list[str]:
-        tap = layer.partition("[")[0].partition("#")[0]  # as `capture` names what it sees
+    def asking(model: str, tap: Tap) -> list[str]:
         return [name for name, reading in readings.items() if tap in reading.taps.get(model, ())]
 
-    def reduce(model: str, layer: str, activation: Any) -> dict[str, Any] | None:
-        with grams.shared():
-            kept = {name: readings[name].reduce(model, layer, activation) for name in asking(model, layer)}
+    def reduce(activation: Activation) -> dict[str, Any] | None:
+        asked = asking(activation.model.name, activation.layer.tap)
+        kept = {name: readings[name].reduce(activation) for name in asked}
         return {name: value for name, value in kept.items() if value is not None} or None
 
     return Reading(models, first.images, taps, reduce, _differentiate(readings))
@@ -186,20 +200,22 @@ def _models(readings: Mapping[str, Reading]) -> dict[str, Model]:
     for reading in readings.values():
         for name, model in reading.models.items():
             if models.setdefault(name, model).module is not model.module:
-                raise ValueError(f"two different models are called {name!r} in one pass")
+                raise Refusal(f"two different models are called {name!r} in one pass")
     return models
 
 
 def _differentiate(
     readings: Mapping[str, Reading],
-) -> Callable[[str, list[int], Tensor, dict[str, Any]], dict[str, Any]] | None:
+) -> Callable[[Model, list[int], Tensor, Mapping[Layer, Any]], dict[Layer, Any]] | None:
     """Of the one reading that there is then."""
     ((name, reading), *_) = readings.items()
     own = reading.differentiate
     if own is None:
         return None
 
-    def differentiate(model: str, images: list[int], pixels: Tensor, seen: dict[str, Any]) -> dict[str, Any]:
+    def differentiate(
+        model: Model, images: list[int], pixels: Tensor, seen: Mapping[Layer, Any]
+    ) -> dict[Layer, Any]:
         plain = {layer: kept[name] for layer, kept in seen.items()}
         return {layer: {name: kept} for layer, kept in own(model, images, pixels, plain).items()}
 
@@ -213,7 +229,8 @@ def _add(sums: dict[str, Sums], measurements: Mapping[str, Measurement[Any]], ba
             model: {layer: kept[name] for layer, kept in batch.seen[model].items() if name in kept}
             for model in measurement.reading.models
         }
-        own = measurement.fold(batch._replace(seen=seen))
+        with _naming(f"in the sums of {name or measurement.kind.__name__} of batch {batch.number}"):
+            own = measurement.fold(batch._replace(seen=seen))
         if own is not None:
             sums[name] = sums[name] + own if name in sums else own
 
@@ -226,7 +243,7 @@ def _restored(
     place = next(iter(reading.models.values())).device
     try:
         sums, done = states.restore(path, {name: one.kind for name, one in measurements.items()}, place)
-    except ValueError as error:
+    except OSError as error:
         aside = path.with_suffix(".unreadable")
         path.replace(aside)
         logger.warning(
@@ -240,6 +257,6 @@ def _restored(
 def state_path(state: Path, measurements: Mapping[str, Measurement[Any]]) -> Path:
     """Where the sums of these measurements lie meanwhile, for this process among these many."""
     keys = {name: one.key() for name, one in measurements.items()}
-    facts = [keys, processes.processes(), versions()]
+    facts = [keys, processes.rank_and_size(), versions()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return state.with_name(f"{state.name}.{digest}.state")

@@ -27,7 +27,7 @@ def over_processes(sums: SumsType | None, device: torch.device) -> SumsType | No
         ValueError: the processes have sums of different things.
         ConnectionError: another process failed or died.
     """
-    rank, of = processes()
+    rank, of = rank_and_size()
     if of == 1:
         return sums
     company.meet()
@@ -71,7 +71,7 @@ def _heard() -> Iterator[None]:
         raise ConnectionError(company.trouble or f"another process ended ({error})") from error
 
 
-def processes() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """(rank of this process, number of processes)."""
     return (
         (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -115,7 +115,7 @@ class Company:
         """Have the others hear why this process does not go on."""
         if self.store and not self.trouble:
             with suppress(RuntimeError):  # nobody is left to hear it
-                self.store.set("failed", f"process {processes()[0]} failed: {reason}")
+                self.store.set("failed", f"process {rank_and_size()[0]} failed: {reason}")
 
     def heed(self) -> None:
         """Stop if another process did.
@@ -138,7 +138,7 @@ class Company:
         place, pause = f"meeting {self.meetings}", 0.001
         try:
             self.store.add(place, 1)
-            while self.store.add(place, 0) < processes()[1]:
+            while self.store.add(place, 0) < rank_and_size()[1]:
                 self.heed()
                 time.sleep(pause)
                 pause = min(2 * pause, BEAT)
@@ -146,11 +146,11 @@ class Company:
             raise ConnectionError(self.trouble or GONE) from error
 
     def _beat(self, count: int) -> None:
-        self.store.set(f"alive {processes()[0]}", str(count))
+        self.store.set(f"alive {rank_and_size()[0]}", str(count))
 
     def _listen(self) -> None:
         """Give signs of life, and look for those of the others."""
-        store, others = self.store, [f"alive {rank}" for rank in range(processes()[1])]
+        store, others = self.store, [f"alive {rank}" for rank in range(rank_and_size()[1])]
         heard, silence = store.multi_get(others), [0.0] * len(others)
         for count in itertools.count(1):
             time.sleep(BEAT)
@@ -165,7 +165,7 @@ class Company:
             except RuntimeError:
                 self.trouble = GONE
                 return
-            # In beats and not by the clock: who was stopped himself has heard nothing and knows nothing.
+            # Count silence in our own beats: if this process was suspended it heard nobody, which says nothing of the others.
             silence = [
                 past + BEAT if old == new else 0.0
                 for past, old, new in zip(silence, before, heard, strict=True)

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +13,40 @@ from tqdm.auto import tqdm
 
 from vit_analysis import layers
 from vit_analysis.images import Images
+from vit_analysis.layers import Tap
 from vit_analysis.models import Model
 from vit_analysis.reading import processes
-from vit_analysis.reading.capture import Run, capture
+from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervene import channels_last, evaluating
 from vit_analysis.reading.state import Sums
+from vit_analysis.spelling import Refusal
+from vit_analysis.tensors.grams import Grams
+from vit_analysis.tensors.tokens import Layout
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What a reducer is given: one activation, of one batch of images.
+
+    Attributes:
+        model: whose it is.
+        layer: where it was read.
+        values: a tensor, or `capture.Heads` where the tap asks for heads.
+        layout: how the model arranges its tokens and channels.
+    """
+
+    model: Model
+    layer: Layer
+    values: Any
+    layout: Layout
+
+    @cached_property
+    def grams(self) -> Grams:
+        """Its Gram matrices, each made once for all measurements that share the pass."""
+        return Grams(self.values, self.layout)
+
+    def __str__(self) -> str:
+        return f"{str(self.layer)!r} of {self.model.name}"
 
 
 class Pass(NamedTuple):
@@ -33,9 +62,24 @@ class Pass(NamedTuple):
 
     number: int
     size: int
-    seen: dict[str, dict[str, Any]]
+    seen: Mapping[str, Mapping[Layer, Any]]
     labels: Tensor
     images: list[int]
+
+    def kept(self) -> list[tuple[str, Layer, Any]]:
+        """Model name, layer and what was kept of it, model after model."""
+        return [(model, layer, kept) for model, own in self.seen.items() for layer, kept in own.items()]
+
+    def refuse_not_finite(self, values: Tensor, names: Sequence[str]) -> None:
+        """Check numbers, a row for each name, before they are added to others.
+
+        Raises:
+            Refusal: some are not finite; with the first name.
+        """
+        finite = values.flatten(1).isfinite().all(1) if values.ndim > 1 else values.isfinite()
+        if not finite.all():
+            first = names[int(finite.logical_not().nonzero()[0])]
+            raise Refusal(f"{first} has values that are not finite in batch {self.number}")
 
 
 @dataclass(frozen=True)
@@ -46,17 +90,19 @@ class Reading:
         models: by name.
         images: which images.
         taps: places to read, by model name.
-        reduce: from (model name, layer, activation) to what is kept of it; called inside the hook.
-        differentiate: from (model name, numbers of the images, the model's input, what was kept) to what is kept instead.
-            Where it is given, models run with gradients with respect to their input.
+        reduce: from an activation to what is kept of it; called inside the hook. None leaves it out.
+        differentiate: from a model, the numbers of the images, its input and what was kept, to what is kept instead. Where it
+            is given, models run with gradients with respect to their input.
         settings: what else the sums depend on, so that no run goes on from the sums of another; JSON's types.
     """
 
     models: Mapping[str, Model]
     images: Images
-    taps: Mapping[str, Sequence[str]]
-    reduce: Callable[[str, str, Tensor], Any]
-    differentiate: Callable[[str, list[int], Tensor, dict[str, Any]], dict[str, Any]] | None = None
+    taps: Mapping[str, Sequence[Tap]]
+    reduce: Callable[[Activation], Any]
+    differentiate: Callable[[Model, list[int], Tensor, Mapping[Layer, Any]], Mapping[Layer, Any]] | None = (
+        None
+    )
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
@@ -69,22 +115,32 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
     """Every batch of this process from number ``start`` on, through every model."""
     models, images = reading.models, reading.images
     wanted = list(dict.fromkeys(model.preprocessing for model in models.values()))
-    rank, of = processes.processes()
+    rank, size = processes.rank_and_size()
     with ExitStack() as stack:
-        runs = {}
-        for name, model in models.items():
-            stack.enter_context(evaluating(model.module))
-            if layers.is_convolutional(model.module) and not as_they_are():
-                stack.enter_context(channels_last(model.module))
-            runs[name] = stack.enter_context(
-                capture(model.module, reading.taps[name], partial(reading.reduce, name))
-            )
-        for batch in images.read(wanted, rank=rank, of=of, start=start):
+        runs = {name: stack.enter_context(hooked(reading, model)) for name, model in models.items()}
+        for batch in images.read(wanted, rank=rank, of=size, start=start):
             seen = {}
             for name, model in models.items():
                 pixels = batch.inputs[wanted.index(model.preprocessing)].to(model.device, non_blocking=True)
-                seen[name] = _look(reading, name, runs[name], pixels, batch.images)
+                seen[name] = look(reading, model, runs[name], pixels, batch.images)
             yield Pass(batch.number, len(batch.labels), seen, batch.labels, batch.images)
+
+
+@contextmanager
+def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
+    """A model ready to be read: evaluating, its convolutions tuned, hooks on its taps."""
+    layout = layers.layout(model.module)
+
+    def reduce(layer: Layer, values: Any) -> Any:
+        return reading.reduce(Activation(model, layer, values, layout))
+
+    tuned = layers.is_convolutional(model.module) and not as_they_are()
+    with (
+        evaluating(model.module),
+        channels_last(model.module) if tuned else nullcontext(),
+        Capture(model.module, reading.taps[model.name], reduce) as run,
+    ):
+        yield run
 
 
 def as_they_are() -> bool:
@@ -92,14 +148,16 @@ def as_they_are() -> bool:
     return os.environ.get("VIT_ANALYSIS_PLAIN", "0") not in ("", "0")
 
 
-def _look(reading: Reading, name: str, run: Run, pixels: Tensor, images: list[int]) -> dict[str, Any]:
+def look(
+    reading: Reading, model: Model, run: Capture, pixels: Tensor, images: list[int]
+) -> Mapping[Layer, Any]:
     """One batch through one model. The gradient mode ends here: held across the yield, it would leak to the caller."""
     if reading.differentiate is None:
         with torch.inference_mode():
             return run(pixels)
     with torch.inference_mode(False), torch.enable_grad():
         pixels = pixels.clone().requires_grad_()
-        return reading.differentiate(name, images, pixels, run(pixels))
+        return reading.differentiate(model, images, pixels, run(pixels))
 
 
 @dataclass(frozen=True)
@@ -109,20 +167,19 @@ class _Rows(Sums):
     kept: Tensor
 
 
-def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
+def gather(reading: Reading) -> dict[tuple[str, Layer], Tensor]:
     """What ``reading.reduce`` keeps, a row per image, of all images at once: for few images and little of each.
 
     Returns:
         By model and layer, in order of execution; rows in the order of ``reading.images.order``, in every process.
 
     Raises:
-        ValueError: there is no batch for some process.
+        Refusal: there is no batch for some process, or what is kept of all images is more than the free memory of its device.
         OSError: an image cannot be read.
-        MemoryError: what is kept of all images is more than the free memory of its device.
     """
     rank, of = dealt(reading.images)
     images = reading.images
-    parts: list[tuple[slice, dict[str, dict[str, Any]]]] = []
+    parts: list[tuple[slice, dict[str, dict[Layer, Any]]]] = []
     with tqdm(total=len(range(rank, images.batches, of)), unit="batch", disable=quiet(rank)) as bar:
         for batch in stream(reading):
             processes.company.heed()
@@ -133,7 +190,8 @@ def gather(reading: Reading) -> dict[tuple[str, str], Tensor]:
                 )
             if not parts:
                 _refuse_too_large(batch, len(images.order))
-            parts.append((slice(first, first + batch.size), batch.seen))
+            own = {name: dict(seen) for name, seen in batch.seen.items()}
+            parts.append((slice(first, first + batch.size), own))
             bar.update()
     gathered = {}
     for model, layer in [(model, layer) for model, seen in parts[0][1].items() for layer in seen]:
@@ -154,7 +212,7 @@ def _refuse_too_large(batch: Pass, images: int) -> None:
         needed[kept.device] = needed.get(kept.device, 0) + 2 * kept.nbytes * images // batch.size
     for device, size in needed.items():
         if size > (free := _free_memory(device)):
-            raise MemoryError(
+            raise Refusal(
                 f"what is kept of {images} images takes {size / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free; "
                 f"choose fewer images (shots, draws), layers or tokens"
             )
@@ -173,11 +231,11 @@ def dealt(images: Images) -> tuple[int, int]:
     """(rank of this process, number of processes), of which each must have a batch.
 
     Raises:
-        ValueError: there are fewer batches than processes.
+        Refusal: there are fewer batches than processes.
     """
-    rank, of = processes.processes()
+    rank, of = processes.rank_and_size()
     if images.batches < of:
-        raise ValueError(
+        raise Refusal(
             f"{of} processes need at least {of} batches, there are {images.batches}; lower images.batch"
         )
     return rank, of

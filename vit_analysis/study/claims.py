@@ -6,13 +6,22 @@ Thresholds are proposals of this project unless the paper gives a number.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vit_analysis.study import numbers as q
+from vit_analysis.study.controls import (
+    INLIERS,
+    MEAN_NORMS,
+    NORMALIZED,
+    OF_BLOCKS,
+    OF_CKA,
+    OTHER_SEED,
+    RAW,
+    UNTRAINED,
+    Control,
+)
 from vit_analysis.study.evidence import Evidence
 from vit_analysis.study.rules import Above, Below, Falling, Near, Rule
-
-CKA = ("blocks", "spatial", "normalized", "inliers", "typical", "biased", "shuffled", "untrained")
-BLOCKS = ("spatial", "normalized", "inliers", "typical", "biased", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Claim:
         compute: the number.
         tables: that it is computed from.
         rule: what it has to be.
-        controls: by name, see `findings.CONTROLS`.
+        controls: under which it is measured again.
         difference: which of the course notes' five it carries; 0 for none.
     """
 
@@ -40,53 +49,76 @@ class Claim:
     compute: Callable[[Evidence], float]
     tables: tuple[str, ...]
     rule: Rule
-    controls: tuple[str, ...] = ()
+    controls: tuple[Control, ...] = ()
     difference: int = 0
 
 
-DIFFERENCES = {
-    1: (
+class Difference(NamedTuple):
+    """One of the course notes' five differences between the two, and what was found of it.
+
+    Attributes:
+        number: 1 to 5.
+        title: in one sentence.
+        text: what the notes say, and what the paper says of it.
+        findings: ids of the claims that carry it.
+        verdict: what those add up to.
+    """
+
+    number: int
+    title: str
+    text: str
+    findings: tuple[str, ...] = ()
+    verdict: str = "not measured"
+
+
+DIFFERENCES = (
+    Difference(
+        1,
         "Layers of a Vision Transformer are more alike, from shallow to deep",
         "A CNN builds its representation stage by stage. A Vision Transformer sees the whole image from its first layer on and hands "
         "on what it has along its residual stream, so its layers resemble each other more.",
     ),
-    2: (
+    Difference(
+        2,
         "It has global information from its first layers; looking locally there has to be learned from much data",
         "A convolution sees a few pixels. Attention may look anywhere: in the lowest blocks some heads look near and some look far. "
         "With little data the near ones are not learned.",
     ),
-    3: (
+    Difference(
+        3,
         "Skip connections matter more in it, for accuracy and for similarity",
         "Most of what a block passes on came along its skip connections. Without those of one block, representations before and "
         "after it have little in common.",
     ),
-    4: (
+    Difference(
+        4,
         "It keeps the place of things",
         "A token of its last block still resembles its own patch of the image. The notes blame the CNN's downsampling; the paper "
         "shows that average pooling instead of a class token loses the place too (figure 10).",
     ),
-    5: (
+    Difference(
+        5,
         "With much data its middle layers are better, while a CNN's accuracy jumps at its end",
         "A linear probe reads more from the middle of a Vision Transformer trained on much data. In a CNN classes stay entangled "
         "until the last layers, where the soft nearest neighbour loss falls. (That loss is the notes' explanation, not the paper's.)",
     ),
-}
+)
 
 CLAIMS = (
     Claim(
         "F1a", "1", "Layers of a Vision Transformer are more alike than those of a ResNet",
         "much more uniform similarity, no number", "mean(M of V) - mean(M of R)",
-        q.uniform, ("cka",), Above(0.0, 0.1), CKA, 1,
+        q.uniform, ("cka",), Above(0.0, 0.1), OF_CKA, 1,
     ),
     Claim(
         "F1b", "1", "Its lowest and highest layers are more alike than those of a ResNet",
         "much greater similarity of lower and higher layers, no number", "mean M of lowest with highest third, V - R",
-        lambda e: q.far(q.itself(e, "vit")) - q.far(q.itself(e, "cnn")), ("cka",), Above(0.0, 0.1), CKA, 1,
+        lambda e: q.far(q.itself(e, "vit")) - q.far(q.itself(e, "cnn")), ("cka",), Above(0.0, 0.1), OF_CKA, 1,
     ),
     Claim(
         "F1c", "1", "A ResNet's similarity divides into stages, a Vision Transformer's does not",
         "stages in the ResNet only, no number", "(within - between stages of R) - (within - between quarters of V)",
-        q.stage_contrast, ("cka",), Above(0.0, 0.05), CKA,
+        q.stage_contrast, ("cka",), Above(0.0, 0.05), OF_CKA,
     ),
     Claim(
         "F1d", "1", "A Vision Transformer's heat map is a grid with the period of a block",
@@ -101,42 +133,42 @@ CLAIMS = (
     Claim(
         "F2a", "2", "The lower half of a ResNet is like the lowest quarter of a Vision Transformer",
         "about 0.25 at depth 0.5; equal depths would be 0.5", "matched depth in V at depth 0.5 of R",
-        lambda e: q.matched(q.crossed(e), 0.5), ("cka",), Below(0.5, 0.4), CKA, 1,
+        lambda e: q.matched(q.crossed(e), 0.5), ("cka",), Below(0.5, 0.4), OF_CKA, 1,
     ),
     Claim(
         "F2b", "2", "All of a ResNet is like the lower part of a Vision Transformer",
         "about 0.58", "matched depth in V at depth 1 of R",
-        lambda e: q.matched(q.crossed(e), 1.0), ("cka",), Below(0.85), CKA,
+        lambda e: q.matched(q.crossed(e), 1.0), ("cka",), Below(0.85), OF_CKA,
     ),
     Claim(
         "F2c", "2", "The last third of a Vision Transformer is like no layer of a ResNet",
         "less similar to all ResNet layers, no number", "mean over V of best match in R, lower two thirds - last third",
-        q.top_unlike, ("cka",), Above(0.0, 0.05), CKA,
+        q.top_unlike, ("cka",), Above(0.0, 0.05), OF_CKA,
     ),
     Claim(
         "F3a", "3", "In the lowest blocks there are heads that look near",
         "local heads, from about 20 to 40 px", "min over heads of blocks 0, 1 of distance / uniform",
-        lambda e: float(q.reach(e, e.one("vit"), q.LOWEST).min()), ("attention_distance",), Below(0.5), ("raw", "untrained"), 2,
+        lambda e: float(q.reach(e, e.one("vit"), q.LOWEST).min()), ("attention_distance",), Below(0.5), (RAW, UNTRAINED), 2,
     ),
     Claim(
         "F3b", "3", "In the lowest blocks there are heads that look everywhere",
         "global heads, about 100 px", "max over heads of blocks 0, 1 of distance / uniform",
-        lambda e: float(q.reach(e, e.one("vit"), q.LOWEST).max()), ("attention_distance",), Above(0.8), ("raw", "untrained"), 2,
+        lambda e: float(q.reach(e, e.one("vit"), q.LOWEST).max()), ("attention_distance",), Above(0.8), (RAW, UNTRAINED), 2,
     ),
     Claim(
         "F3c", "3", "In the highest blocks all heads look everywhere",
         "all self-attention heads are global", "min over heads of the last two blocks of distance / uniform",
-        lambda e: float(q.reach(e, e.one("vit"), q.HIGHEST).min()), ("attention_distance",), Above(0.75), ("raw", "untrained"),
+        lambda e: float(q.reach(e, e.one("vit"), q.HIGHEST).min()), ("attention_distance",), Above(0.75), (RAW, UNTRAINED),
     ),
     Claim(
         "F4a", "4", "With less data the lowest blocks do not learn to look near",
         "lower layers do not attend locally", "mean of the 4 smallest distance / uniform of blocks 0, 1, less data - V",
-        q.fewer_local, ("attention_distance",), Above(0.0, 0.15), ("raw",), 2,
+        q.fewer_local, ("attention_distance",), Above(0.0, 0.15), (RAW,), 2,
     ),
     Claim(
         "F4b", "C.5", "A small Vision Transformer learns to look near even with less data",
         "true of ViT-B/32 on ImageNet alone", "F3a of the model trained on the least data",
-        lambda e: float(q.reach(e, e.one("less_data"), q.LOWEST).min()), ("attention_distance",), Below(0.5), ("raw",),
+        lambda e: float(q.reach(e, e.one("less_data"), q.LOWEST).min()), ("attention_distance",), Below(0.5), (RAW,),
     ),
     Claim(
         "F5", "5", "The farther a subset of heads looks, the less it is like the lower units of a ResNet",
@@ -168,12 +200,12 @@ CLAIMS = (
         "F7a", "7", "The class token is carried by skip connections first and rewritten later; spatial tokens the other way",
         "a striking phase transition in the middle",
         "min of mean log(ratio cls / ratio spatial) in the first half, and minus that in the second",
-        q.transition, ("skip",), Above(0.0), ("mean norms", "untrained"), 3,
+        q.transition, ("skip",), Above(0.0), (MEAN_NORMS, UNTRAINED), 3,
     ),
     Claim(
         "F7b", "7", "Skip connections carry more in a Vision Transformer than in a ResNet",
         "much higher ratios throughout", "median over blocks of log(norm of skip / norm of branch), V - R",
-        q.skips_carry, ("skip",), Above(0.0, 0.4), ("mean norms", "untrained"), 3,
+        q.skips_carry, ("skip",), Above(0.0, 0.4), (MEAN_NORMS, UNTRAINED), 3,
     ),
     Claim(
         "F8a", "8", "Trained without the skip connections of a block, representations divide there",
@@ -195,23 +227,23 @@ CLAIMS = (
         "F9a", "9", "Tokens of the last block know their place better than in a ResNet",
         "ViT tokens are most similar to their own patch, ResNet's much less",
         "share of interior tokens most like their own patch or one that touches it, above chance, V - R",
-        q.v_less_r("near_hit_rate"), ("localization",), Above(0.0, 0.3), ("normalized", "untrained"), 4,
+        q.v_less_r("near_hit_rate"), ("localization",), Above(0.0, 0.3), (NORMALIZED, UNTRAINED), 4,
     ),
     Claim(
         "F9b", "9", "Tokens of the last block stand out more from other places than in a ResNet",
         "the same, no number", "(CKA with own patch - mean of others) / SD of the map, interior tokens, V - R",
-        q.v_less_r("contrast"), ("localization",), Above(0.0, 1.0), ("normalized", "untrained"), 4,
+        q.v_less_r("contrast"), ("localization",), Above(0.0, 1.0), (NORMALIZED, UNTRAINED), 4,
     ),
     Claim(
         "F9c", "9", "Tokens at the edge are like other patches at the edge",
         "similar to other edge positions", "CKA of edge tokens with other edge patches - with interior patches",
-        lambda e: q.located(e, "vit", "edge_effect"), ("localization",), Above(0.0), ("normalized", "untrained"),
+        lambda e: q.located(e, "vit", "edge_effect"), ("localization",), Above(0.0), (NORMALIZED, UNTRAINED),
     ),
     Claim(
         "F10", "10", "Trained with average pooling, a Vision Transformer loses the place of things",
         "significantly less localization", "contrast of F9b, class token - average pooling",
         lambda e: q.located(e, "vit", "contrast") - q.located(e, "gap", "contrast"),
-        ("localization",), Above(0.0, 0.5), ("normalized",), 4,
+        ("localization",), Above(0.0, 0.5), (NORMALIZED,), 4,
     ),
     Claim(
         "F11a", "11", "Single spatial tokens of the last block say more where the head reads their average",
@@ -237,17 +269,17 @@ CLAIMS = (
         "F12a", "12", "Lower layers need little data to be what they are with much, higher layers need more",
         "lower layers very similar even with 3 % (or 10 %) of the data",
         "CKA with V block by block, lowest third - highest third, least data",
-        lambda e: q.third_down(q.blocks_alike(e, e.one("less_data"))), ("cka_blocks",), Above(0.0, 0.15), (*BLOCKS, "other seed"),
+        lambda e: q.third_down(q.blocks_alike(e, e.one("less_data"))), ("cka_controls",), Above(0.0, 0.15), (*OF_BLOCKS, OTHER_SEED),
     ),
     Claim(
         "F12b", "12", "Larger models need more data",
         "ViT-L/16 more than ViT-B/32", "CKA of the highest third, small - large model at the same share of data",
-        q.two_sizes, ("cka_blocks",), Above(0.0),
+        q.two_sizes, ("cka_controls",), Above(0.0),
     ),
     Claim(
         "F12c", "12", "The more data, the more alike the higher layers",
         "3 < 10 < 30 %", "smallest gain in CKA of the highest third from one amount of data to the next",
-        q.monotone, ("cka_blocks",), Above(0.0), BLOCKS,
+        q.monotone, ("cka_controls",), Above(0.0), OF_BLOCKS,
     ),
     Claim(
         "F13a", "13a", "With more data the middle layers say more",
@@ -262,36 +294,36 @@ CLAIMS = (
     Claim(
         "E1", "E.1", "Later layers rewrite the class token mostly by their MLPs",
         "mostly via MLP blocks", "share of the class token's update by MLPs, second half - first half of blocks",
-        q.updates_by_mlp, ("skip",), Above(0.0), ("untrained",),
+        q.updates_by_mlp, ("skip",), Above(0.0), (UNTRAINED,),
     ),
     Claim(
         "G1", "G.1", "Fine-tuning leaves the first blocks as they were",
         "the first four to five layers very well preserved", "CKA before and after, first 5/12 of blocks - second half",
-        q.tuned, ("cka_blocks",), Above(0.0, 0.05), BLOCKS,
+        q.tuned, ("cka_controls",), Above(0.0, 0.05), OF_BLOCKS,
     ),
     Claim(
         "H1", "H.2", "An MLP-Mixer is more like a Vision Transformer than like a ResNet",
         "more similar to ViT than to ResNets", "mean over Mixer layers of best match, in V - in R",
-        q.mixer, ("cka",), Above(0.0, 0.03), CKA[:-1],
+        q.mixer, ("cka",), Above(0.0, 0.03), OF_CKA[:-1],
     ),
     Claim(
         "S1", "notes", "In a ResNet the soft nearest neighbour loss falls at the end",
         "the notes, after Frosst et al.: high in all but the last layer", "loss of the last unit - smallest before, R",
-        q.last_falls, ("soft_nearest_neighbor",), Below(0.0), ("normalized",), 5,
+        q.last_falls, ("soft_nearest_neighbor",), Below(0.0), (NORMALIZED,), 5,
     ),
     Claim(
         "S2", "notes", "That loss falls more at the end of a ResNet than of a Vision Transformer",
         "the notes; not in the paper", "share of the loss that the last block takes away, R - V",
-        q.falls_more, ("soft_nearest_neighbor",), Above(0.0), ("normalized",), 5,
+        q.falls_more, ("soft_nearest_neighbor",), Above(0.0), (NORMALIZED,), 5,
     ),
     Claim(
         "S3", "notes", "Where the loss falls, accuracy rises",
         "the notes; an association in one network", "rank correlation over units of R of gain in accuracy and fall of the loss",
-        q.together, ("probe", "soft_nearest_neighbor"), Above(0.0), ("normalized",),
+        q.together, ("probe", "soft_nearest_neighbor"), Above(0.0), (NORMALIZED,),
     ),
     Claim(
         "SEED1", "notes", "A ResNet needs more layers than a Vision Transformer for a representation of the middle",
         "the notes say 70 against 40; the paper has no such number", "layers until CKA with the other's middle is 90 % of its maximum, R - V",
-        q.layers_needed, ("cka",), Above(0.0), ("normalized", "inliers"),
+        q.layers_needed, ("cka",), Above(0.0), (NORMALIZED, INLIERS),
     ),
 )  # fmt: skip

@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from vit_analysis import plot
-from vit_analysis.study.evidence import Evidence, NotMeasured
+from vit_analysis.spelling import Refusal
+from vit_analysis.study.controls import controlled
+from vit_analysis.study.evidence import Evidence
 from vit_analysis.study.parts import parts_wanted
 
 Panels = list[tuple[str, str]]
@@ -23,7 +25,7 @@ class Drawing:
         title: in few words.
         claim: what the paper says with it.
         tables: that it is drawn from.
-        draw: from the evidence to a matplotlib Figure; `NotMeasured` says what it would need.
+        draw: from the evidence to a matplotlib Figure; `Refusal` says what it would need.
         alternative: what one would see, for those who do not.
         panels: of heat maps, the models that are compared.
     """
@@ -41,12 +43,12 @@ def of_models(table: pd.DataFrame, models: Collection[str]) -> pd.DataFrame:
     """The rows of some models, in their order.
 
     Raises:
-        NotMeasured: there is none.
+        Refusal: there is none.
     """
     parts = [table[table["model"] == model] for model in models]
     rows = pd.concat([table.iloc[:0], *parts], ignore_index=True)
     if rows.empty:
-        raise NotMeasured("needs a model that this was measured of")
+        raise Refusal("needs a model that this was measured of")
     rows.attrs = table.attrs
     return rows
 
@@ -65,7 +67,7 @@ def _itself(*parts: str) -> Callable[[Evidence], Panels]:
     def panels(e: Evidence) -> Panels:
         found = e.parts.names(*parts)
         if not found:
-            raise NotMeasured(f"needs {parts_wanted(parts[0])}")
+            raise Refusal(f"needs {parts_wanted(parts[0])}")
         return [(name, name) for name in found]
 
     return panels
@@ -78,14 +80,14 @@ def _first_pair(e: Evidence) -> Panels:
 def _further_pairs(e: Evidence) -> Panels:
     pairs = [*product(e.all("vit"), e.all("cnn"))][1:]
     if not pairs:
-        raise NotMeasured("needs a second Vision Transformer or CNN (--vit A B --cnn C D)")
+        raise Refusal("needs a second Vision Transformer or CNN (--vit A B --cnn C D)")
     return [*((name, name) for name in e.all("vit")[1:]), *pairs]
 
 
 def _two_vits(e: Evidence) -> Panels:
     pairs = [*combinations(e.all("vit"), 2)] or [(e.one("vit"), name) for name in e.parts.names("gap")]
     if not pairs:
-        raise NotMeasured("needs a second Vision Transformer (--vit A B, or --gap)")
+        raise Refusal("needs a second Vision Transformer (--vit A B, or --gap)")
     return pairs
 
 
@@ -117,7 +119,7 @@ def _second(part: str) -> Callable[[Evidence], list[str]]:
     def models(e: Evidence) -> list[str]:
         found = e.all(part)[1:]
         if not found:
-            raise NotMeasured(f"needs a second model: {parts_wanted(part)}")
+            raise Refusal(f"needs a second model: {parts_wanted(part)}")
         return found
 
     return models
@@ -137,7 +139,7 @@ def _accuracies(*parts: str, first: bool = True) -> Callable[[Evidence], Any]:
         rows = of_models(e.table("probe"), e.parts.names(*parts))
         asked = rows["target"] == rows["target"].iloc[0]
         if not first and asked.all():
-            raise NotMeasured("needs other classes to tell; here there is one task, that of figure 13")
+            raise Refusal("needs other classes to tell; here there is one task, that of figure 13")
         chosen = rows[asked if first else ~asked]
         chosen.attrs = rows.attrs
         return plot.probe(chosen)
@@ -148,7 +150,8 @@ def _accuracies(*parts: str, first: bool = True) -> Callable[[Evidence], Any]:
 def _alike(part: str, *others: str) -> Callable[[Evidence], Any]:
     def draw(e: Evidence) -> Any:
         vit, found = e.one("vit"), [*e.all(part), *e.parts.names(*others)]
-        return plot.corresponding(e.table("cka_blocks"), pairs=[(vit, name) for name in found])
+        blocks = controlled(e.table("cka_controls"), "all")
+        return plot.corresponding(blocks, pairs=[(vit, name) for name in found])
 
     return draw
 
@@ -247,7 +250,7 @@ DRAWINGS = (
     Drawing(
         "12", "How much data a layer needs to be what it is with much",
         "Lower layers are nearly the same with 3 % of the data (the caption says 10 %), higher ones need far more.",
-        ("cka_blocks",), _alike("less_data", "other_seed"),
+        ("cka_controls",), _alike("less_data", "other_seed"),
         "Lines of CKA of each block with the same block of the model trained on all data.",
     ),
     Drawing(
@@ -356,7 +359,7 @@ DRAWINGS = (
     Drawing(
         "G.1", "What fine-tuning changes",
         "The first four or five layers are well preserved, on most data sets.",
-        ("cka_blocks",), _alike("tuned"),
+        ("cka_controls",), _alike("tuned"),
         "Line of CKA of each block before and after fine-tuning.",
     ),
     _heatmaps(

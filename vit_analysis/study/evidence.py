@@ -17,16 +17,25 @@ import pandas as pd
 from jaxtyping import Float64
 from scipy.stats import t as student
 
-from vit_analysis.reading.intervals import CONFIDENCE
+from vit_analysis.spelling import Refusal
 from vit_analysis.study.parts import Parts, parts_wanted
-from vit_analysis.study.passes import Study
 from vit_analysis.table import WITHOUT
 
 DRAW = "draw"
 
 
-class NotMeasured(Exception):  # noqa: N818  (not an error: a statistic's way to say what it would need)
-    """A statistic needs a model or a table that is not there; the message says which."""
+class Study(NamedTuple):
+    """What figures and findings are made of.
+
+    Attributes:
+        parts: with the names that tables use.
+        tables: by name.
+        missing: by name of a table, why it is not there.
+    """
+
+    parts: Parts
+    tables: dict[str, pd.DataFrame]
+    missing: dict[str, str]
 
 
 class Matrix(NamedTuple):
@@ -65,10 +74,7 @@ class Evidence:
         self.study = study
         self.parts: Parts = study.parts
         self.left_out: tuple[str, int] | None = None
-        self._tables = {
-            name: table[[column for column in table if not str(column).endswith(WITHOUT)]]
-            for name, table in study.tables.items()
-        }
+        self._tables = {name: _plain(table) for name, table in study.tables.items()}
         self._without: dict[tuple[str, str], np.ndarray] = {}
         self._places: dict[tuple[Any, ...], np.ndarray] = {}
 
@@ -76,7 +82,7 @@ class Evidence:
         """The first model of a part.
 
         Raises:
-            NotMeasured: there is none.
+            Refusal: there is none.
         """
         return self.all(part)[0]
 
@@ -84,28 +90,28 @@ class Evidence:
         """The models of a part.
 
         Raises:
-            NotMeasured: they are fewer than ``least``.
+            Refusal: they are fewer than ``least``.
         """
         found = self.parts.names(part)
         if len(found) < least:
-            raise NotMeasured(f"needs {f'{least} times ' if least > 1 else ''}{parts_wanted(part)}")
+            raise Refusal(f"needs {f'{least} times ' if least > 1 else ''}{parts_wanted(part)}")
         return found
 
     def table(self, name: str) -> pd.DataFrame:
         """A whole table, with its provenance.
 
         Raises:
-            NotMeasured: there is no such table; why.
+            Refusal: there is no such table; why.
         """
         if name not in self.study.tables:
-            raise NotMeasured(self.study.missing.get(name, f"needs the table {name!r}"))
+            raise Refusal(self.study.missing.get(name, f"needs the table {name!r}"))
         return self.study.tables[name]
 
     def rows(self, name: str, **where: str) -> pd.DataFrame:
         """The rows of a table in which columns have these values.
 
         Raises:
-            NotMeasured: there is no such table, or no such row in it.
+            Refusal: there is no such table, or no such row in it.
         """
         self.table(name)
         table, key = self._tables[name], (name, *sorted(where.items()))
@@ -116,7 +122,7 @@ class Evidence:
             self._places[key] = np.flatnonzero(found)
         places = self._places[key]
         if not len(places):
-            raise NotMeasured(f"{name} holds nothing of {', '.join(where.values())}")
+            raise Refusal(f"{name} holds nothing of {', '.join(where.values())}")
         rows = table.iloc[places]
         if self.left_out is None or self.left_out[0] not in self._sources(name):
             return rows
@@ -125,20 +131,26 @@ class Evidence:
             return rows[rows[DRAW] != group]
         return rows.assign(**{column: own[places, group] for column, own in self._replicates(name).items()})
 
-    def cka(self, model: str, other: str, table: str = "cka") -> Matrix:
+    def cka(self, model: str, other: str, table: str = "cka", **where: str) -> Matrix:
         """Of the layers of two models that the table compares; those that are constant over images have none and are left out.
 
+        Args:
+            model: of the rows.
+            other: of the columns.
+            table: its name.
+            where: what other columns of the table have to be.
+
         Raises:
-            NotMeasured: the table does not compare them, or no layer is left.
+            Refusal: the table does not compare them, or no layer is left.
         """
-        rows = self.rows(table, model=model, other_model=other)
+        rows = self.rows(table, model=model, other_model=other, **where)
         layers = list(dict.fromkeys(rows["layer"]))
         values = rows["cka"].to_numpy(dtype=float).reshape(len(layers), -1)
         depth = rows["depth"].to_numpy(dtype=float)[:: values.shape[1]]
         other_depth = rows["other_depth"].to_numpy(dtype=float)[: values.shape[1]]
         down, across = (~np.isnan(values).all(axis=axis) for axis in (1, 0))
         if not down.any():
-            raise NotMeasured(f"all layers of {model} or of {other} are constant over images")
+            raise Refusal(f"all layers of {model} or of {other} are constant over images")
         kept = [layer for layer, defined in zip(layers, down, strict=True) if defined]
         return Matrix(values[down][:, across], kept, depth[down], other_depth[across])
 
@@ -169,7 +181,7 @@ class Evidence:
     def _sources(self, name: str) -> list[str]:
         if name not in self._tables:
             return []
-        table = self._tables[name]
+        table = self.study.tables[name]
         return [json.dumps(table.attrs.get("images")), *([DRAW] if DRAW in table else [])]
 
     def _groups(self, name: str, source: str) -> int:
@@ -187,11 +199,18 @@ class Evidence:
         return {column.removesuffix(WITHOUT): self._without[name, column] for column in columns}
 
 
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns of values without a group; and without ``attrs``, which pandas copies at every step."""
+    plain = pd.DataFrame(table, columns=[column for column in table if not str(column).endswith(WITHOUT)])
+    plain.attrs = {}
+    return plain
+
+
 def estimate(compute: Callable[[Evidence], float], tables: Collection[str], evidence: Evidence) -> Estimate:
     """A number computed from these tables, with its interval; NaN bounds where there are no groups to leave out.
 
     Raises:
-        NotMeasured: what it needs is not there.
+        Refusal: what it needs is not there.
     """
     value = float(compute(evidence))
     variance, freedom = 0.0, math.inf
@@ -199,10 +218,10 @@ def estimate(compute: Callable[[Evidence], float], tables: Collection[str], evid
         if len(others) < 2:
             return Estimate(value, math.nan, math.nan, math.nan, 0)
         values = np.array([compute(other) for other in others])
-        variance += (len(values) - 1) / len(values) * float(np.square(values - values.mean()).sum())
+        variance += float(intervals.variance(values))
         freedom = min(freedom, len(values) - 1)
     if math.isinf(freedom):
         return Estimate(value, math.nan, math.nan, math.nan, 0)
     error = math.sqrt(variance)
-    half = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    half = intervals.quantile(freedom) * error
     return Estimate(value, value - half, value + half, error, freedom)

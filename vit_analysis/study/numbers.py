@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float64
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 
 from vit_analysis import localization
-from vit_analysis.study.evidence import Evidence, Matrix, NotMeasured
+from vit_analysis.spelling import Refusal
+from vit_analysis.study.evidence import Evidence, Matrix
 
 GRID = 24
 STAGE = re.compile(r"(?:layer|stages?\.|layers\.)(\d+)")
@@ -58,7 +58,7 @@ def stages(matrix: Matrix) -> np.ndarray:
     found = [STAGE.match(layer) for layer in matrix.layers]
     numbers = np.array([int(match[1]) if match else -1 for match in found])
     if len(set(numbers)) < 3:
-        raise NotMeasured("needs a CNN with stages")
+        raise Refusal("needs a CNN with stages")
     return numbers
 
 
@@ -75,7 +75,7 @@ def periodicity(matrix: Matrix) -> float:
     numbers = [int(match[1]) if (match := BLOCK.match(layer)) else -1 for layer in matrix.layers]
     period = numbers.count(1)
     if period < 4:
-        raise NotMeasured("needs several layers of each block (--layers paper)")
+        raise Refusal("needs several layers of each block (--layers paper)")
     inside = np.array(numbers) >= 0
     rows = matrix.values[inside][:, inside]
     windows = np.lib.stride_tricks.sliding_window_view(rows, period, axis=1)
@@ -104,9 +104,9 @@ def layers_until(matrix: Matrix, middle: float = 0.5) -> int:
 
 def blocks_alike(e: Evidence, model: str) -> Float64[np.ndarray, " block"]:
     """CKA of every block of V with the same block of a model of the same depth."""
-    values = e.cka(e.one("vit"), model, "cka_blocks").values
+    values = e.cka(e.one("vit"), model, "cka_controls", control="all").values
     if values.shape[0] != values.shape[1]:
-        raise NotMeasured(
+        raise Refusal(
             f"needs a model with as many blocks as V: {model} has {values.shape[1]}, not {len(values)}"
         )
     return values.diagonal()
@@ -175,9 +175,7 @@ def third_top(values: np.ndarray) -> float:
 def two_sizes(e: Evidence) -> float:
     """F12b: of two sizes of model at the same share of data, which no part stands for."""
     e.all("vit", 2)
-    raise NotMeasured(
-        "needs two sizes of Vision Transformer, each also trained on the same share of its data"
-    )
+    raise Refusal("needs two sizes of Vision Transformer, each also trained on the same share of its data")
 
 
 def tuned(e: Evidence) -> float:
@@ -216,9 +214,7 @@ def subsets(e: Evidence) -> float:
     rows = e.rows("head_subsets", vit=e.one("vit"), cnn=e.one("cnn"))
     count = rows["subset"].nunique()
     if count < 8:
-        raise NotMeasured(
-            f"needs 8 subsets of heads for a rank correlation; the first block of V has {count}"
-        )
+        raise Refusal(f"needs 8 subsets of heads for a rank correlation; the first block of V has {count}")
     return max(spearmanr(own["distance_px"], own["cka"]).statistic for _, own in rows.groupby("layer"))
 
 
@@ -235,7 +231,7 @@ def third_unit(e: Evidence) -> float:
     """F6a: radius of the field of the first attention less that of the third unit of R."""
     rows = e.rows("receptive_field", model=e.one("cnn"), branch="residual")
     if len(rows) < 4:
-        raise NotMeasured("needs a CNN with three units or more")
+        raise Refusal("needs a CNN with three units or more")
     return field(e, "vit", "radius_px", 0.0) - float(rows["radius_px"].iloc[3])
 
 
@@ -311,13 +307,11 @@ def lesions(e: Evidence) -> float:
 
 def located(e: Evidence, part: str, statistic: str) -> float:
     """One of `localization.STATISTICS` of the last block; hit rates are 0 for a guess and 1 for a hit each time."""
-    rows = e.rows("localization", model=e.one(part))
-    height, width = int(rows["token_row"].max()) + 1, int(rows["token_col"].max()) + 1
-    maps = torch.tensor(rows["cka"].to_numpy(dtype=float)).view(height * width, height * width)
+    maps, size = localization.grid_maps(e.rows("localization", model=e.one(part)))
     place = localization.STATISTICS.index(statistic)
     value, chance = (
-        localization.statistics(maps, height, width)[place].item(),
-        localization.chances(height, width)[place],
+        localization.statistics(maps, *size)[place].item(),
+        localization.chances(*size)[place],
     )
     return (value - chance) / (1 - chance) if "hit" in statistic else value
 
@@ -337,7 +331,7 @@ def probed(e: Evidence, table: str, model: str, tokens: str = "native") -> pd.Se
     read = e.study.tables[table].attrs["native"][model] if tokens == "native" else tokens
     own = rows[rows["tokens"].str.isdigit()] if tokens == "each" else rows[rows["tokens"] == read]
     if own.empty:
-        raise NotMeasured(f"needs probes of {read} tokens of {model}")
+        raise Refusal(f"needs probes of {read} tokens of {model}")
     return 100 * own.groupby("depth")["accuracy"].mean()
 
 
@@ -409,5 +403,5 @@ def together(e: Evidence) -> float:
     accuracy = probed(e, "probe", e.one("cnn")).to_numpy()
     loss = _entangled(e, "cnn")
     if len(accuracy) != len(loss):
-        raise NotMeasured("needs probes and losses of the same layers")
+        raise Refusal("needs probes and losses of the same layers")
     return float(spearmanr(np.diff(accuracy), -np.diff(loss)).statistic)

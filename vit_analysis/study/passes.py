@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -34,8 +34,11 @@ from vit_analysis.images import LAB, Images
 from vit_analysis.lab import zoo
 from vit_analysis.models import Model
 from vit_analysis.probe import Shots
-from vit_analysis.reading import intervals, measure, processes, state
+from vit_analysis.reading import measure, processes, state
 from vit_analysis.reading.measure import Measurement
+from vit_analysis.spelling import Refusal
+from vit_analysis.study.controls import SELECTIONS
+from vit_analysis.study.evidence import Study
 from vit_analysis.study.parts import LAB_PARTS, Parts, parts_wanted
 from vit_analysis.tensors import similarity
 
@@ -61,20 +64,6 @@ def of(
     """The study of these models, or of the lab's where none is named; see `run`."""
     cast = Cast.load(parts if parts.names() else LAB_PARTS, device)
     return run(cast, images, train, out, wanted)
-
-
-class Study(NamedTuple):
-    """What figures and findings are made of.
-
-    Attributes:
-        parts: with the names that tables use.
-        tables: by name.
-        missing: by name of a table, why it is not there.
-    """
-
-    parts: Parts
-    tables: dict[str, pd.DataFrame]
-    missing: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -125,8 +114,11 @@ def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection
             continue
         try:
             todo[name] = plan()
-        except ValueError as error:  # an analysis that does not apply says so before it reads an image
+        except Refusal as error:  # an analysis that does not apply says so before it reads an image
             missing[name] = str(error)
+        except Exception as fault:
+            fault.add_note(f"in the plan of the table {name!r}")
+            raise
     kept = {name: _kept(out / f"{name}.parquet", _key(own)) for name, own in todo.items()}
     tables = {
         name: own
@@ -152,7 +144,7 @@ def balanced(images: Images) -> Images:
         return images
     try:
         return soft_nearest_neighbor.balanced(images, first)
-    except ValueError:  # too few images of a class
+    except Refusal:  # too few images of a class
         return images
 
 
@@ -179,7 +171,7 @@ def plans(
     fields = cache(lambda: receptive_field.plan_with_maps(main, few, channels=CHANNELS))
     return {
         "cka": lambda: [cka.plan(layered, images, pairs=_pairs(cast))],
-        "cka_controls": lambda: [cka.plan_controls(compared, images)],
+        "cka_controls": lambda: [cka.plan_controls(compared, images, SELECTIONS)],
         "attention_distance": lambda: [
             attention_distance.plan([*_some(vits, parts_wanted("vit")), *others, *cast.twins[:1]], images)
         ],
@@ -222,7 +214,7 @@ def plans(
 def first(images: Images, count: int) -> Images:
     """Some of the images, in as many batches as an interval has groups."""
     few = images.order[:count]
-    return images.only(few, batch=max(similarity.SMALLEST_BATCH, len(few) // intervals.GROUPS))
+    return images.only(few, batch=max(similarity.SMALLEST_BATCH, len(few) // state.GROUPS))
 
 
 # Two tables of the same sums: whoever wants one gets both, as the other would take the same pass again.
@@ -233,7 +225,7 @@ TABLES = tuple(plans(Cast(Parts(), {}), IMAGES, IMAGES, TRAIN))
 
 def _some(needed: list[Any], what: str) -> list[Any]:
     if not needed:
-        raise ValueError(f"needs {what}")
+        raise Refusal(f"needs {what}")
     return needed
 
 
@@ -246,7 +238,7 @@ def _there(name: str) -> str | None:
 
 def _learnable(shots: Shots, images: Images) -> Shots:
     if shots.images.source == LAB != images.source:
-        raise ValueError("needs images to learn from, with the classes of --images.source (--train.source)")
+        raise Refusal("needs images to learn from, with the classes of --images.source (--train.source)")
     return shots
 
 
@@ -313,6 +305,6 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
 
 def _write(result: pd.DataFrame, path: Path, key: str) -> None:
     result.attrs |= {"key": key, "command": command.line()}
-    if processes.processes()[0] == 0:
+    if processes.rank_and_size()[0] == 0:
         table.write(result, path)
         logger.info("wrote %s", path)

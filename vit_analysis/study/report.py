@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from vit_analysis.spelling import did_you_mean
+from vit_analysis.study.claims import Difference
 from vit_analysis.table import column, write_whole
 
 COLUMNS = (
@@ -60,18 +61,6 @@ class Place:
     """What makes this picture alone."""
     heatmaps: Sequence[tuple[str, pd.DataFrame]] = ()
     """Captions and CKA tables of one model with one model, drawn to be pointed at."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One of the lecture notes' five differences between ViT and CNN."""
-
-    number: int
-    title: str
-    text: str
-    findings: tuple[str, ...]
-    """Ids of the findings that carry it."""
-    verdict: str
 
 
 def write(

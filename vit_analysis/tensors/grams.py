@@ -9,12 +9,11 @@ A product over all features is what everything here costs. Several choices need 
 
 The first and the third are used where they are precise, and the product of the definition elsewhere.
 
-Different measurements ask for the same Gram matrices of the same activation: within `shared`, each is made once for all.
+Different measurements ask for the same Gram matrices of the same activation, so each is made once and kept as long as the
+activation is there.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
@@ -137,24 +136,3 @@ DERIVED: Mapping[str, Callable[[Grams], Gram | None]] = {
     "typical": _typical,
     "normalized": _normalized,
 }
-
-_shared: ContextVar[dict[tuple[int, Layout], Grams] | None] = ContextVar("shared", default=None)
-
-
-@contextmanager
-def shared() -> Iterator[None]:
-    """Inside, whoever asks for the Grams of the same activation gets the same, as long as nobody changes the activation."""
-    token = _shared.set({})
-    try:
-        yield
-    finally:
-        _shared.reset(token)
-
-
-def of(activation: Tensor, layout: Layout) -> Grams:
-    """The Grams of an activation."""
-    here = _shared.get()
-    if here is None:
-        return Grams(activation, layout)
-    # Grams hold their activation, so that while they are here no other tensor gets its id.
-    return here.setdefault((id(activation), layout), Grams(activation, layout))

@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
+from vit_analysis.spelling import Refusal
+
 # Images below which U-centring is undefined.
 SMALLEST_BATCH = 4
 # Float32 rounds each entry of a Gram matrix to about 1e-7 of its size. Where the centred entries are this many times smaller
@@ -44,7 +46,7 @@ def centred_gram(features: Float[Tensor, "image ..."]) -> Float32[Tensor, " pair
     """U-centred Gram matrix of a layer as a vector; see `gram` and `centred`.
 
     Raises:
-        ValueError: fewer than 4 images.
+        Refusal: fewer than 4 images.
     """
     return centred(gram(features))
 
@@ -74,11 +76,11 @@ def centred(gram: Float64[Tensor, "*layer image image"]) -> Float32[Tensor, "*la
     A constant layer gives zeros, a non-finite one non-finite values.
 
     Raises:
-        ValueError: fewer than 4 images.
+        Refusal: fewer than 4 images.
     """
     n = gram.shape[-1]
     if n < SMALLEST_BATCH:
-        raise ValueError(f"unbiased HSIC needs at least {SMALLEST_BATCH} images in a batch, got {n}")
+        raise Refusal(f"unbiased HSIC needs at least {SMALLEST_BATCH} images in a batch, got {n}")
     return (u_centre(gram) * (2 / (n * (n - 3))) ** 0.5).float()
 
 

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
+from vit_analysis.spelling import Refusal
+
 # A token is massive from this many times the median norm of its layer. On an ImageNet ViT-Ti/16 the massive tokens stand at
 # 30-50 times the median and ordinary ones reach 2, so any number between 4 and 20 finds the same tokens.
 MASSIVE = 5.0
@@ -190,7 +192,7 @@ def on_grid(activation: Tensor, layout: Layout, layer: str) -> Float[Tensor, "im
     """The spatial tokens of a token layer, or the positions of a map, at their rows and columns; a view, not a copy.
 
     Raises:
-        ValueError: the layer is neither.
+        Refusal: the layer is neither.
     """
     if activation.ndim == 4:
         return activation if layout.ends_with_channels(activation) else activation.permute(0, 2, 3, 1)
@@ -198,7 +200,7 @@ def on_grid(activation: Tensor, layout: Layout, layer: str) -> Float[Tensor, "im
     if tokens is not None and layout.grid and tokens.shape[1] == layout.grid[0] * layout.grid[1]:
         return tokens.unflatten(1, layout.grid)
     expected = f"{layout.grid[0]} x {layout.grid[1]} tokens" if layout.grid else "tokens of a fixed grid"
-    raise ValueError(
+    raise Refusal(
         f"{layer} is {' x '.join(map(str, activation.shape))}, neither image x token x channel with {expected} nor a map "
         f"image x channel x row x col, so nothing in it has a place in the image; choose another layer"
     )

@@ -1,0 +1,83 @@
+"""The analyses: the one list that commands, the study's tests and benchmarks go through. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One question that is asked of models and images, in a module of its own.
+
+    Its module has ``measure(models, images, ...) -> DataFrame``, ``main`` for the shell, and, but for that of receptive
+    fields, ``plan`` of the same arguments to share a pass with others.
+
+    Attributes:
+        name: of its module, and so of its command.
+        figures: of the paper.
+        measures: what it measures, in words.
+        tables: kinds of table that it makes, the one of ``measure`` first; each has its picture in ``plot.PICTURES``.
+    """
+
+    name: str
+    figures: str
+    measures: str
+    tables: tuple[str, ...]
+
+    @property
+    def module(self) -> ModuleType:
+        """Its module, imported when it is asked for: with torch and timm that takes seconds."""
+        return import_module(f"vit_analysis.{self.name}")
+
+
+ANALYSES = (
+    Analysis(
+        "cka", "1, 2, B.1, G.2, H", "similarity of all pairs of layers, within and across models", ("cka",)
+    ),
+    Analysis(
+        "attention_distance",
+        "3, 4, 5, C.5, C.6",
+        "how far each head looks, in pixels; head subsets against the CNN's lower units",
+        ("attention_distance", "head_subsets"),
+    ),
+    Analysis(
+        "receptive_field",
+        "6, C.1-C.4",
+        "gradients of a layer's centre position, before and after the residual addition",
+        ("receptive_field", "receptive_field_maps"),
+    ),
+    Analysis(
+        "skip",
+        "7, E.1, E.2",
+        "norms of skip connection and long branch, class token against spatial tokens",
+        ("skip",),
+    ),
+    Analysis(
+        "lesions",
+        "8",
+        "accuracy and similarity without the skip connections of one block",
+        ("lesions", "lesions_trained"),
+    ),
+    Analysis(
+        "localization", "9, 10, D.1-D.3", "CKA of each token with each patch of the image", ("localization",)
+    ),
+    Analysis(
+        "probe",
+        "11, 13, D.4, F",
+        "few-shot linear probes; on scenes also of texture and position",
+        ("probe",),
+    ),
+    Analysis(
+        "soft_nearest_neighbor",
+        "(course notes)",
+        "how entangled classes are in each layer",
+        ("soft_nearest_neighbor",),
+    ),
+)
+OTHERS = {
+    "figures": "the study: every figure, verdicts, report",
+    "findings": "the verdicts",
+    "train": "train a lab model, or fine-tune one to your images",
+    "plot": "draw a table again",
+}
+"""Commands that are no analysis, and what they do."""
