@@ -18,15 +18,14 @@ import tyro
 from vit_analysis import table
 from vit_analysis.reading import processes, state
 from vit_analysis.reading.stream import as_they_are
+from vit_analysis.spelling import Refusal
 
 logger = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
-MISTAKE, FAULT = (
-    2,
-    70,
-)  # exit statuses: of a sentence to the user, and of a fault of ours (EX_SOFTWARE of sysexits.h)
+MISTAKE = 2  # exit status after a sentence to the user
+FAULT = 70  # after a fault of ours: EX_SOFTWARE of sysexits.h
 
 
 def run(main: Callable[..., None]) -> None:

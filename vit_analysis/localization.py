@@ -31,11 +31,11 @@ from torch import Tensor
 from vit_analysis import command, layers, plot
 from vit_analysis.images import AnyImages, Images, given
 from vit_analysis.layers import Tap
-from vit_analysis.models import Models, load_all, named
+from vit_analysis.models import Model, Models, load_all, named
 from vit_analysis.reading.intervals import jackknife, of_table
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Reading
+from vit_analysis.reading.stream import Activation, Pass, Reading
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import with_provenance
 from vit_analysis.tensors import similarity
@@ -241,7 +241,7 @@ def _pairs(activation: Activation, pixels: Tensor, tokens: Tokens) -> Pairs:
     return Pairs(torch.cat([part.flatten() for part in parts]), rows, columns)
 
 
-def _fold(batch: stream.Pass) -> PatchSums | None:
+def _fold(batch: Pass) -> PatchSums | None:
     if batch.size < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
         return None

@@ -17,6 +17,7 @@ import pandas as pd
 from jaxtyping import Float64
 from scipy.stats import t as student
 
+from vit_analysis.reading import intervals
 from vit_analysis.spelling import Refusal
 from vit_analysis.study.parts import Parts, parts_wanted
 from vit_analysis.table import WITHOUT
