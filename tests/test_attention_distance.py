@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Given, oracle_cka
+from doubles import Given, oracle_cka
 from torch import nn
 from torch.nn import functional as F
+from vit_analysis.attention import Scale, head_distances
 
 from vit_analysis import attention, layers, models, plot
-from vit_analysis.attention import Scale, head_distances
 from vit_analysis.attention_distance import HeadSums, distances, head_subsets
 from vit_analysis.images import Images
 from vit_analysis.lab import zoo

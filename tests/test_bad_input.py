@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import Given, Labelled
+from doubles import Given, Labelled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image

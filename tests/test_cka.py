@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import Given, Layers, cell, oracle_cka
+from doubles import Given, Layers, cell, oracle_cka
 from torch import nn
 
 from vit_analysis import cka, models

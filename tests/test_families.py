@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Given, cell, oracle_cka
+from doubles import Given, cell, oracle_cka
 from einops import rearrange
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import Tensor, nn

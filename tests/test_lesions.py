@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Given, Labelled, oracle_cka
+from doubles import Given, Labelled, oracle_cka
 from torch import nn
 
 from vit_analysis import cka, layers, models, plot

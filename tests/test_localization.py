@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Given, Layers, oracle_cka
+from doubles import Given, Layers, oracle_cka
 from torch import nn
 
 from vit_analysis import localization, models, plot

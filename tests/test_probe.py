@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import Labelled, Layers
+from doubles import Labelled, Layers
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import cell, oracle_cka
+from doubles import cell, oracle_cka
 
 from vit_analysis import cka, models
 from vit_analysis.images import Images

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Given, Layers
+from doubles import Given, Layers
 from torch import nn
 
 from vit_analysis import layers, models, plot, receptive_field

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Given
+from doubles import Given
 from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock
 from torch import nn
 

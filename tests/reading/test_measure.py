@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import Given, Layers
+from doubles import Given, Layers
 from torch import Tensor, nn
 
 from vit_analysis import models

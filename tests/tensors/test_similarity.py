@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import song
+from doubles import song
 from hypothesis import given
 from hypothesis import strategies as st
 
