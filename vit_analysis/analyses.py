@@ -1,4 +1,4 @@
-"""The analyses: the one list that commands, the study's tests and benchmarks go through. Imports nothing heavy."""
+"""The list of all analyses, which commands, the study's tests and benchmarks go through. Imports nothing heavy."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -7,14 +7,15 @@ from types import ModuleType
 
 @dataclass(frozen=True)
 class Analysis:
-    """One question that is asked of models and images, in a module of its own.
+    """One analysis of models and images, in a module of its own.
 
-    Its module has ``measure(models, images, ...) -> DataFrame``, ``main`` for the shell, and, but for that of receptive
-    fields, ``plan`` of the same arguments to share a pass with others.
+    Its module has ``measure(models, images, ...) -> DataFrame``, ``main`` for the shell, and ``plan``, which says what is
+    measured before any image is read, so that several analyses can share one pass over the images. Lesions are planned one
+    model at a time, and receptive fields with their maps (``plan_with_maps``).
 
     Attributes:
-        name: of its module, and so of its command.
-        figures: of the paper.
+        name: name of its module, and so of its command.
+        figures: the figures of the paper that it makes.
         measures: what it measures, in words.
         tables: kinds of table that it makes, the one of ``measure`` first; each has its picture in ``plot.PICTURES``.
     """
@@ -26,7 +27,7 @@ class Analysis:
 
     @property
     def module(self) -> ModuleType:
-        """Its module, imported when it is asked for: with torch and timm that takes seconds."""
+        """Its module, imported only when it is asked for: with torch and timm that takes seconds."""
         return import_module(f"vit_analysis.{self.name}")
 
 
@@ -80,4 +81,4 @@ OTHERS = {
     "train": "train a lab model, or fine-tune one to your images",
     "plot": "draw a table again",
 }
-"""Commands that are no analysis, and what they do."""
+"""The commands that are no analyses, and what they do."""

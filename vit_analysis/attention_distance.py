@@ -1,10 +1,11 @@
-"""How far each attention head looks, in pixels of the model's input (figures 3, 4, C.5, C.6), and figure 5.
+"""How far each attention head looks, in pixels of the model's input (figures 3, 4, C.5, C.6); its CKA with a CNN (figure 5).
 
 Raghu et al. (2021, section 4) after Dosovitskiy et al. (2021): for a query patch q, sum_k A_qk |place(q) - place(k)|, averaged
-over queries and then over images. The paper does not say what becomes of tokens that have no place (class, distillation,
-registers). Here they are no queries, and no keys either: the attention to the patches is scaled to sum to 1. Without that, a
-global head that rests on the class token looks local (uniform attention of 116.5 px reads 23.3 with 80 % on it), so the
-unscaled distance and the attention to those tokens stand beside.
+over queries and then over images. The paper does not say how it treats tokens that have no place in the image (the prefix
+tokens: class, distillation, registers). Here they are neither queries nor keys: the attention of each query to the patches is
+scaled to sum to 1. Without that, a global head that attends mostly to the class token looks local (uniform attention to the
+patches has a distance of 116.5 px, but reads 23.3 with 80 % on the class token). The table also has the unscaled distance and
+the attention to the prefix tokens.
 
 Attention is computed from the queries and keys that the model hands to its fused kernel, in pieces that fit a cache.
 
@@ -38,13 +39,13 @@ from vit_analysis.tensors import similarity
 from vit_analysis.tensors.similarity import full_float32
 
 SUBSET = 4  # heads in a subset of figure 5
-# Attention is computed for so many numbers at once, on a CPU mostly one image: half a megabyte stays in a core's cache between
-# product, softmax and sums, and the strided queries and keys of one image need no copy. A GPU only has to have the memory.
+# How many attention weights are computed at once. On a CPU that is mostly one image: half a megabyte stays in a core's cache
+# between product, softmax and sums, and the strided queries and keys of one image need no copy. A GPU only needs the memory.
 CPU_PIECE, GPU_PIECE = 2**17, 2**27
 
 
 class Scale(NamedTuple):
-    """Where a model's tokens lie."""
+    """The distances between a model's tokens in pixels of its input, and the number of its prefix tokens."""
 
     pixels: Float64[Tensor, "query key"]
     prefix: int
@@ -52,17 +53,20 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSums(Grouped):
-    """What distances need of any number of batches."""
+    """The sums over batches from which attention distances are computed."""
 
     totals: Float64[Tensor, "group head 3"]
-    """Over images: distance, attention to prefix tokens, distance without scaling."""
+    """Summed over images: distance, attention to prefix tokens, unscaled distance."""
     places: list[list[Any]]
     """[model, block, head] of each row, in order of execution."""
 
 
 @dataclass(frozen=True)
 class SubsetSums(Grouped):
-    """What figure 5 needs: HSIC of all heads and units. The Gram matrix of several heads is the sum of theirs, and so HSIC."""
+    """The sums over batches for figure 5: HSIC of all pairs of heads and of the CNN's units, and each head's distance.
+
+    The Gram matrix of several heads is the sum of their Gram matrices, and HSIC adds up likewise.
+    """
 
     hsic: Float64[Tensor, "group layer layer"]
     """Heads first, then the CNN's units."""
@@ -80,12 +84,12 @@ def measure(
             fixed grid of patches.
         images: which images: `Images`, a path, a torch data set or a tensor.
         blocks: numbers of blocks, negative ones from the last; None takes all.
-        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
-        Columns model, block, head, distance_px with its 95 % interval low, high; uniform_px (attention to all patches alike,
-        itself included); prefix_mass (share of attention to prefix tokens) and raw_distance_px (without scaling it away);
-        distance_px_without and raw_distance_px_without, the values without each group of batches.
+        Columns model, block, head, distance_px with its 95 % interval low, high; uniform_px (distance of uniform attention to
+        all patches, the query's own included); prefix_mass (share of attention to prefix tokens) and raw_distance_px (unscaled
+        distance); distance_px_without and raw_distance_px_without, the values without each group of batches.
 
     Raises:
         Refusal: a model without attention, without a fixed grid, or with attention in windows.
@@ -96,7 +100,7 @@ def measure(
 
 
 def plan(models: Models, images: AnyImages, *, blocks: Sequence[int] | None = None) -> Measurement[HeadSums]:
-    """What `measure` measures, to share a pass with others."""
+    """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses."""
     loaded = named(models)
     scales = {name: scale(model) for name, model in loaded.items()}
     chosen = {name: _chosen(model, blocks) for name, model in loaded.items()}
@@ -133,8 +137,8 @@ def head_subsets(vit: Model, cnn: Model, images: AnyImages, *, state: Path | Non
     """CKA of subsets of the first block's heads, from the most local to the most global, with a CNN's lower units (figure 5).
 
     Heads are sorted by distance and taken by sliding windows of 4, or of half the heads where there are fewer than 8. What is
-    compared is each head's mixture of values before the projection that joins the heads: all tokens, flattened. One pass:
-    the HSIC of a subset is the sum of those of its heads, so it need not be known beforehand which heads it holds.
+    compared is each head's mixture of values before the projection that joins the heads: all tokens, flattened. One pass is
+    enough: the HSIC of a subset is the sum of those of its heads, so it need not be known beforehand which heads it holds.
 
     Returns:
         Columns vit, cnn, layer (of the CNN), subset (0 is the most local), heads, distance_px, cka, low, high, cka_without.
@@ -143,7 +147,7 @@ def head_subsets(vit: Model, cnn: Model, images: AnyImages, *, state: Path | Non
 
 
 def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[SubsetSums]:
-    """What `head_subsets` measures, to share a pass with others."""
+    """Plan what `head_subsets` computes without running it, so that one pass over the images can serve several analyses."""
     place = scale(vit)
     taps = {
         vit.name: list(_chosen(vit, [0]).values()),
@@ -169,13 +173,13 @@ def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[Subse
 
 
 def scale(model: Model) -> Scale:
-    """Where the model's tokens lie, on its device."""
+    """Return the distances between the model's tokens, on its device, and the number of its prefix tokens."""
     grid = layers.grid(model.module)
     return Scale(grid.distances().to(model.device), layers.layout(model.module).prefix)
 
 
 def head_distances(heads: Heads, scale: Scale) -> Float64[Tensor, "image head 3"]:
-    """Of each head and image, means over the spatial queries: distance, attention to prefix tokens, distance without scaling.
+    """Average over each head's spatial queries, image by image: distance, attention to prefix tokens, unscaled distance.
 
     A query whose attention to all patches together is 0 in float32 has no distance and is left out of the first mean.
     """
@@ -199,7 +203,7 @@ def head_distances(heads: Heads, scale: Scale) -> Float64[Tensor, "image head 3"
 def _attention(
     heads: Heads, queries: Float[Tensor, "image head query feature"], part: slice, memory: Tensor
 ) -> Float32[Tensor, "image head query key"]:
-    """Softmax over all keys, in memory that is used again and again: fresh memory costs a third of the time."""
+    """Return the softmax over all keys, written into ``memory``, which is reused: fresh memory costs a third of the time."""
     memory = memory[: len(queries)]
     flat = memory.flatten(0, 1)
     query, key = queries.float().flatten(0, 1), heads.key[part].float().flatten(0, 1)
@@ -221,7 +225,7 @@ def _refuse_other_tokens(activation: Activation, scale: Scale) -> None:
 
 
 def _chosen(model: Model, blocks: Sequence[int] | None) -> dict[str, Tap]:
-    """The attentions of some blocks, by block."""
+    """Return the attention taps of the chosen blocks, by path of the block."""
     found = layers.attentions(model.module)
     if not found:
         raise Refusal(
@@ -299,12 +303,12 @@ def main(
     """How far attention heads look (figures 3, 4, C.5 and C.6 of Raghu et al. 2021); with CNNs, figure 5 too.
 
     Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random". Those without
-            attention are the CNNs of figure 5, written beside with _heads in the name.
-        images: which images.
-        blocks: numbers of blocks, negative ones from the last; all of them unless said.
-        out: .parquet and .png are added.
-        device: cpu, cuda ...; the GPU if there is one.
+        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random". Models
+            without attention are the CNNs of figure 5, whose results get _heads in the name.
+        images: which images to run the models on.
+        blocks: numbers of blocks, negative ones from the last; all of them by default.
+        out: path of the results without ending; .parquet and .png are added.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     loaded = load_all(models, device=device)
     vits = [model for model in loaded if layers.attentions(model.module)]

@@ -44,23 +44,23 @@ logger = logging.getLogger(__name__)
 Tokens = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers", "typical"]
 
 ROBUST: tuple[Tokens, ...] = ("all", "normalized", "standardized", "inliers")
-# What `plan_controls` can measure beside choices of tokens: the biased estimator; and every layer's images in another order,
-# which must give 0.
+# What `plan_controls` can measure besides token selections: the biased estimator; and CKA with the images of every layer in
+# another order, which must give 0.
 SPECIAL = ("biased", "shuffled")
-# Massive tokens are looked for in this share of every batch: all batches add up, and it costs little. Of 8 images the HSIC of
-# a few tokens is too rough to notice that they dominate, so never in fewer than 16.
+# Massive tokens are looked for in this share of every batch, the watched images: it costs little, and all batches add up. From
+# 8 images the HSIC of a few tokens is too noisy to show that they dominate, so at least 16 are watched.
 WATCHED, LEAST_WATCHED = 0.25, 16
-# From this share of a layer's HSIC with itself on, its CKA is about the massive tokens and little else.
+# Where massive tokens make up more than this share of a layer's HSIC with itself, its CKA describes them and little else.
 DOMINANT = 0.5
 
 
 @dataclass(frozen=True)
 class PairSums(Grouped):
-    """What CKA needs of any number of batches."""
+    """The sums over batches from which CKA is computed."""
 
     hsic: Float64[Tensor, "group selection layer layer"]
     massive: Float64[Tensor, "layer 4"]
-    """Of the watched images: tokens, massive tokens, HSIC(K, K), and HSIC(K, K) with massive tokens made ordinary."""
+    """Over the watched images: tokens, massive tokens, HSIC(K, K), and HSIC(K, K) with massive tokens replaced (`inliers`)."""
     places: list[list[str]]
     """[model, layer] of each row, in order of execution."""
 
@@ -79,8 +79,8 @@ def measure(
         models: loaded models or names, one or several, or any modules under names of your own (then with layer patterns).
         images: which images: `Images`, a path, a torch data set or a tensor.
         layers: ``paper``, ``blocks``, or one or several glob patterns over module paths.
-        tokens: what of a layer is compared, see `tokens.SELECTIONS`; ``all`` is the paper's choice.
-        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        tokens: which values of a layer are compared, see `tokens.SELECTIONS`; ``all`` is the paper's choice.
+        state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
         Columns model, layer, depth, other_model, other_layer, other_depth, cka, low, high: one row per ordered pair of layers,
@@ -100,7 +100,10 @@ def plan(
     tokens: Tokens = "all",
     pairs: Collection[tuple[str, str]] | None = None,
 ) -> Measurement[PairSums]:
-    """What `measure` measures, to share a pass with others; of many models, the table may hold only some `pairs` of them."""
+    """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses.
+
+    Where ``pairs`` of model names are given, the table holds only those pairs of models.
+    """
 
     def finish(sums: PairSums) -> pd.DataFrame:
         interval = jackknife(lambda own: _cka(own)[0], sums)
@@ -111,7 +114,7 @@ def plan(
         return with_provenance(_pairs(sums.places, interval, pairs), "cka", **reading.facts(), **facts)
 
     reading = _reading(models, images, layers, (tokens,))
-    if pairs is not None:  # another choice of pairs is another table
+    if pairs is not None:  # so that no table of other pairs is taken from the cache
         reading = replace(reading, settings={**reading.settings, "pairs": [list(pair) for pair in pairs]})
     return Measurement(reading, _fold, PairSums, finish)
 
@@ -119,7 +122,7 @@ def plan(
 def plan_controls(
     models: Models, images: AnyImages, controls: Sequence[str], *, layers: str | Sequence[str] = "blocks"
 ) -> Measurement[PairSums]:
-    """CKA under several controls, each one of `tokens.SELECTIONS` or of `SPECIAL`, to share a pass with others.
+    """Plan CKA under several controls, each one of `tokens.SELECTIONS` or `SPECIAL`; it can share a pass with other analyses.
 
     Its table has the columns of `measure` and ``control``.
     """
@@ -170,11 +173,11 @@ def robustness(
 
 
 def massive_shares(sums: PairSums) -> pd.DataFrame:
-    """How far massive tokens dominate each token layer.
+    """Measure how far massive tokens dominate each token layer.
 
     Returns:
         Columns model, layer, tokens (share of tokens that are massive) and hsic (share of the layer's HSIC with itself that is
-        gone when they are replaced by ordinary ones).
+        lost when they are replaced by ordinary ones).
     """
     counted, found, whole, ordinary = sums.massive.cpu().numpy().T
     table = pd.DataFrame(sums.places, columns=["model", "layer"])
@@ -193,7 +196,7 @@ def _reading(
 ) -> Reading:
     loaded, images = named(models), given(images)
     if unknown := [name for name in selections if name not in (*SELECTIONS, *SPECIAL)]:
-        raise Refusal(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], SELECTIONS)}")
+        raise Refusal(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], (*SELECTIONS, *SPECIAL))}")
     taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
     if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
@@ -204,7 +207,7 @@ def _reading(
 def _reducer(
     selections: Sequence[str], watched: bool
 ) -> Callable[[Activation], tuple[list[Tensor], Tensor | None] | None]:
-    """What is kept of an activation: a centred Gram vector per selection and, if watched, how far massive tokens dominate."""
+    """Return a reducer: an activation to a centred Gram vector per selection and, if watched, a row of `PairSums.massive`."""
 
     def vector(selection: str, activation: Activation) -> Tensor | None:
         own = activation.grams
@@ -229,9 +232,9 @@ def _reducer(
     return reduce
 
 
-@lru_cache(maxsize=4096)  # an order that is sent to a GPU layer by layer, batch by batch, would stall it
+@lru_cache(maxsize=4096)  # copying it to a GPU anew for each layer and batch would stall the GPU
 def _shuffle(place: str, images: int, device: torch.device) -> Int[Tensor, " image"]:
-    """An order of the images for each layer, the same in every run: no two layers see the same images in the same rows."""
+    """Return a random order of the images, fixed for each layer: no two layers have the same images in the same rows."""
     generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
     return torch.randperm(images, generator=generator).to(device)
 
@@ -239,7 +242,7 @@ def _shuffle(place: str, images: int, device: torch.device) -> Int[Tensor, " ima
 def _watch(own: Grams) -> Float64[Tensor, "4"]:
     some = own.first(max(LEAST_WATCHED, int(WATCHED * len(own.activation))))
     ordinary = some.of("inliers")
-    assert ordinary is not None  # of any activation
+    assert ordinary is not None  # every activation has it
     both = torch.stack([similarity.centred(gram) for gram in (some.all, ordinary)])
     massive = some.massive
     count = torch.full((), float(massive.numel()), dtype=torch.float64, device=massive.device)
@@ -326,11 +329,11 @@ def main(
 
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images.
+        images: which images to run the models on.
         layers: paper, blocks, or glob patterns over module paths such as 'blocks.*.attn'.
-        tokens: what of a token layer is compared.
-        out: .parquet and .png are added.
-        device: cpu, cuda ...; the GPU if there is one.
+        tokens: which values of a layer of tokens are compared.
+        out: path of the results without ending; .parquet and .png are added.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
@@ -340,7 +343,8 @@ def main(
     if tokens == "all" and any(row["hsic"] > DOMINANT for row in table.attrs["massive"]):
         beside = command.beside(out, "_robustness")
         robust = robustness(loaded, images, layers=chosen, state=beside)
-        logger.info("mean CKA of different layers:\n%s", robust.round(3).to_string(index=False))
+        shown = robust[["model", "tokens", "cka", "low", "high"]].round(3).to_string(index=False)
+        logger.info("mean CKA of different layers:\n%s", shown)
         command.write(robust, beside)
 
 

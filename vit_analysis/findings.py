@@ -1,7 +1,7 @@
-"""Verdicts: every claim of the registry as a number with its interval, controls, and what follows from them.
+"""Verdicts: for every claim its number with an interval, its controls, and what follows from them.
 
 A verdict speaks of these models on these images. Reproduced means that the 95 % interval lies beyond the threshold, not
-reproduced that it lies on the other side, and a finding is fragile where a control under which it should hold turns it round.
+reproduced that it lies on the other side, and a finding is fragile where a control under which it should hold reverses it.
 p is two-sided, against the threshold, and adjusted for the number of claims measured (Holm).
 
     python -m vit_analysis.findings
@@ -36,12 +36,12 @@ OPPOSITE = {("reproduced", "not reproduced"), ("not reproduced", "reproduced")}
 
 
 def measure(made: Study) -> pd.DataFrame:
-    """The verdict on every claim.
+    """Return the verdict on every claim.
 
     Returns:
         Columns id, figure, claim, paper, statistic, value, low, high, threshold, verdict (reproduced, not reproduced,
-        inconclusive, not measured), fragile, controls (by name: value, low, high, verdict), models, and beside: difference (of
-        the notes, 0 for none), in_size (whether the effect is as large as the paper's words), p (Holm-adjusted), tau
+        inconclusive, not measured), fragile, controls (by name: value, low, high, verdict), models, difference (number in the
+        notes, 0 for none), in_size (whether the effect is as large as the paper's words), p (Holm-adjusted), tau
         (the threshold as a number), reason (why it was not measured). One row per claim, those of the five differences first.
     """
     whole = Evidence(made)
@@ -57,7 +57,7 @@ def measure(made: Study) -> pd.DataFrame:
 
 
 def differences(found: pd.DataFrame) -> list[Difference]:
-    """The notes' five, each with the verdict that its claims add up to."""
+    """The five differences of the course notes, each with the verdict that its claims add up to."""
     return [
         difference._replace(findings=tuple(own["id"]), verdict=together(list(own["verdict"])))
         for difference in DIFFERENCES
@@ -66,7 +66,7 @@ def differences(found: pd.DataFrame) -> list[Difference]:
 
 
 def together(verdicts: list[str]) -> str:
-    """What several claims of one statement add up to; those not measured do not count."""
+    """The verdict that several claims on one difference add up to; those not measured do not count."""
     measured = [verdict for verdict in verdicts if verdict != "not measured"]
     if not measured:
         return "not measured"
@@ -77,7 +77,7 @@ def together(verdicts: list[str]) -> str:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Adjusted for as many tests as there are numbers (Holm 1979); NaN stays NaN."""
+    """Adjust p-values for as many tests as there are numbers (Holm 1979); NaN stays NaN."""
     adjusted = np.full(len(p), np.nan)
     order = [place for place in np.argsort(p) if not math.isnan(p[place])]
     largest = 0.0
@@ -91,7 +91,7 @@ def verdict(claim: Claim, evidence: Evidence, under: Callable[[Control], Evidenc
     """The row of one claim; ``under`` gives the evidence under a control.
 
     Raises:
-        Exception: a fault in what computes it, with the name of the claim.
+        Exception: any error of the code that computes the number, with the claim's id added.
     """
     row: dict[str, Any] = {
         **{name: getattr(claim, name) for name in ("id", "figure", "claim", "paper", "statistic")},
@@ -135,7 +135,7 @@ def _control(claim: Claim, evidence: Evidence | None) -> dict[str, Any] | None:
 
 
 def _models(claim: Claim, evidence: Evidence) -> str:
-    """The models that the claim's tables hold, of those that have a part."""
+    """Names of the models that the claim's tables hold, of those that play a part."""
     known = evidence.parts.names()
     held = {
         model for name in claim.tables if name in evidence.study.tables
@@ -145,7 +145,7 @@ def _models(claim: Claim, evidence: Evidence) -> str:
 
 
 def markdown(found: pd.DataFrame) -> str:
-    """The five differences, then every claim, as text."""
+    """The five differences, then every claim, as Markdown."""
     lines = ["# Findings", "", f"Of {', '.join(found.attrs.get('models', {}))}.", ""]
     counts = found["verdict"].value_counts()
     lines += [f"{'; '.join(f'{counts[verdict]} {verdict}' for verdict in counts.index)}.", ""]
@@ -178,7 +178,7 @@ def _line(row: Any) -> str:
 
 
 def number(row: Any) -> str:
-    """Value and interval, in three digits."""
+    """The value and its interval, to three significant digits; empty where there is no value."""
     if math.isnan(row.value):
         return ""
     return f"{row.value:.3g}" + ("" if math.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]")
@@ -206,14 +206,14 @@ def main(
     out: Path = Path("figures/findings"),
     device: str | None = None,
 ) -> None:
-    """Which findings of Raghu et al. (2021), and of the course notes, hold of some models; by default of the lab's.
+    """Measure which findings of Raghu et al. (2021) and of the course notes hold for some models; by default the lab's.
 
     Args:
-        parts: which models.
-        images: which images all is measured on.
-        train: which images probes learn from.
-        out: .parquet and .md are added; the tables that verdicts are computed from lie beside.
-        device: cpu, cuda ...; the GPU if there is one.
+        parts: the models.
+        images: the images that everything is measured on.
+        train: the images that probes learn from.
+        out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     found = measure(passes.of(parts, images, train, out.parent, device=device))
     write(found, out)

@@ -27,9 +27,9 @@ from vit_analysis.spelling import Refusal, did_you_mean
 logger = logging.getLogger(__name__)
 
 LAB = "lab"
-# The lab's models were trained on scenes of other seeds, so scenes of this one and above are unseen by all of them.
+# No lab model was trained on scenes of this seed or a higher one.
 UNSEEN = 1_000_000
-UNREADABLE = 0.01
+UNREADABLE = 0.01  # largest share of images that may be unreadable
 SIXTEEN_BITS = 2**16 - 1
 FACTORY_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
 
@@ -38,7 +38,7 @@ FACTORY_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
 class Preprocessing:
     """How an image becomes a model's input: timm's data configuration. The defaults are timm's for an unknown model.
 
-    Of one channel is the mean of the three colours, normalised by the means of `mean` and `std`.
+    An input of one channel is the mean of the three colours, normalised by the averages of `mean` and of `std`.
     """
 
     input_size: tuple[int, int, int] = (3, 224, 224)
@@ -56,18 +56,18 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """Of the input."""
+        """The number of channels of the input."""
         return self.input_size[0]
 
 
 class Batch(NamedTuple):
-    """Some images, as every model wants them.
+    """One batch of images, preprocessed for every model.
 
     Attributes:
-        number: of this batch among all batches of the run, whichever process reads it.
+        number: which batch it is among all batches of the run, whichever process reads it.
         inputs: one tensor per preprocessing asked for, ``image channel row col``.
         labels: class of each image; -1 where there are no classes.
-        images: the number in its source of each image; the same for every model by construction.
+        images: number of each image in its source; the same images for every model by construction.
         unreadable: names of images that could not be decoded and are not in the batch.
     """
 
@@ -85,12 +85,12 @@ class Images:
     Attributes:
         source: ``lab`` (procedural scenes), a folder or a tar of images, or a name timm's dataset factory knows, such as
             torch/cifar10 or hfds/NAME.
-        root: where the data of a factory name lie.
-        split: which split of a factory name.
+        root: folder of the data, for a factory name.
+        split: which split to read, for a factory name.
         limit: how many images; a random choice by `seed` where there are more. None takes all.
-        batch: images per batch; the unbiased estimator gives the same answer for any, and larger costs more per image.
-        seed: of the choice and order of images, and of the scenes.
-        workers: processes that decode; None leaves it to the number of cores.
+        batch: images per batch; the unbiased estimator gives the same answer for any size, and large ones cost more per image.
+        seed: random seed of the choice and order of images, and of the scenes.
+        workers: number of processes that decode; None chooses it by the number of cores.
         strict: fail at the first unreadable image instead of when more than 1 % are.
     """
 
@@ -114,7 +114,7 @@ class Images:
 
     @cached_property
     def order(self) -> list[int]:
-        """The numbers, in the source, of the images of this run, in their order."""
+        """The images of this run in their order, by their numbers in the source."""
         if self.source == LAB:
             assert self.limit is not None
             return list(range(self.limit))
@@ -133,26 +133,25 @@ class Images:
         if self.source == LAB:
             return list(scenes.SHAPES)
         reader = getattr(self._files.data, "reader", self._files.data)
-        names = getattr(reader, "class_to_idx", None) or getattr(
-            reader, "class_name_to_idx", {}
-        )  # a folder's, a tar's
+        # The first is an attribute of readers of folders, the second of readers of tars.
+        names = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", {})
         return list(names) if len(names) > 1 else []
 
     @property
     def targets(self) -> dict[str, list[str]]:
-        """What can be asked of every image, with the names of the answers; empty where the source has no classes."""
+        """The targets that images have labels for, with the names of their answers; empty where the source has no classes."""
         if self.source == LAB:
             return {name: list(answers) for name, answers in scenes.TARGETS.items()}
         return {"class": self.classes} if self.classes else {}
 
     def truth(self, numbers: Sequence[int]) -> dict[str, Int[Tensor, " image"]]:
-        """The right answer to each of `targets`, of images by their number in the source; no image is read for it."""
+        """The right answers for each of `targets`, of images by number; no image is read if the source lists its labels."""
         if self.source == LAB:
             return scenes.truth(numbers, seed=UNSEEN + self.seed)
         return {name: self._files.labels[list(numbers)] for name in self.targets}
 
     def only(self, numbers: Sequence[int], batch: int | None = None) -> "Images":
-        """Images of the same source by their numbers, in that order."""
+        """Choose images of the same source by their numbers, in that order."""
         own = {field.name: getattr(self, field.name) for field in fields(Images)}
         listed = Listed(**own | {"batch": batch or self.batch}, numbers=tuple(numbers))
         if self.source != LAB:
@@ -162,9 +161,9 @@ class Images:
     def read(
         self, wanted: Sequence[Preprocessing], *, rank: int = 0, of: int = 1, start: int = 0
     ) -> Iterator[Batch]:
-        """Batches number rank, rank + of, rank + 2 of ... from ``start`` on, with one input per preprocessing wanted.
+        """Yield batches number rank, rank + of, rank + 2 of ... from ``start`` on, with one input per preprocessing wanted.
 
-        Whole batches are dealt to processes: torch's DistributedSampler repeats images to fill up.
+        Whole batches are dealt to processes, as torch's DistributedSampler would repeat images to make their shares equal.
 
         Raises:
             OSError: more than 1 % of the images cannot be decoded, or one where ``strict``.
@@ -187,11 +186,11 @@ class Images:
                 raise RuntimeError(
                     f"batch {number} came in another order than asked for: layers would be compared across images"
                 )
-            if batch.images:  # of a batch of one, the one may be unreadable
+            if batch.images:  # all images of a small batch may be unreadable
                 yield batch._replace(number=number)
 
     def facts(self) -> dict[str, Any]:
-        """What a table says of its images."""
+        """What a table's provenance says of its images."""
         root = str(self.root) if self.root else None
         facts = {
             "source": self.source,
@@ -233,11 +232,11 @@ class Listed(Images):
 
     @cached_property
     def order(self) -> list[int]:
-        """The numbers."""
+        """The numbers, as they were given."""
         return list(self.numbers)
 
     def facts(self) -> dict[str, Any]:
-        """What a table says of its images, with a digest of which."""
+        """What a table's provenance says of its images, with a digest of their numbers."""
         digest = hashlib.sha256(np.array(self.numbers, dtype=np.int64).tobytes()).hexdigest()[:16]
         return {**super().facts(), "numbers": digest}
 
@@ -262,7 +261,7 @@ AnyImages = Images | str | Path | Dataset[Any] | Tensor
 
 
 def given(images: AnyImages) -> Images:
-    """Images from what a person has at hand.
+    """Make `Images` from whatever holds the images.
 
     Args:
         images: `Images`; the name of a source, or its path; a torch data set of images, with labels or without; or a tensor
@@ -270,7 +269,7 @@ def given(images: AnyImages) -> Images:
             each model's own resize, crop and normalisation. All images are used, in a random order by seed 0.
 
     Raises:
-        Refusal: none of these.
+        Refusal: it is none of these.
     """
     if isinstance(images, Images):
         return images
@@ -288,7 +287,7 @@ def given(images: AnyImages) -> Images:
             "measure(models, loader.dataset)"
         )
     if hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, Mapping):
-        # What a data set holds cannot be known, so no run goes on from the sums of another.
+        # What a data set holds cannot be known, so a name of its own keeps runs from going on with the sums of another.
         return Given(f"{type(images).__name__} {uuid.uuid4().hex}", limit=None, data=images)
     raise Refusal(
         f"images are Images(...), a path, a torch data set or a tensor, got {type(images).__name__}. "
@@ -297,7 +296,7 @@ def given(images: AnyImages) -> Images:
 
 
 def open_source(images: Images) -> Any:
-    """Timm's data set for a folder, a tar or a factory name.
+    """Open a folder, a tar or a factory name as a timm data set.
 
     Raises:
         FileNotFoundError: there is no such folder or file, or there are no images in it.
@@ -308,7 +307,7 @@ def open_source(images: Images) -> Any:
     if not name.startswith(FACTORY_PREFIXES):
         path = existing(name)
         for _ in os.walk(path, onerror=_refuse_folder, followlinks=True):
-            pass  # timm's own walk leaves out what it cannot read, and with it a class
+            pass  # timm silently skips folders that it cannot read, and with them whole classes
         try:
             return create_dataset("", root=str(path), search_split=False)
         except (RuntimeError, AssertionError) as error:
@@ -325,14 +324,14 @@ def existing(name: str) -> Path:
     """The folder or file of this name.
 
     Raises:
-        FileNotFoundError: with what lies beside.
+        FileNotFoundError: there is none; it names what lies beside.
     """
     try:
         path = Path(name).expanduser()
         siblings = [str(path.parent / file.name) for file in path.parent.iterdir() if not path.exists()]
     except FileNotFoundError:
         siblings = []
-    except (RuntimeError, ValueError) as error:  # nobody's home, or no name of a file
+    except (RuntimeError, ValueError) as error:  # the home of an unknown user, or an impossible file name
         raise FileNotFoundError(f"no images at {name!r}: {error}") from error
     if not path.exists():
         raise FileNotFoundError(f"no images at {name!r}; {did_you_mean(name, [LAB, *siblings])}")
@@ -340,19 +339,19 @@ def existing(name: str) -> Path:
 
 
 def _refuse_folder(error: OSError) -> None:
-    if not isinstance(error, NotADirectoryError):  # a tar
+    if not isinstance(error, NotADirectoryError):  # os.walk reports it for a tar
         raise OSError(
             f"cannot read the folder {error.filename!r} ({error.strerror}), nor what images it holds"
         )
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any image in 8 bits and three colours; transparency is dropped, and of an animation the first frame is taken.
+    """Convert any image to 8 bits and three colours; transparency and all frames of an animation but the first are dropped.
 
-    PIL brings 16 bits to 8 by cutting off all that is brighter than 255 of 65,535: a grey image of 16 bits would be white.
+    PIL itself converts 16 bits to 8 by clipping at 255 of 65,535, which would make most grey images of 16 bits white.
 
     Raises:
-        OSError: numbers of which it is not known what is white.
+        OSError: the pixels are numbers of which it is not known which one is white.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         pixels = np.asarray(image)
@@ -366,9 +365,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 class _Files:
-    """A timm or torchvision data set, image by image, with names. timm's own ``__getitem__`` replaces an unreadable image by
-    the next one; here it is an OSError.
-    """  # noqa: D205
+    """A timm or torchvision data set, image by image, with names.
+
+    timm's own ``__getitem__`` replaces an unreadable image by the next one; here it is an OSError.
+    """
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -377,19 +377,19 @@ class _Files:
         return len(self.data)
 
     def image(self, number: int) -> tuple[Image.Image | Tensor, int]:
-        """An image, in colours, and its class; a tensor as it is."""
+        """Return an image, in three colours, and its class (-1 if it has none); a tensor is returned as it is."""
         if not hasattr(self.data, "reader"):
             return _image_and_label(self.data[number])
         file, label, *_ = self.data.reader[number]
         try:
             with file:
                 return as_rgb(Image.open(file)), -1 if label is None else int(label)
-        except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL, of some broken files
+        except (SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL, for some broken files
             raise OSError(str(error)) from error
 
     @cached_property
     def labels(self) -> Int[Tensor, " image"]:
-        """Class of every image, as the reader knows it; where it does not, images have to be read for it."""
+        """The class of every image, from the reader if it lists them; otherwise every image is read."""
         reader = getattr(self.data, "reader", self.data)
         if hasattr(reader, "label_key"):  # Hugging Face
             return torch.tensor(reader.dataset[reader.label_key])
@@ -406,7 +406,7 @@ class _Files:
 
 
 def _image_and_label(item: Any) -> tuple[Image.Image | Tensor, int]:
-    """Of what a data set gives: an image, an image and its class, or a mapping of both.
+    """Return image and class (-1 if unknown) of a data set's item: an image, an image and its class, or a mapping of both.
 
     Raises:
         Refusal: it gives something else.
@@ -432,7 +432,7 @@ class _Decoder(Dataset[Batch]):
 
     def __init__(self, wanted: tuple[Preprocessing, ...], files: _Files) -> None:
         self.wanted = wanted
-        # Colours until the end: normalised as they are, and grey afterwards.
+        # Images keep three colours until they are normalised; only then are they averaged to grey.
         self.transforms = [
             create_transform(
                 **vars(one) | {"input_size": (3, *one.input_size[1:]), "mean": mean, "std": std},
@@ -480,7 +480,7 @@ class _Scenes(Dataset[Batch]):
 def as_input(
     pixels: Float[Tensor, "image 3 row col"], wanted: Preprocessing
 ) -> Float[Tensor, "image channel height width"]:
-    """Pixels in [0, 1], whole (scenes have no border to crop), as a model's input."""
+    """Make a model's input of pixels in [0, 1]: resized and normalised, but not cropped, as scenes have no border."""
     size = wanted.input_size[1:]
     if pixels.shape[2:] != size:
         pixels = functional.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
@@ -489,7 +489,7 @@ def as_input(
 
 
 def normalisation(wanted: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each of three colours; for one channel the same for all three."""
+    """Mean and standard deviation of each of three colours; for an input of one channel the same for all three."""
     mean, std = (tuple(float(value) for value in values) for values in (wanted.mean, wanted.std))
     if wanted.channels == 1:
         mean, std = ((sum(values) / len(values),) * 3 for values in (mean, std))
@@ -499,10 +499,10 @@ def normalisation(wanted: Preprocessing) -> tuple[tuple[float, ...], tuple[float
 def coloured(
     pixels: Float[Tensor, "*image 3 height width"], wanted: Preprocessing
 ) -> Float[Tensor, "*image channel height width"]:
-    """In as many channels as the model takes."""
+    """Give pixels as many channels as the model takes: three, or their mean as one."""
     return pixels if wanted.channels == 3 else pixels.mean(-3, keepdim=True)
 
 
 def _as_is(batch: Any) -> Any:
-    """No collation: the data sets here make whole batches (and a function, unlike a lambda, reaches worker processes)."""
+    """Return the batch: data sets here make whole batches (and a function, unlike a lambda, reaches worker processes)."""
     return batch

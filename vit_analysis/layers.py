@@ -1,10 +1,10 @@
 """Places in a model, under the paper's names for them: the only file that knows module paths.
 
 Layers are chosen by ``"paper"`` (every sublayer, figure 1: six per Vision Transformer block, seven per ResNet bottleneck),
-``"blocks"`` (block outputs), ``"last"`` or ``"penultimate"`` (of them), or glob patterns over
-module paths. In a pattern ``*`` stands for one path component or a part of
-one and ``**`` for any number of them: ``blocks.*`` is the twelve blocks, ``blocks.*.attn`` their attentions, ``**.bn1``
-every bn1. ``PATH:in`` is what a module is given.
+``"blocks"`` (block outputs), ``"last"`` or ``"penultimate"`` (the last block output or the one before), or glob patterns over
+module paths. In a pattern ``*`` stands for one path component or a part of one and ``**`` for any number of them:
+``blocks.*`` is the twelve blocks, ``blocks.*.attn`` their attentions, ``**.bn1`` every bn1. ``PATH:in`` is what a module is
+given.
 """
 
 import logging
@@ -27,7 +27,7 @@ RESIDUAL_UNIT = re.compile(r"(conv|bn|norm)(\d|_\w+)")
 # A RegNet's units are b1, b2 ..., a DenseNet's denselayer1 ...; everyone else's are numbers.
 NUMBERED = re.compile(r"(b|denselayer)?\d+")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # never run themselves
-# z + f(z) may differ from what goes on by a share of f(z), and by rounding of the sum in its last place.
+# activation(z + f(z)) may differ from the output by this share of f(z), and by rounding in so many last places of the sum.
 ROUNDING, LAST_PLACES = 1e-2, 1
 
 
@@ -36,8 +36,8 @@ class Tap(NamedTuple):
 
     Attributes:
         path: of a module, such as ``blocks.3.attn``; the model itself is the empty path.
-        at: ``out`` is what the module returns. ``in`` is what it is given: of ``blocks.3.norm2`` the residual stream in the
-            middle of a block, of the model itself its images. ``heads`` is the queries, keys and values of an attention: what
+        at: ``out`` is what the module returns. ``in`` is what it is given: for ``blocks.3.norm2`` the residual stream in the
+            middle of a block, for the model itself its images. ``heads`` is the queries, keys and values of an attention: what
             it hands to `scaled_dot_product_attention`, after its norms, rotations and biases (`capture.Heads`).
     """
 
@@ -57,7 +57,7 @@ class Tap(NamedTuple):
         """The module of a model at this path.
 
         Raises:
-            Refusal: there is none; with the nearest right paths.
+            Refusal: there is none; it gives the nearest right paths.
         """
         try:
             return model.get_submodule(self.path)
@@ -67,7 +67,7 @@ class Tap(NamedTuple):
             raise Refusal(f"no layer {self.path!r} in {type(model).__name__}; {near}") from None
 
 
-# What a transformer-like block computes, in order; a block has those of them that it has.
+# What a transformer-like block computes, in order; a block need not have all of them.
 SUBLAYERS = (
     Tap("norm1"),
     Tap("attn"),
@@ -80,14 +80,14 @@ SUBLAYERS = (
 
 
 class Branch(NamedTuple):
-    """A long branch f beside a skip connection: what goes on is activation(z + f(z)).
+    """A long branch f beside a skip connection, with the output activation(z + f(z)).
 
     Attributes:
         block: path of the block that it is part of.
         sublayer: ``attention``, ``mlp`` or ``unit``.
         skip: where z is read, after its projection if it has one.
         long: where f(z) is read.
-        joined: where what goes on is read.
+        joined: where the output is read.
         activation: path of a module between the addition and `joined`; None where there is none.
     """
 
@@ -99,11 +99,11 @@ class Branch(NamedTuple):
     activation: str | None = None
 
     def join(self, model: nn.Module, total: Tensor) -> Tensor:
-        """Activation(total), which may overwrite total; no hook sees it."""
+        """Return activation(total), which may overwrite total; no hook sees it."""
         return total if self.activation is None else model.get_submodule(self.activation).forward(total)
 
     def is_sum(self, model: nn.Module, skip: Tensor, long: Tensor, joined: Tensor) -> bool:
-        """Whether activation(z + f(z)) is what goes on; values that are not numbers are for others to find."""
+        """Whether the output is activation(z + f(z)); NaN counts as equal, as other checks find it."""
         if not skip.numel() == long.numel() == joined.numel():
             return False
         expected = self.join(model, skip.reshape(joined.shape) + long.reshape(joined.shape))
@@ -111,7 +111,7 @@ class Branch(NamedTuple):
         return not (expected - joined).norm() > ROUNDING * long.norm() + rounding
 
     def refusal(self) -> Refusal:
-        """What is said of a block that adds in another way."""
+        """The refusal for a block that adds in another way."""
         return Refusal(
             f"what goes on after {str(self.long)!r} is not z + f(z) with z from {str(self.skip)!r}: its block adds in another "
             f"way (parallel branches, a norm or a scale after the branch), and such skip connections are not known"
@@ -119,7 +119,7 @@ class Branch(NamedTuple):
 
 
 def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict[str, list[Tap]]:
-    """The taps of every model, by model name.
+    """Choose the taps of every model, by model name.
 
     Raises:
         Refusal: a pattern matches nothing in any model, or nothing matches in one model.
@@ -152,7 +152,10 @@ def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict
 
 
 def paper(model: nn.Module) -> list[Tap]:
-    """The paper's layers: sublayers and outputs of all blocks, entrance and final norm; block outputs where unknown."""
+    """The paper's layers: sublayers and outputs of all blocks, entrance and final norm.
+
+    They are block outputs alone for a model whose sublayers are not known.
+    """
     units = blocks(model)
     modules = dict(model.named_modules())
     inner = [tap for unit in units for tap in _sublayers(unit, modules[unit])]
@@ -170,7 +173,7 @@ def paper(model: nn.Module) -> list[Tap]:
 
 
 def blocks(model: nn.Module) -> list[str]:
-    """Outputs of the repeated units of a model, found by structure: the composite modules that a sequence numbers.
+    """Paths of the repeated units (blocks) of a model, found by structure: composite modules that are numbered.
 
     Raises:
         Refusal: the model has none; name layers by patterns.
@@ -193,7 +196,7 @@ def layout(model: nn.Module) -> Layout:
     """How the model arranges tokens and channels, read from the model and never assumed."""
     embed = getattr(model, "patch_embed", getattr(model, "stem", None))  # a Mixer's is its stem
     grid = getattr(embed, "grid_size", None)
-    # One for each size of patch in a CrossViT, one for each stage in a CoaT.
+    # Class tokens: a CrossViT has one for each size of patch, a CoaT one for each stage.
     own = [token for name, token in model.named_parameters(recurse=False) if name.startswith("cls_token")]
     return Layout(
         spatial=grid[0] * grid[1] if grid else getattr(embed, "num_patches", None),
@@ -222,7 +225,7 @@ def grid(model: nn.Module) -> Grid:
 
 
 def attentions(model: nn.Module) -> dict[str, Tap]:
-    """The queries, keys and values of every block's attention, by block, in order of execution; none for a CNN."""
+    """Taps on queries, keys and values of every block's attention, by block, in order of execution; none for a CNN."""
     modules = dict(model.named_modules())
     return {unit: Tap(f"{unit}.attn", "heads") for unit in blocks(model) if f"{unit}.attn" in modules}
 
@@ -266,9 +269,9 @@ def lower_units(model: nn.Module) -> list[str]:
 
 
 def representation(model: nn.Module) -> str:
-    """What the model's own head reads, in the words of the probes.
+    """The representation that the model's own head reads, as probes name it.
 
-    ``cls``, the class token; or an average: ``mean``, or ``mean_spatial`` where there are other tokens, which timm leaves out.
+    ``cls`` (the class token) or an average: ``mean``, or ``mean_spatial`` if there are prefix tokens, which timm leaves out.
     """
     pool, own = getattr(model, "global_pool", None) or getattr(model, "pool", None), layout(model)
     if own.class_token and pool in ("token", "cls"):
@@ -280,11 +283,12 @@ class Sublayer(NamedTuple):
     """A step of the residual stream.
 
     Attributes:
-        name: as the paper counts them: ``attention 1``, ``MLP 1``, ``initial conv``, ``unit 1``.
+        name: its name, numbered as in the paper: ``attention 1``, ``MLP 1``, ``initial conv``, ``unit 1``.
         residual: tap of the stream after the step.
         long: tap of what the step adds to it, before the addition; None where it is unknown or there is no addition.
-        branch: what has to be so for that to be true, which only a run of the model shows (`intervene.sums`).
-        needed: whether there is no such step at all where it is not so: `residual` is then no stream.
+        branch: the addition of `long` as we suppose it; whether the model adds so, only a run of it shows
+            (`intervene.true_branches`).
+        needed: whether there is no such step at all if it adds in another way, as `residual` is then no residual stream.
     """
 
     name: str
@@ -297,7 +301,7 @@ class Sublayer(NamedTuple):
 def sublayers(model: nn.Module) -> list[Sublayer]:
     """The steps of the residual stream (figures 6 and C.1-C.4): two per transformer block; a CNN's first layer and its units.
 
-    A unit's long branch does not have the projection of a stage's first shortcut in it.
+    A unit's long branch does not include the projection of a stage's first shortcut.
     """
     modules = dict(model.named_modules())
     units = blocks(model)
@@ -340,7 +344,7 @@ def is_padded(model: nn.Module) -> bool:
 
 
 def last_block(model: nn.Module) -> list[str]:
-    """The last of `blocks`, if the model has any."""
+    """The path of the last of `blocks`, in a list that is empty if the model has none."""
     try:
         return blocks(model)[-1:]
     except Refusal:
@@ -377,7 +381,7 @@ def _sublayers(path: str, unit: nn.Module) -> Iterator[Tap]:
 
 
 def _has_skip(unit: nn.Module) -> bool:
-    """Unless it says that it has none, as the lab's blocks do, and the strided ones of an EfficientNet."""
+    """Whether a block has skip connections; some of the lab's and the strided ones of an EfficientNet say they have none."""
     return getattr(unit, "skip", True) is not False and getattr(unit, "has_skip", True) is not False
 
 
@@ -401,7 +405,7 @@ def _branches(path: str, unit: nn.Module) -> Iterator[Branch]:
 
 
 def _attention(unit: nn.Module) -> str:
-    """Where a block's attention is read: what is added, if the attention itself returns windows of the image."""
+    """Name of the module whose output is read as a block's attention: what is added, if the attention returns windows."""
     windows = getattr(unit, "window_size", None)
     return "drop_path1" if windows and hasattr(unit, "drop_path1") else "attn"
 
@@ -427,7 +431,7 @@ def _richest(model: nn.Module) -> str:
 
 
 def _is_unit(module: nn.Module) -> bool:
-    """Composite, and neither a sequence of units nor a stage that holds one."""
+    """Whether a module is composite, and neither a sequence of units nor a stage that holds one."""
     sequences = (nn.Sequential, nn.ModuleList)
     is_stage = any(isinstance(getattr(module, name, None), sequences) for name in ("blocks", "layers"))
     return any(module.children()) and not isinstance(module, sequences) and not is_stage
@@ -437,11 +441,11 @@ def _matching(paths: Sequence[str], pattern: str) -> list[Tap]:
     """The taps that a pattern names, in order of definition."""
     wanted = Tap.of(pattern)
     if wanted.at == "heads":
-        return []  # no tensor; `attention_distance` reads them
+        return []  # heads are no tensor; only `attention_distance` reads them
     parts = wanted.path.split(".")
     if not any(sign in pattern for sign in "*?["):
         return [wanted] if wanted.path in paths else []
-    # Of several ** in a row one does, and every further one multiplies the ways to match.
+    # One ** means the same as several in a row, each of which would multiply the ways to match.
     parts = [part for place, part in enumerate(parts) if part != "**" or parts[place - 1 : place] != ["**"]]
     return [Tap(path, wanted.at) for path in paths if _match_parts(path.split("."), parts)]
 

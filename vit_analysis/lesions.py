@@ -1,7 +1,7 @@
 """What accuracy, and similarity across a block, lose without the block's skip connections (figure 8).
 
-Two experiments ask it, and they are not the same. `lesions` removes them from a trained model, which was never asked to do
-without; it takes Vision Transformers and ResNets alike, so the two can be compared. `trained_without_skips` is the paper's
+Two different experiments ask this. `measure` removes them from a trained model, which never learned to do without; it takes
+Vision Transformers and ResNets alike, so the two can be compared. `trained_without_skips` is the paper's experiment
 (Raghu et al. 2021, section 5): models that were trained without both skip connections of one block.
 
     python -m vit_analysis.lesions
@@ -43,24 +43,24 @@ TRAINED = tuple(f"lab/vit_no_skip_{where}" for where in ("first", "middle", "las
 
 @dataclass(frozen=True)
 class RunSums(Grouped):
-    """What is compared between runs of models with equally many blocks, with and without some skip connections."""
+    """The sums over batches that compare runs with and without some skip connections, of models with equally many blocks."""
 
     hsic: Float64[Tensor, "group run layer layer"]
-    """The input of the first block, then every block's output."""
+    """The layers are the input of the first block, then every block's output."""
     right: Float64[Tensor, "group run"]
 
 
 def measure(models: Models, images: AnyImages, *, state: Path | None = None) -> pd.DataFrame:
-    """Each block of trained models in turn without its skip connections: what becomes of accuracy and of similarity across it.
+    """Remove the skip connections of each block of trained models in turn; measure accuracy and similarity across the block.
 
-    Accuracy is by the images' labels where the model's classes are known to hold them (`models.classes_of_labels`), and else
+    Accuracy is by the images' labels where the model's classes are known to hold them (`models.classes_of_labels`), otherwise
     agreement with the intact model; `reference` says which. Similarity across is the mean CKA between what is before the block
     (the outputs of earlier blocks, and the input of the first) and what is after (its own output and those of later blocks).
 
     Args:
         models: loaded models or names, one or several, or any modules under names of your own.
         images: which images: `Images`, a path, a torch data set or a tensor.
-        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
         Columns model, block, reference, accuracy, drop (intact less accuracy) with its 95 % interval low, high; across,
@@ -77,7 +77,7 @@ def measure(models: Models, images: AnyImages, *, state: Path | None = None) -> 
 
 
 def plan(model: Model, images: AnyImages) -> Measurement[RunSums]:
-    """What `measure` measures of one model, in a pass of its own."""
+    """Plan what `measure` computes for one model; a pass of its own, as no other analysis can read the changed model."""
     images = given(images)
     branches: dict[str, list[Branch]] = {}
     for branch in layers.branches(model.module):
@@ -99,19 +99,19 @@ def plan(model: Model, images: AnyImages) -> Measurement[RunSums]:
 def trained_without_skips(
     intact: Model, trained: Sequence[Model], images: AnyImages, *, state: Path | None = None
 ) -> pd.DataFrame:
-    """Models trained without the skip connections of one block (figure 8) against one that has them all.
+    """Compare models trained without the skip connections of one block (figure 8) with one that has them all.
 
     Returns:
-        The columns of `measure`, where model is the one trained without, and block the one that lacks them.
+        The columns of `measure`, where model is the one trained without skip connections, and block the one that lacks them.
 
     Raises:
-        Refusal: a model lacks none or more than one block's, or has more or fewer blocks than the intact one.
+        Refusal: a model lacks the skip connections of no block or of several, or has other blocks than the intact one.
     """
     return plan_trained(intact, trained, images).table(state)
 
 
 def plan_trained(intact: Model, trained: Sequence[Model], images: AnyImages) -> Measurement[RunSums]:
-    """What `trained_without_skips` measures, to share a pass with others."""
+    """Plan what `trained_without_skips` computes without running it, so that one pass can serve several analyses."""
     loaded, images = named([intact, *trained]), given(images)
     blocks = layers.blocks(intact.module)
     lacking = [layers.without_skips(model.module) for model in trained]
@@ -139,9 +139,10 @@ def partition(table: pd.DataFrame, model: str, block: str) -> float:
     """Mean CKA between a model's layers before a block and those from its output on: how far the block divides them.
 
     Args:
-        table: of CKA: columns model, layer, other_model, other_layer, cka.
-        model: whose layers.
-        block: its output, such as ``blocks.3``, must be among them; layers inside it count for neither side.
+        table: a table of CKA, with columns model, layer, other_model, other_layer, cka.
+        model: name of the model.
+        block: path of the block, such as ``blocks.3``; its output must be in the table, and layers inside it count for neither
+            side.
     """
     within = table[(column(table, "model") == model) & (column(table, "other_model") == model)]
     names = list(dict.fromkeys(within["layer"]))
@@ -153,13 +154,13 @@ def partition(table: pd.DataFrame, model: str, block: str) -> float:
 
 
 def _outputs(model: nn.Module) -> list[Tap]:
-    """The input of the first block, the output of every block and that of the model."""
+    """The taps of the first block's input, of every block's output and of the model's output."""
     blocks = layers.blocks(model)
     return [Tap(blocks[0], "in"), *map(Tap, blocks), Tap("")]
 
 
 def _reducer(output: Tap) -> Callable[[Activation], Tensor]:
-    """Of a model's output the chosen classes; of other layers their Gram vector."""
+    """Return a reducer that keeps the predicted classes of the model's output, and the Gram vector of any other layer."""
 
     def reduce(activation: Activation) -> Tensor:
         if activation.layer.key:
@@ -177,7 +178,7 @@ def _reducer(output: Tap) -> Callable[[Activation], Tensor]:
 
 
 def _by_number(seen: Mapping[str, Mapping[Layer, Tensor]]) -> list[list[Tensor]]:
-    """What each run of the one model left, its choices last."""
+    """Group what was kept of the one model by run; the predicted classes of each run come last."""
     (own,) = seen.values()
     runs: dict[int, list[Tensor]] = {}
     for layer, kept in own.items():
@@ -206,7 +207,7 @@ def _fold_runs(
 
 
 def _run_rows(sums: RunSums, blocks: Sequence[str], changed: Sequence[str]) -> pd.DataFrame:
-    """One row per run but the first, which is the intact one, with the block that it lacks skip connections in."""
+    """Return one row per run, with the block that lacks its skip connections; the first run is intact and has no row."""
     places = [blocks.index(block) + 1 for block in changed]
 
     def statistic(own: RunSums) -> Tensor:
@@ -249,11 +250,12 @@ def main(
 
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images.
-        trained: models trained without the skip connections of one block, each against the first model; where that is lab/vit,
-            the lab's unless said.
-        out: .parquet and .png are added; models trained without stand beside, with _trained in the name.
-        device: cpu, cuda ...; the GPU if there is one.
+        images: which images to run the models on.
+        trained: models trained without the skip connections of one block, each compared with the first model; where that is
+            lab/vit, by default the lab's.
+        out: path of the results without ending; .parquet and .png are added. Those of models trained without skip connections
+            get _trained in the name.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     loaded = load_all(models, device=device)
     removed = measure(loaded, images, state=out)
@@ -268,7 +270,7 @@ def main(
 
 
 def _trained(intact: str, names: Sequence[str] | None, device: str | None) -> list[Model]:
-    """The models named, or those of the lab that there are."""
+    """Load the models that are named; by default, for lab/vit, those of the lab whose weights exist."""
     if names is not None or intact != "lab/vit":
         return load_all(names, device=device) if names else []
     missing = [name for name in TRAINED if not zoo.home(name).exists()]

@@ -5,10 +5,10 @@ Y [image, 3 x height x width] of one patch of the image, for all patches: one he
 channels at one position of its map; patches are the cells of the tokens' own grid, of pixels as the model receives them. The
 estimator is that of `cka`: unbiased, in minibatches, weighted by images; intervals are a jackknife over batches.
 
-A ResNet's padded convolutions put position i at pixel i x stride, the upper left corner of its cell: there the own patch and
-those that touch it (``near_hit_rate``) say more than the own patch alone.
+A ResNet's padded convolutions put position i at pixel i x stride, the upper left corner of its cell: there a token's own patch
+and those that touch it (``near_hit_rate``) say more than its own patch alone.
 
-The U-centred Gram matrices of all tokens and of all patches are two sets of vectors, and one product of them is every pair.
+The U-centred Gram matrices of all tokens and of all patches are two sets of vectors, whose product is the HSIC of every pair.
 
     python -m vit_analysis.localization
     python -m vit_analysis.localization lab/vit lab/vit_gap
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 Tokens = Literal["all", "normalized"]
 
-# Every pair of a token and a patch is a cell of the table: a million of them from 1024 positions on.
+# Every pair of a token and a patch is a row of the table: 1024 positions make a million rows.
 MOST_TOKENS = 1024
 INPUT = Tap("", "in")  # the images as the model receives them
 STATISTICS = ("own", "hit_rate", "near_hit_rate", "contrast", "edge_effect")
@@ -54,10 +54,10 @@ STATISTICS = ("own", "hit_rate", "near_hit_rate", "contrast", "edge_effect")
 
 @dataclass(frozen=True)
 class PatchSums(Grouped):
-    """What localization needs of any number of batches."""
+    """The sums over batches from which the CKA of tokens with patches is computed."""
 
     hsic: Float64[Tensor, "group entry"]
-    """Of each layer, end to end: every token with every patch, every token with itself, every patch with itself."""
+    """One layer after the other: every token with every patch, every token with itself, every patch with itself."""
     places: list[list[Any]]
     """[model, layer, rows, columns] of each layer, in order of execution."""
 
@@ -87,7 +87,7 @@ def measure(
         layers: ``last`` or ``penultimate`` block, ``blocks``, or one or several glob patterns over module paths.
         tokens: ``all`` is the paper's choice; ``normalized`` scales each to norm 1, so that the few images in which a token is
             massive do not outweigh the others.
-        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
         Columns model, layer, token, token_row, token_col, patch_row, patch_col, cka, low, high: one row per pair, row by row
@@ -105,10 +105,10 @@ def measure(
 def plan(
     models: Models, images: AnyImages, *, layers: str | Sequence[str] = "last", tokens: Tokens = "all"
 ) -> Measurement[PatchSums]:
-    """What `measure` measures, to share a pass with others."""
+    """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses."""
     loaded = named(models)
     taps = _taps(loaded, "last" if layers == "paper" else layers)
-    inputs: dict[str, Tensor] = {}  # of this batch, until the next
+    inputs: dict[str, Tensor] = {}  # by model, of the current batch
 
     def reduce(activation: Activation) -> Pairs | None:
         if activation.layer.tap == INPUT:
@@ -126,15 +126,15 @@ def plan(
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """How well tokens know their place, layer by layer.
+    """Summarise how well the tokens of each layer keep their place in the image.
 
     Returns:
         Columns model, layer, statistic, value, low, high, chance. Over tokens that are not at the edge: ``own`` (CKA with the
-        own patch), ``hit_rate`` (share whose most similar patch is their own), ``near_hit_rate`` (or touches it) and
-        ``contrast`` (own less the mean of the others, in standard deviations of the token's map); over those that are,
-        ``edge_effect`` (mean CKA with other patches of the edge less that with those of the interior). ``chance`` is what
-        independent values would give: grids of different size differ in it, and so do their hit rates. Constant tokens count
-        for nothing.
+        own patch), ``hit_rate`` (share whose most similar patch is their own), ``near_hit_rate`` (share whose most similar
+        patch is their own or touches it) and ``contrast`` (own less the mean of the others, in standard deviations of the
+        token's map). Over tokens at the edge: ``edge_effect`` (mean CKA with other patches of the edge less that with those of
+        the interior). ``chance`` is what independent values would give: grids of different size differ in it, and so do their
+        hit rates. Constant tokens count for nothing.
     """
     rows = []
     for (model, layer), own in table.groupby(["model", "layer"], sort=False):
@@ -171,7 +171,7 @@ def _spread(rows: pd.DataFrame) -> tuple[Float64[Tensor, "token patch"], int, in
 def statistics(
     maps: Float64[Tensor, "token patch"], rows: int, columns: int
 ) -> Float64[Tensor, " statistic"]:
-    """`STATISTICS` of one layer's maps; NaN where no token is defined, or none lies where it is asked for."""
+    """`STATISTICS` of one layer's maps; NaN for a statistic none of whose tokens (interior or edge) has a defined CKA."""
     near, edge = neighbours(rows, columns)
     own = torch.eye(len(maps), dtype=torch.bool)
     defined = ~maps.isnan().all(1)
@@ -188,7 +188,7 @@ def statistics(
 
 
 def chances(rows: int, columns: int) -> list[float]:
-    """What maps of independent values give."""
+    """The expected `STATISTICS` of maps of independent values."""
     near, edge = neighbours(rows, columns)
     share = near[~edge].double().mean().item() if (~edge).any() else float("nan")
     return [0.0, 1 / (rows * columns), share, 0.0, 0.0]
@@ -207,10 +207,10 @@ def neighbours(rows: int, columns: int) -> tuple[Bool[Tensor, "token patch"], Bo
 def patches(
     pixels: Float[Tensor, "image channel height width"], rows: int, columns: int
 ) -> Float[Tensor, "image patch pixel"]:
-    """The image cut into a grid.
+    """Cut every image into a grid of patches, row by row.
 
     Raises:
-        Refusal: it does not divide.
+        Refusal: the images do not divide into the grid.
     """
     height, width = pixels.shape[2:]
     if height % rows or width % columns:
@@ -319,11 +319,11 @@ def main(
 
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images.
+        images: which images to run the models on.
         layers: last, penultimate, blocks, or glob patterns over module paths such as 'blocks.*'.
         tokens: all, or normalized: each scaled to norm 1.
-        out: .parquet and .png are added.
-        device: cpu, cuda ...; the GPU if there is one.
+        out: path of the results without ending; .parquet and .png are added.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
     table = measure(load_all(models, device=device), images, layers=chosen, tokens=tokens, state=out)

@@ -22,20 +22,20 @@ from vit_analysis.spelling import Refusal, did_you_mean
 
 RANDOM = "random"
 HUBS = ("hf-hub:", "hf_hub:", "local-dir:")
-# Where a checkpoint of a lab model does not say how its input is made, as an untrained twin does not.
+# The input of a lab model that no checkpoint describes, such as an untrained twin.
 LAB_INPUT = {"input_size": "[3, 32, 32]", "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys of weights in checkpoints
 
 
 @dataclass(frozen=True)
 class Model:
-    """A module with all that an analysis says of it.
+    """A module with what an analysis has to know about it.
 
     Attributes:
-        name: as in tables and pictures: a checkpoint without its folder.
-        module: in evaluation mode, on its device.
-        preprocessing: from an image to its input.
-        digest: of names and values of its weights.
+        name: its name in tables and pictures, with a checkpoint but without the checkpoint's folder.
+        module: the module, in evaluation mode and on its device.
+        preprocessing: how an image becomes its input.
+        digest: digest of names and values of its weights.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         return next(self.module.parameters(), torch.empty(0)).device
 
 
@@ -54,12 +54,12 @@ Models = str | Model | Sequence[str | Model] | Mapping[str, str | Model | nn.Mod
 
 
 def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) -> Model:
-    """The model that ``NAME[@WEIGHTS]`` names.
+    """Load the model that ``NAME[@WEIGHTS]`` names.
 
     Args:
         name: NAME is ``lab/...`` or any timm name. WEIGHTS is a checkpoint (safetensors, or a ``torch.save`` file read with
             ``weights_only=True``), or ``random`` for the untrained twin; without it, the lab's or timm's trained weights.
-        seed: of an untrained twin.
+        seed: random seed of an untrained twin's weights.
         device: where to put it; None is the GPU if there is one.
 
     Raises:
@@ -88,7 +88,7 @@ def twin(name: str) -> str:
 
 
 def load_all(names: Sequence[str], *, device: str | None = None) -> list[Model]:
-    """Several models; where short names would be the same, the names as given."""
+    """Load several models; if two short names would be the same, all models keep the names as given."""
     loaded = [load(name, device=device) for name in names]
     short = [model.name for model in loaded]
     if len(set(short)) == len(short):
@@ -97,14 +97,14 @@ def load_all(names: Sequence[str], *, device: str | None = None) -> list[Model]:
 
 
 def named(models: Models) -> dict[str, Model]:
-    """Models by name, from what a person has at hand.
+    """Load or wrap models, in any form that an analysis takes, and return them by name.
 
     Args:
         models: a loaded model or the name of one, several of them, or modules under names of your own. A module that timm
             did not make gets timm's default preprocessing: 224 px, ImageNet statistics.
 
     Raises:
-        Refusal: none of these, no model, or the same name twice.
+        Refusal: it is none of these, there is no model, or the same name occurs twice.
     """
     if isinstance(models, Mapping):
         own = {name: _as_model(name, value) for name, value in models.items()}
@@ -147,11 +147,11 @@ def _no_models(found: object) -> Refusal:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or ``torch.save`` file. A pickle is read as weights only, never executed.
+    """Read the tensors of a safetensors or ``torch.save`` file. A pickle is read as weights only, never executed.
 
     Raises:
-        FileNotFoundError: with the checkpoints that lie beside.
-        OSError: it is neither, or holds something else than weights.
+        FileNotFoundError: there is no such file; it names the checkpoints in that folder.
+        OSError: the file is neither, or holds something other than weights.
     """
     if not _is_file(path):
         beside = [
@@ -188,7 +188,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load weights that must fit exactly.
 
     Raises:
-        Refusal: which keys are missing, unexpected, of another shape or not numbers, and how many.
+        Refusal: they do not; it says which keys are missing, unexpected, of another shape or not numbers, and how many.
     """
     own = module.state_dict()
     faults = {
@@ -214,7 +214,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def classes_of_labels(model: Model, images: Images) -> list[int] | None:
-    """The model's class of each label of the images: the lab's shapes for its models, ImageNet's 1000 by their wnids.
+    """The model's class for each label of the images: the lab's shapes for its models, ImageNet's 1000 by their WordNet ids.
 
     None where it is not known that the images' labels are among the model's classes.
     """
@@ -238,7 +238,7 @@ def digest(module: nn.Module) -> str:
 
 
 def _short(name: str, base: str, weights: str) -> str:
-    """NAME@WEIGHTS without folder and ending, and without the weights where they say what the name says."""
+    """NAME@WEIGHTS without the file's folder and ending, and without the file if it has the model's name."""
     if not weights or weights == RANDOM:
         return name
     file = Path(weights).stem
@@ -268,7 +268,7 @@ def _lab(name: str, weights: str, seed: int) -> tuple[nn.Module, Preprocessing]:
 def _path(name: str) -> Path:
     try:
         return Path(name).expanduser()
-    except RuntimeError as error:  # nobody's home
+    except RuntimeError as error:  # the home of an unknown user
         raise FileNotFoundError(f"no checkpoint {name!r}: {error}") from error
 
 
@@ -326,7 +326,7 @@ def _pretrained(name: str) -> nn.Module:
 
 
 def _preprocessing(module: nn.Module) -> Preprocessing:
-    """What timm says of the model, but for what the module itself was built for: the size of its images and their channels."""
+    """The preprocessing that timm gives for a model, but with the image size and channels that the module was built for."""
     config = resolve_model_data_config(module)
     known = {field.name for field in fields(Preprocessing)}
     channels, *size = config["input_size"]

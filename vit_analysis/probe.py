@@ -5,8 +5,8 @@ per class, argmax; the penalty of each probe is chosen on held-out training imag
 raw output, of which a probe reads the class token, a mean over tokens, or one token; a CNN's map is first brought to the size
 of its last one (`tokens.aligned`) and then averaged, or read position by position.
 
-On the lab's scenes three things are asked of the same images: shape (10 answers), texture (4) and position (in which of 3 x 3
-equally likely cells the object's centre lies, so that all three are classifications).
+On the lab's scenes the same images have three targets: shape (10 classes), texture (4) and position (in which of 3 x 3 equally
+likely cells the object's centre lies, so that all three are classifications).
 
     python -m vit_analysis.probe
     python -m vit_analysis.probe vit_base_patch16_224 resnet50 --train.source ~/imagenet/train --images.source ~/imagenet/val
@@ -48,7 +48,7 @@ Place = tuple[str, Layer]  # name of the model, layer
 
 AGGREGATES = ("cls", "mean", "mean_spatial")
 EACH = "each"
-# Scenes cost nothing, and ten of a kind do not tell a linear classifier what a texture is.
+# Scenes cost nothing, and ten examples per class do not teach a linear classifier what a texture is.
 FREE_SHOTS, FEW_SHOTS = 100, 10
 SCENES = Images(limit=100_000, seed=1)
 
@@ -58,7 +58,7 @@ class Shots:
     """The examples that probes learn from.
 
     Attributes:
-        images: to choose from.
+        images: the images to choose from.
         count: examples per class.
         draws: independent choices of examples, no image in two of them; one more is held out, to choose penalties on.
     """
@@ -68,7 +68,7 @@ class Shots:
     draws: int = 5
 
     def chosen(self) -> dict[str, Int[Tensor, "draw example"]]:
-        """Numbers of the examples, by what is asked: the classes in order, ``count`` of each; the last draw is held out.
+        """Choose the examples of each target, by image number: ``count`` of each class in turn; the last draw is held out.
 
         Raises:
             Refusal: there are no classes, or too few images of one.
@@ -95,7 +95,7 @@ class Shots:
 
 @dataclass(frozen=True)
 class Correct(Grouped):
-    """Right answers of every probe."""
+    """The sums over batches of the images that each probe classifies correctly."""
 
     correct: Float64[Tensor, "group probe draw"]
     probes: list[list[str]]
@@ -104,11 +104,11 @@ class Correct(Grouped):
 
 @dataclass(frozen=True)
 class Reader:
-    """What of a model's activations is probed.
+    """The representations that are probed in a model's activations.
 
     Attributes:
         tokens: as given to `measure`.
-        layout: of the model.
+        layout: how the model arranges its tokens and channels.
         last: channels, rows and columns of the model's last map; None where it has none.
     """
 
@@ -117,7 +117,7 @@ class Reader:
     last: tuple[int, int, int] | None = None
 
     def __call__(self, activation: Tensor) -> dict[str, Float32[Tensor, "image feature"]]:
-        """The representations, by name; single tokens are named by their number, row by row."""
+        """Return the representations by name; single tokens are named by their number, row by row."""
         prefix = self.layout.prefix_of(activation)
         if activation.ndim == 4 and self.last:
             activation = aligned(channels_first(activation, self.layout), self.last[0], self.last[1:])
@@ -138,14 +138,14 @@ class Reader:
 
 @dataclass(frozen=True)
 class Probe:
-    """The probes of one layer and one target, of every token and draw: logits are ``(x - centre) @ weight + bias``."""
+    """The probes of one layer and one target, one per token and draw: logits are ``(x - centre) @ weight + bias``."""
 
     centre: Float32[Tensor, "token feature"]
     weight: Float32[Tensor, "token draw feature answer"]
     bias: Float32[Tensor, "token draw answer"]
 
     def __call__(self, x: Float32[Tensor, "image token feature"]) -> Int[Tensor, "image token draw"]:
-        """What each probe answers."""
+        """Return the class that each probe predicts."""
         axes = "image token feature, token draw feature answer -> image token draw answer"
         with full_float32(x.device):
             return (einsum(x - self.centre, self.weight, axes) + self.bias).argmax(-1)
@@ -166,12 +166,12 @@ def measure(
         models: loaded models or names, one or several, or any modules under names of your own (then with layer patterns).
         images: which images the probes are judged on: `Images`, a path or a torch data set; those among them that are examples
             are left out.
-        shots: which images the probes learn from; None is 100 other scenes of each class for scenes, and 10 of the images of
-            each class for any others.
+        shots: which images the probes learn from; None takes 100 other scenes per class for scenes, otherwise 10 of the images
+            per class.
         layers: ``paper``, ``blocks``, or one or several glob patterns over module paths.
         tokens: what of a layer is probed: ``cls``, ``mean`` (all tokens), ``mean_spatial`` (all but class token and registers;
             only where there are some), ``each`` (every spatial token on its own) or the number of one, row by row.
-        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
         Columns model, layer, depth, tokens, target, shots, draw, accuracy: one row per probe, in order of execution. ``attrs``
@@ -179,7 +179,7 @@ def measure(
         tokens (``grids``). accuracy_without holds the values without each group of batches.
 
     Raises:
-        Refusal: images without classes, other classes in either source, too few examples, or tokens that no layer has.
+        Refusal: images without classes, two sources with different classes, too few examples, or tokens that no layer has.
 
     >>> table = measure("lab/vit", Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
     """
@@ -194,7 +194,10 @@ def plan(
     layers: str | Sequence[str] = "blocks",
     tokens: Sequence[str] = AGGREGATES,
 ) -> Measurement[Correct]:
-    """What `measure` measures, to share a pass with others; before it, the probes learn from the examples."""
+    """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses.
+
+    Before that pass, the probes learn from the examples in a pass of their own.
+    """
     loaded, images = named(models), given(images)
     shots = shots or Shots(*((SCENES, FREE_SHOTS) if images.source == LAB else (images, FEW_SHOTS)))
     chosen = shots.chosen()
@@ -242,7 +245,7 @@ def _judged(images: Images, examples: Images) -> Images:
 
 
 def _origin(images: Images) -> tuple[Any, ...]:
-    """Equal where the same number is the same image."""
+    """Return a key that is equal for two sources where the same number means the same image."""
     if images.source == LAB:
         return LAB, images.seed
     path = Path(images.source).expanduser()
@@ -266,7 +269,7 @@ def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str,
 def _readers(
     models: Mapping[str, Model], taps: Mapping[str, Sequence[Tap]], tokens: Sequence[str], images: Images
 ) -> tuple[dict[str, Reader], dict[Place, list[str]]]:
-    """The reader of every model, and what it reads of every layer, known from one image."""
+    """Return the reader of every model, and the names of what it reads in every layer, found by running one image."""
     if unknown := [token for token in tokens if token not in (*AGGREGATES, EACH) and not token.isdigit()]:
         near = did_you_mean(unknown[0], (*AGGREGATES, EACH))
         raise Refusal(f"no tokens {unknown[0]!r} to probe; {near} Or the number of a spatial token")
@@ -288,13 +291,13 @@ def _readers(
 
 
 def _stack(readers: Mapping[str, Reader], activation: Activation) -> Tensor | None:
-    """The representations of some images, ``image token feature``; None where the layer has none of those wanted."""
+    """Stack the representations of a batch, ``image token feature``; None where the layer has none of those wanted."""
     parts = readers[activation.model.name](activation.values)
     return torch.stack(list(parts.values()), dim=1) if parts else None
 
 
 def _learn(reading: Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
-    """The probes of every layer and target. All layers of a model with as many tokens and features are solved as one."""
+    """Fit the probes of every layer and target; layers of a model with equally many tokens and features in one solve."""
     images, found = reading.images, gather(reading)
     alike: dict[tuple[str, torch.Size], list[Place]] = {}
     for place, values in found.items():
@@ -324,7 +327,7 @@ def _learn(reading: Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[s
 def _answer(
     readers: Mapping[str, Reader], probes: Mapping[Place, Mapping[str, Probe]], activation: Activation
 ) -> dict[str, Int[Tensor, "image token draw"]] | None:
-    """What the probes of a layer answer, by what is asked."""
+    """Return the classes that the probes of a layer predict, by target; None where the layer is not probed."""
     values = _stack(readers, activation)
     if values is None:
         return None
@@ -362,7 +365,7 @@ def _native(models: Mapping[str, Model]) -> dict[str, str]:
 
 
 def _grids(models: Mapping[str, Model], readers: Mapping[str, Reader]) -> dict[str, list[int]]:
-    """Rows and columns of each model's single tokens, where they have a place."""
+    """Rows and columns of the grid of each model's single tokens; models whose tokens have no place are left out."""
     grids = {}
     for name, model in models.items():
         if last := readers[name].last:
@@ -392,13 +395,13 @@ def main(
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
         images: which images the probes are judged on.
-        train: which images their examples are chosen from.
+        train: which images the probes' examples are chosen from.
         layers: blocks, paper, or glob patterns over module paths such as 'blocks.*.attn'.
         tokens: cls, mean, mean_spatial, each (every spatial token on its own), or the number of one.
         shots: examples per class; by default 10 as in the paper, and 100 of the lab's scenes, which are free.
-        draws: choices of examples; their spread is the band in the picture.
-        out: .parquet and .png are added; and _tokens.png, and _maps.png of each token.
-        device: cpu, cuda ...; the GPU if there is one.
+        draws: number of independent choices of examples; their spread is the band in the picture.
+        out: path of the results without ending; .parquet and .png are added, and _tokens.png, and _maps.png of each token.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)

@@ -7,10 +7,11 @@ the input, averaged over images, channels and colours,
 
 of the residual stream after each sublayer (``residual``) and of what the sublayer adds to it (``long``). The mean is of
 absolute values: the gradient of the sum of channels, one backward pass instead of one per channel, lets channels cancel. Here
-a pass per channel serves all images of a batch, as no image depends on another. Where `channels` are fewer than a layer has,
-each image draws its own, which is unbiased, and covered by the intervals, as these are over images.
+one backward pass per channel serves all images of a batch, as no image depends on another. Where `channels` is less than the
+number that a layer has, each image draws its own at random: the mean stays unbiased, and the intervals, which are over images,
+cover the draw.
 
-Spread and centre are two numbers: R = sqrt(sum E r^2 / sum E) in pixels around the position, and C, the share of E in the
+Two numbers summarise E: the radius R = sqrt(sum E r^2 / sum E) in pixels around the position, and C, the share of E in the
 position's own patch: a square of the layer's stride (16 px in a ViT/16, 32 px in the last stage of a ResNet-50).
 
     python -m vit_analysis.receptive_field
@@ -45,25 +46,25 @@ from vit_analysis.spelling import Refusal
 from vit_analysis.table import placed, with_provenance
 from vit_analysis.tensors.tokens import on_grid
 
-# The paper's number of images; few enough to a batch that the activations of a ResNet-50 stay under 2 GB.
+# The paper's number of images, in batches small enough that the activations of a ResNet-50 stay under 2 GB.
 PAPER = Images(limit=32, batch=8)
 CHANNELS = 32
 
 
 @dataclass(frozen=True)
 class FieldSums(Grouped):
-    """What the fields of any number of batches add up to."""
+    """The sums over batches from which receptive fields are computed."""
 
     moments: Float64[Tensor, "group layer 3"]
-    """Of E: sum, sum of E r^2 in px^2, and sum within the centre patch."""
+    """Summed over images: sum of E, sum of E r^2 in px^2, and sum of E within the centre patch."""
     maps: Float64[Tensor, " pixel"]
-    """E of all layers, end to end, row by row."""
+    """E of all layers, summed over images: one layer after the other, each row by row."""
     places: list[list[Any]]
     """[model, layer, rows, columns of the input, share of its pixels in the centre patch], in order of execution."""
 
 
 class Centre(NamedTuple):
-    """The middle of a map of so many rows and columns."""
+    """The features at the middle position of a map, and the number of the map's rows and columns."""
 
     features: Float[Tensor, "image channel"]
     rows: int
@@ -71,7 +72,7 @@ class Centre(NamedTuple):
 
 
 class Field(NamedTuple):
-    """E of one layer: its sum over images, and each image's `FieldSums.moments`."""
+    """E of one layer: its sum over images, each image's `FieldSums.moments`, and the share of pixels in the centre patch."""
 
     total: Float64[Tensor, "row col"]
     moments: Float64[Tensor, "image 3"]
@@ -92,8 +93,8 @@ def measure(
         models: loaded models or names, one or several, or any modules under names of your own (then with layer patterns).
         images: which images: `Images`, a path, a torch data set or a tensor; the paper took 32.
         layers: ``paper`` (every sublayer, both branches), ``blocks``, or one or several glob patterns over module paths.
-        channels: of each layer and image, drawn at random; None takes all, as the paper does.
-        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        channels: how many channels of each layer are drawn at random for each image; None takes all, as the paper does.
+        state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
         Columns model, layer, step, depth, branch (``residual``, ``long``), radius_px, low, high, centre_share, centre_low,
@@ -114,10 +115,10 @@ def with_maps(
     channels: int | None = CHANNELS,
     state: Path | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of `measure`, and the fields themselves.
+    """Return the table of `measure` and a second table with the fields themselves.
 
     Returns:
-        The fields have columns model, layer, step, depth, branch, radius_px, rows, columns, map: E row by row, in units of the
+        The second has columns model, layer, step, depth, branch, radius_px, rows, columns, map: E row by row, in units of the
         layer per unit of the normalised input.
     """
     both = plan_with_maps(models, images, layers=layers, channels=channels)
@@ -132,7 +133,7 @@ def plan_with_maps(
     layers: str | Sequence[str] = "paper",
     channels: int | None = CHANNELS,
 ) -> tuple[Measurement[FieldSums], Measurement[FieldSums]]:
-    """What `with_maps` measures: two tables of the same sums. They need gradients, so a pass of their own."""
+    """Plan what `with_maps` computes: two tables of the same sums, in a pass of their own because they need gradients."""
     if channels is not None and channels < 1:
         raise Refusal(f"channels must be at least 1, or None for all, got {channels}")
     loaded, images = named(models), given(images)
@@ -161,10 +162,10 @@ def plan_with_maps(
 def mean_gradient(
     pixels: Tensor, values: Float[Tensor, "image channel"], chosen: Int[Tensor, "image draw"]
 ) -> Float64[Tensor, "image row col"]:
-    """Mean, over each image's chosen channels and over colours, of |d value / d pixel|: one backward pass per draw."""
+    """Average |d value / d pixel| over each image's chosen channels and over colours, with one backward pass per draw."""
     total = torch.zeros(len(pixels), *pixels.shape[2:], dtype=torch.float64, device=pixels.device)
     if not values.requires_grad:
-        return total  # a constant
+        return total  # the layer does not depend on its input
     for channel in chosen.T:
         one = torch.zeros_like(values).scatter_(1, channel[:, None], 1)
         # No image depends on another, so the gradient of the sum over images holds that of each.
@@ -174,7 +175,7 @@ def mean_gradient(
 
 
 def drawn(numbers: Sequence[int], channels: int, draws: int | None) -> Int[Tensor, "image draw"]:
-    """Different channels for each image, the same whenever it is read; all of them where there are not more."""
+    """Draw channels for each image, the same whenever that image is read; all channels where there are not more."""
     if draws is None or draws >= channels:
         return torch.arange(channels).expand(len(numbers), -1)
     orders = [torch.randperm(channels, generator=torch.Generator().manual_seed(n)) for n in numbers]
@@ -184,7 +185,10 @@ def drawn(numbers: Sequence[int], channels: int, draws: int | None) -> Int[Tenso
 def offsets(
     size: int, count: int, *, padded: bool
 ) -> tuple[Float64[Tensor, " pixel"], Bool[Tensor, " pixel"]]:
-    """Along one axis: each pixel's distance from the middle one of ``count`` positions, and whether it is in its patch."""
+    """Along one axis: each pixel's distance from the middle one of ``count`` positions, and whether it is in that one's patch.
+
+    Position i lies at pixel i x stride where convolutions are ``padded``, otherwise in the middle of its patch.
+    """
     stride, middle = size / count, count // 2
     place = stride * middle if padded else stride * (middle + 0.5) - 0.5
     distance = torch.arange(size, dtype=torch.float64) - place
@@ -192,7 +196,7 @@ def offsets(
 
 
 class Step(NamedTuple):
-    """What a layer is among the steps of the residual stream; other layers than the paper's are steps of their own."""
+    """Which step of the residual stream a layer is, at what depth and on which branch; any other layer is its own step."""
 
     name: str
     depth: float
@@ -200,7 +204,7 @@ class Step(NamedTuple):
 
 
 def _steps(model: Model, images: Images, chosen: str | Sequence[str]) -> dict[Tap, Step]:
-    """The chosen layers."""
+    """Return the taps of the chosen layers, and the step of each."""
     try:
         steps = _true_steps(model, layers.sublayers(model.module), images)
     except Refusal:
@@ -218,7 +222,7 @@ def _steps(model: Model, images: Images, chosen: str | Sequence[str]) -> dict[Ta
 
 
 def _true_steps(model: Model, steps: Sequence[layers.Sublayer], images: Images) -> Sequence[layers.Sublayer]:
-    """The steps without those that are none, and without long branches that are not what is added, as one image shows."""
+    """Return the steps without long branches that, on one image, are not what is added, and without steps that need them."""
     branches = [step.branch for step in steps if step.branch]
     if not branches:
         return steps
@@ -234,7 +238,7 @@ def _true_steps(model: Model, steps: Sequence[layers.Sublayer], images: Images) 
 def _centre(activation: Activation) -> Centre:
     grid = on_grid(activation.values, activation.layout, str(activation))
     rows, columns = grid.shape[1:3]
-    # A copy: a ResNet adds its shortcut to its last norm in place.
+    # Copied, as a ResNet adds its shortcut to the output of its last norm in place.
     return Centre(grid[:, rows // 2, columns // 2].clone(), rows, columns)
 
 
@@ -268,7 +272,7 @@ def _field(gradient: Float64[Tensor, "image row col"], centre: Centre, *, padded
 
 
 def _fold(size: int, batch: Pass) -> FieldSums:
-    """Every image is dealt to a group by its place in the run, as there are too few for whole batches."""
+    """Sum a batch, with each image in a group by its place in the run: there are too few images to group whole batches."""
     fields = batch.kept()
     moments = torch.stack([field.moments for *_, field in fields], dim=1)
     batch.refuse_not_finite(
@@ -285,7 +289,7 @@ def _fold(size: int, batch: Pass) -> FieldSums:
 
 
 def _sizes(sums: FieldSums) -> Float64[Tensor, "layer 2"]:
-    """Radius in px and centre share; NaN where there is no gradient at all."""
+    """The radius in px and the centre share of each layer; NaN where there is no gradient at all."""
     total, second, inside = sums.moments.sum(0).unbind(-1)
     return torch.stack([(second / total).sqrt(), inside / total], dim=-1)
 
@@ -293,7 +297,7 @@ def _sizes(sums: FieldSums) -> Float64[Tensor, "layer 2"]:
 def _table(sums: FieldSums, steps: Mapping[str, Mapping[Tap, Step]]) -> pd.DataFrame:
     known = {(model, str(tap)): step for model, own in steps.items() for tap, step in own.items()}
     table = placed([[model, layer] for model, layer, *_ in sums.places])
-    # Of a block that passes on several values each is a layer, and no step.
+    # Where a block returns several values, each is a layer of its own and no step of the residual stream.
     found = [known.get((model, layer), Step(layer, np.nan, "residual")) for model, layer, *_ in sums.places]
     table.insert(2, "step", [step.name for step in found])
     table = table.assign(
@@ -332,11 +336,11 @@ def main(
 
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images.
-        layers: paper, blocks, or glob patterns over module paths such as 'blocks.*'; each costs a pass per channel.
-        channels: of each layer and image, drawn at random; None takes all.
-        out: .parquet and .png are added, and _maps.parquet and _maps.png for the fields.
-        device: cpu, cuda ...; the GPU if there is one.
+        images: which images to run the models on.
+        layers: paper, blocks, or glob patterns over module paths such as 'blocks.*'; each costs a backward pass per channel.
+        channels: how many channels of each layer are drawn at random for each image; None takes all.
+        out: path of the results without ending; .parquet and .png are added, and _maps.parquet and _maps.png for the fields.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)

@@ -2,7 +2,7 @@
 
 Raghu et al. (2021, section 5): per token, |z| / |f(z)|, with z what enters on the skip connection (after its projection) and
 f(z) what the long branch returns: attention or MLP with their LayerNorm and LayerScale, or a ResNet unit up to its last norm.
-What goes on must be z + f(z), which is checked; so a block of another kind is refused, not misread.
+The joined output must be z + f(z), which is checked; so a block of another kind is refused, not misread.
 
     python -m vit_analysis.skip
     python -m vit_analysis.skip vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/skip
@@ -37,20 +37,21 @@ from vit_analysis.tensors.tokens import Layout, as_tokens, norms
 logger = logging.getLogger(__name__)
 
 FIRST = 9  # tokens that figure 7 shows one by one
-# Medians are read from counts in bins of a 32nd of an octave, from 2^-12 to 2^12: right to 1.1 %, and nothing is stored.
+# Medians are read from a histogram with 32 bins per octave, from 2^-12 to 2^12: right to 1.1 % without storing any ratio.
 OCTAVES, BINS = 12, 32
-COMPARED = ("norm_ratio", "cosine", "skip_norm", "long_norm")  # of which intervals are computed elsewhere
+# Of these the table has the values without each group, as intervals are computed from them elsewhere.
+COMPARED = ("norm_ratio", "cosine", "skip_norm", "long_norm")
 MEANS = ("norm_ratio", "cosine", "cosine_branches", "cosine_long", "skip_norm", "long_norm")
 
 
 @dataclass(frozen=True)
 class RatioSums(Grouped):
-    """What norm ratios need of any number of batches."""
+    """The sums over batches from which norm ratios and cosines are computed."""
 
     totals: Float64[Tensor, "group place statistic"]
-    """Over images, the statistics of `MEANS`."""
+    """Summed over images: the statistics of `MEANS`."""
     counts: Float64[Tensor, "place bin"]
-    """Ratios of single tokens."""
+    """Histogram of the norm ratios of single tokens."""
     places: list[list[str]]
     """[model, block, sublayer, token] of each row."""
 
@@ -58,14 +59,14 @@ class RatioSums(Grouped):
 def measure(
     models: Models, images: AnyImages, *, first: int = FIRST, state: Path | None = None
 ) -> pd.DataFrame:
-    """Norm of what skips each branch over the norm of what the branch adds, per token; means over tokens, then over images.
+    """Norm of each skip connection over the norm of its long branch, |z| / |f(z)|, averaged over tokens, then over images.
 
     Args:
         models: loaded models or names, one or several, or any modules under names of your own: Vision Transformers, or
             ResNets (positions are tokens).
         images: which images: `Images`, a path, a torch data set or a tensor.
-        first: of a Vision Transformer, how many tokens have a row of their own, counted with the prefix tokens.
-        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        first: how many tokens of a Vision Transformer have a row of their own, prefix tokens included.
+        state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
         Columns model, block, sublayer (attention, mlp, unit), token (``cls``, ``spatial`` for the mean over all spatial
@@ -80,7 +81,7 @@ def measure(
 
 
 def plan(models: Models, images: AnyImages, *, first: int = FIRST) -> Measurement[RatioSums]:
-    """What `measure` measures, to share a pass with others."""
+    """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses."""
     if first < 0:
         raise Refusal(f"first must be at least 0, got {first}")
     loaded = named(models)
@@ -93,7 +94,7 @@ def plan(models: Models, images: AnyImages, *, first: int = FIRST) -> Measuremen
     def finish(sums: RatioSums) -> pd.DataFrame:
         return with_provenance(_ratio_rows(sums), "skip", **reading.facts())
 
-    settings = {"first": first}  # other rows are another state
+    settings = {"first": first}  # saved sums with other rows do not fit
     reading = Reading(loaded, given(images), taps, reduce, settings=settings)
     return Measurement(reading, _fold_ratios, RatioSums, finish)
 
@@ -102,7 +103,7 @@ def ratios(skip: Tensor, long: Tensor, layout: Layout, first: int) -> tuple[list
     """Statistics of one branch in one batch, from z and f(z): tokens, or maps whose positions are tokens.
 
     Returns:
-        The names of the rows; of each the sum over images of `MEANS`; of each the counts of ratios of single tokens.
+        The names of the rows; for each the sum over images of `MEANS`; for each the histogram of the ratios of single tokens.
         The cosine of a vector of zeros is 0, and a token that is zero in both has no ratio.
     """
     z, f = as_tokens(skip, layout), as_tokens(long, layout)
@@ -123,9 +124,9 @@ def ratios(skip: Tensor, long: Tensor, layout: Layout, first: int) -> tuple[list
 def inner_products(
     x: Float[Tensor, "image token channel"], y: Float[Tensor, "image token channel"]
 ) -> Float64[Tensor, "image token"]:
-    """Of every token in x with the same in y, summed in float32.
+    """Inner product of every token of x with the same token of y, summed in float32.
 
-    Piece by piece in memory that is used again: products of whole maps would be written out only to be read once.
+    Computed piece by piece in memory that is reused: products of whole maps would be written out only to be read once.
     """
     found = torch.empty(x.shape[:2], device=x.device)
     scratch = torch.empty(0, device=x.device)
@@ -144,9 +145,9 @@ def _rows(layout: Layout, prefix: int, first: int) -> Iterator[tuple[str, slice]
 
 
 class _Reader:
-    """Reduces the branches of one model inside its hooks; z and f(z) are held until both are there.
+    """The reducer of one model's branches, called inside its hooks; it holds z and f(z) until it has both.
 
-    They are not copied: both must be whole until they are added, and are read before that.
+    They are not copied: the model needs both unchanged until it adds them, and they are reduced before that.
     """
 
     def __init__(self, branches: Sequence[Branch], first: int) -> None:
@@ -158,14 +159,14 @@ class _Reader:
 
     @property
     def taps(self) -> list[Tap]:
-        """Where z, f(z) and what goes on are read."""
+        """The taps that read z, f(z) and the joined output of every branch."""
         return [tap for one in self.branches for tap in (one.skip, one.long, one.joined)]
 
     def __call__(self, activation: Activation) -> Any:
-        """Of what goes on after a branch: the branch and its `ratios`."""
+        """Reduce z and f(z) once both are there; return the branch and its `ratios` when its joined output is there."""
         result, tap = None, activation.layer.tap
         if activation.layer != Layer(tap):
-            return None  # one of several values, or of several runs: not what is added
+            return None  # one of several values or runs of a module: not what is added
         for branch in self.branches:
             if tap == branch.joined:
                 self._check(branch, activation)
@@ -185,7 +186,7 @@ class _Reader:
             self.first_image[branch] = skip[:1].clone(), long[:1].clone()
 
     def _check(self, branch: Branch, joined: Activation) -> None:
-        """Of one image of the run: z + f(z) is what goes on."""
+        """Refuse a branch whose joined output is not z + f(z), checked on one image of the run."""
         if branch in self.checked:
             return
         if branch not in self.first_image:
@@ -240,7 +241,7 @@ def _ratio_rows(sums: RatioSums) -> pd.DataFrame:
 
 
 def medians(counts: Float64[Tensor, "place bin"]) -> Float64[Tensor, " place"]:
-    """Medians from counts, as if values were evenly spread within a bin; 0 or infinite beyond the last one."""
+    """Medians from histograms, as if values were evenly spread within a bin; 0 in the first bin, infinite in the last."""
     below = counts.cumsum(1)
     half = below[:, -1:] / 2
     place = (below < half).sum(1, keepdim=True)
@@ -263,10 +264,10 @@ def main(
 
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images.
+        images: which images to run the models on.
         first: how many tokens of a Vision Transformer are shown one by one.
-        out: .parquet and .png are added.
-        device: cpu, cuda ...; the GPU if there is one.
+        out: path of the results without ending; .parquet and .png are added.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     loaded = load_all(models, device=device)
     table = measure(loaded, images, first=first, state=out)

@@ -10,11 +10,12 @@ that minimises the loss, here found by search instead of a gradient step. Raghu 
 
 One temperature serves all batches of a layer. It is known only after the last batch, so every batch adds its losses at 61
 points of a grid that is the same for all data, from 1/1000 to 1000 times its own median squared distance. Such sums merge. The
-minimum is that of a parabola through the smallest point that all batches reached and its neighbours. Beside it is the loss at
-a temperature that needs no search, each batch's median squared distance.
+minimum is that of a parabola through the smallest point that all batches reached and its neighbours. The table also has the
+loss at a temperature that needs no search, each batch's median squared distance.
 
-Batches are balanced: as many classes as have 16 images in a batch, as many images of each. Frosst et al.'s published code is
-not followed: its default temperature gives log C in any layer, and an anchor without a mate adds 11.5 to its loss.
+Batches are balanced: 16 images of each of as many classes as fit. Frosst et al.'s published code is not followed: its default
+temperature gives log C for C classes in any layer, and an anchor (image i) without a mate (another image of its class) adds
+11.5 to its loss.
 
     python -m vit_analysis.soft_nearest_neighbor
     python -m vit_analysis.soft_nearest_neighbor vit_base_patch16_224 resnet50 --images.source ~/imagenet/val
@@ -50,10 +51,10 @@ logger = logging.getLogger(__name__)
 
 WATCHED = 4  # massive tokens are looked for in one of four images of every batch
 MATES = 16  # images of each class in a batch
-STEP = 0.1  # of log10 of the temperature
+STEP = 0.1  # between points of the grid, in log10 of the temperature
 SPAN = 30  # steps from a batch's median squared distance to either end of its search
-ROUNDING = 1e-12  # of one anchor's loss, a difference of logarithms: what is smaller is 0
-ENDS = 300  # steps from 1 to either end of the grid: squared distances of float32 do not go further
+ROUNDING = 1e-12  # a loss below this per anchor is rounding of a difference of logarithms, set to 0
+ENDS = 300  # steps from T = 1 to either end of the grid: squared distances of float32 do not go further
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ class Curves(Grouped):
     chance: Float64[Tensor, " group"]
     """The loss of features that do not depend on the class, summed over anchors: log((images - 1) / mates)."""
     massive: Float64[Tensor, "layer 2"]
-    """Of token layers: squared distances of the watched images, summed, as they are and with massive tokens made ordinary."""
+    """For token layers: squared distances of watched images, summed, as they are and with massive tokens replaced."""
     places: list[list[str]]
     """[model, layer] of each row, in order of execution."""
 
 
 class Minimum(NamedTuple):
-    """Where a loss is smallest."""
+    """The smallest loss, its temperature, and whether it lies at an end of the search."""
 
     loss: Float64[Tensor, "*layer"]
     temperature: Float64[Tensor, "*layer"]
@@ -101,9 +102,9 @@ def measure(
         images: which images to choose from: `Images`, a path or a torch data set; ``batch`` decides how many classes a batch
             has, see `balanced`.
         layers: ``blocks``, ``paper``, or one or several glob patterns over module paths.
-        tokens: what of a layer is compared, see `tokens.SELECTIONS`; ``all`` are the distances of whole activations.
-        target: what the labels tell: of scenes ``shape`` (the default), ``texture`` or ``position``.
-        state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        tokens: which values of a layer are compared, see `tokens.SELECTIONS`; ``all`` are the distances of whole activations.
+        target: which labels are used: for scenes ``shape`` (the default), ``texture`` or ``position``.
+        state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
         Columns model, layer, depth, loss, temperature, at_bound, loss_fixed, low, high, anchors, chance: one row per layer, in
@@ -129,7 +130,7 @@ def plan(
     tokens: str = "all",
     target: str | None = None,
 ) -> Measurement[Curves]:
-    """What `measure` measures, to share a pass with others of images that are `balanced`."""
+    """Plan what `measure` computes without running it, so that one pass over `balanced` images can serve several analyses."""
     loaded, images = named(models), given(images)
     if tokens not in SELECTIONS:
         raise Refusal(f"no tokens {tokens!r}; {did_you_mean(tokens, SELECTIONS)}")
@@ -148,9 +149,9 @@ def plan(
 
 
 def balanced(images: Images, target: str) -> Images:
-    """As many whole batches as there are with the same number of images of each of their classes.
+    """Choose images for as many whole batches as possible, each with the same number of images of each of its classes.
 
-    A batch has as many classes as get `MATES` images each; where there are more, batches take them in turn.
+    A batch has `MATES` images of each of as many classes as fit; where there are more classes, batches take them in turn.
 
     Raises:
         Refusal: a batch or the images are too few for two classes.
@@ -205,7 +206,7 @@ def curve(
 def _mated(
     near: Float64[Tensor, "layer anchor image"], mates: Bool[Tensor, "anchor image"]
 ) -> Float64[Tensor, "layer anchor mate"]:
-    """Of every anchor its mates alone, which are few; minus infinity where another has more."""
+    """Pick out the values of each anchor's mates, which are few, padded with minus infinity where other anchors have more."""
     most = int(mates.sum(1).max()) if len(mates) else 0
     there, place = mates.int().sort(dim=1, descending=True, stable=True)
     own = near.gather(2, place[:, :most].expand(len(near), -1, -1))
@@ -213,7 +214,7 @@ def _mated(
 
 
 def minimum(loss: Float64[Tensor, "layer temperature"]) -> Minimum:
-    """The minimum of the parabola through the smallest point and its neighbours; infinite points are not there."""
+    """The minimum of the parabola through the smallest point and its neighbours; infinite points are left out."""
     there = ~loss.isposinf()
     first = there.double().argmax(1, keepdim=True)
     last = loss.shape[1] - 1 - there.flip(1).double().argmax(1, keepdim=True)
@@ -244,7 +245,7 @@ def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str,
 def _distances(
     tokens: str, activation: Activation
 ) -> tuple[Float64[Tensor, "image image"], Float64[Tensor, "2"]] | None:
-    """Squared distances of the images, and how far massive tokens make them; None where the layer has no such tokens."""
+    """Squared distances of the images, and the layer's row of `Curves.massive`; None where the layer has no such tokens."""
     own = activation.grams
     chosen = own.of(tokens)
     if chosen is None:
@@ -254,7 +255,7 @@ def _distances(
         return distances, distances.new_zeros(2)
     some = own.first(max(2, len(chosen) // WATCHED))
     ordinary = some.of("inliers")
-    assert ordinary is not None  # of any activation
+    assert ordinary is not None  # every activation has it
     both = [similarity.squared_distances(gram).sum() for gram in (some.all, ordinary)]
     return distances, torch.stack(both)
 
@@ -305,13 +306,13 @@ def _table(sums: Curves) -> pd.DataFrame:
 
 
 def _smallest(sums: Curves) -> Minimum:
-    """Over the temperatures that all batches reached."""
+    """Return the smallest loss of each layer over the temperatures that all batches reached."""
     loss, reached = sums.loss.sum(0), sums.reached.sum(0)
     return minimum(torch.where(reached == reached.amax(1, keepdim=True), loss / reached, torch.inf))
 
 
 def _massive(sums: Curves) -> list[dict[str, Any]]:
-    """Of each token layer, the share of its squared distances that is gone when massive tokens are made ordinary."""
+    """Return the share of each token layer's squared distances that is lost when massive tokens are replaced."""
     shares = (1 - sums.massive[:, 1] / sums.massive[:, 0]).tolist()
     return [
         {"model": model, "layer": layer, "distances": share}
@@ -366,10 +367,11 @@ def main(
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
         images: which images to choose from; a batch of 160 has ten classes of 16 images.
         layers: blocks, paper, or glob patterns over module paths such as 'blocks.*.attn'.
-        tokens: what of a token layer is compared.
-        target: what the labels tell; of scenes shape, texture or position.
-        out: .parquet and .png are added; where massive tokens dominate, _normalized is the same of normalized tokens.
-        device: cpu, cuda ...; the GPU if there is one.
+        tokens: which values of a layer of tokens are compared.
+        target: which labels are used; for scenes shape, texture or position.
+        out: path of the results without ending; .parquet and .png are added, and where massive tokens dominate the same for
+            normalized tokens, with _normalized in the name.
+        device: cpu, cuda ...; by default the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)

@@ -1,4 +1,4 @@
-"""Tables: tidy DataFrames that carry where they came from, on disk whole or not at all."""
+"""Tables: tidy DataFrames that carry their provenance, written to disk whole or not at all."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ VERSIONS = ("vit-analysis", "torch", "timm", "numpy")
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
 
-# Folder of a file that is being written; a killed writer leaves it. An hour without a change, and nobody writes any more.
+# Prefix of the folder in which a file is written. After an hour without a change its writer must have been killed.
 PART = ".part-"
 ABANDONED = 3600.0  # seconds
 
@@ -25,7 +25,7 @@ ABANDONED = 3600.0  # seconds
 def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.DataFrame:
     """The table with ``attrs`` that say which analysis made it, of what, and with which versions; `WITHOUT` columns last.
 
-    Facts must be JSON's.
+    Facts must be of types that JSON has.
     """
     table = table[sorted(table, key=lambda name: str(name).endswith(WITHOUT))]
     table.attrs.update(analysis=analysis, **facts, versions=versions())
@@ -33,19 +33,19 @@ def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.Data
 
 
 def versions() -> dict[str, str]:
-    """Of the packages whose results a table holds."""
+    """The versions of the packages that a table's numbers come from."""
     return {name: version(name) for name in VERSIONS}
 
 
 def placed(places: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """Columns model, layer, depth, from [model, layer] pairs in order of execution: each model's layers go from 0 to 1."""
+    """Make columns model, layer and depth from [model, layer] pairs in order of execution; depth is 0 to 1 in each model."""
     table = pd.DataFrame(places, columns=["model", "layer"])
     last = table.groupby("model")["layer"].transform("size") - 1
     return table.assign(depth=table.groupby("model").cumcount() / last.clip(lower=1))
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """Write as parquet, ``attrs`` included."""
+    """Write a table as parquet, ``attrs`` included."""
     write_whole(path, lambda part: table.to_parquet(part))
 
 
@@ -53,8 +53,8 @@ def read(path: Path | str) -> pd.DataFrame:
     """Read a table that `write` wrote.
 
     Raises:
-        FileNotFoundError: with the tables that lie beside.
-        OSError: it is no table.
+        FileNotFoundError: there is no such file; it names the tables in that folder.
+        OSError: the file is no table.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,16 +62,16 @@ def read(path: Path | str) -> pd.DataFrame:
         raise FileNotFoundError(f"no table {path}; {near}")
     try:
         return pd.read_parquet(path)
-    except Exception as error:  # of many kinds, and all mean that this is no parquet file, or not all of one
+    except Exception as error:  # of many kinds; all mean that this is no complete parquet file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(f"{path} is no table that can be read: {reason}") from error
 
 
 def column(table: pd.DataFrame, name: str) -> pd.Series:
-    """A column by name.
+    """Return a column by name.
 
     Raises:
-        Refusal: with the nearest right names.
+        Refusal: there is no such column; it gives the nearest right names.
     """
     if name not in table:
         raise Refusal(f"the table has no column {name!r}; {did_you_mean(name, map(str, table.columns))}")
@@ -81,14 +81,14 @@ def column(table: pd.DataFrame, name: str) -> pd.Series:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file that appears at ``path`` complete or not at all: written beside it, synced, then renamed.
 
-    A full disk or a kill leaves what was at ``path`` before. What killed writers left beside it goes after an hour.
+    A full disk or a kill leaves what was at ``path`` before. What killed writers left beside it is removed after an hour.
 
     Raises:
         OSError: it cannot be written; names ``path`` and says why.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder, as some libraries write beside what they write, too.
+        # A folder, since some libraries write further files beside the one they are asked for.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART, ignore_cleanup_errors=True) as folder:
             _sweep(Path(folder))
             part = Path(folder, path.name)
@@ -98,7 +98,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
                     os.fsync(file.fileno())
                 part.chmod(0o644)
                 part.replace(path)
-            except RuntimeError as error:  # as torch.save says of a full disk
+            except RuntimeError as error:  # torch.save raises it for a full disk
                 raise OSError(_full(Path(folder)) or str(error)) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
@@ -106,7 +106,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _full(folder: Path) -> str | None:
-    """What the system says where there is no room for another file."""
+    """The system's error message where there is no room for another file; None where there is."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(2**16))
@@ -116,7 +116,10 @@ def _full(folder: Path) -> str | None:
 
 
 def _sweep(fresh: Path) -> None:
-    """Remove what killed writers left beside a folder made just now: by one clock, also on a disk of another machine."""
+    """Remove what killed writers left beside a folder made just now.
+
+    The folder's own time stands for now, so that ages are right on a disk of another machine whose clock differs.
+    """
     now = fresh.stat().st_mtime
     for left in fresh.parent.glob(f"{PART}*"):
         with suppress(OSError):

@@ -1,7 +1,7 @@
 """Trains the lab's models: `python -m vit_analysis.train lab/vit`.
 
-AdamW, a linear warm-up and a cosine (timm's factories), gradients clipped at norm 1, bfloat16 where the processor has
-it. The batch of a step follows from the step's number, not from a stream with a history, so a run that was killed goes
+AdamW, a linear warm-up and a cosine decay (timm's factories), gradients clipped at norm 1, bfloat16 where the processor has
+it. The batch of a step follows from the step's number alone, not from the state of a generator, so a run that was killed goes
 on from its last checkpoint and ends with the weights of an unbroken one, on a CPU bit for bit. The checkpoint's name
 holds a digest of the settings: no other command picks it up.
 """
@@ -41,36 +41,36 @@ UNLIMITED = 10**9
 INPUT = Preprocessing(input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
 WEIGHT_DECAY = 0.05
 WARM_UP = 100  # steps
-HEADS = ("head.", "fc.")  # of the lab's models
+HEADS = ("head.", "fc.")  # where the lab's models keep their classification head
 CHECKPOINT_EVERY = 200  # steps
 
 
 @runtime_checkable
 class Data(Protocol):
-    """Labelled images to learn from, by the number of the step that does, and others for the test."""
+    """Labelled images: a batch to learn from for each training step, by its number, and others for the test."""
 
     @property
     def images(self) -> Images:
-        """Which, how many to a batch, and the seed of their order."""
+        """Which images, how many to a batch, and the seed of their order."""
 
     @property
     def target(self) -> str:
-        """What the labels tell."""
+        """What the labels describe: ``shape`` or ``class``."""
 
     @property
     def classes(self) -> list[str]:
         """Names of the labels."""
 
     def batches(self, steps: range) -> Iterator[Batch]:
-        """Images and labels of these steps."""
+        """Yield the images and labels of each of these steps."""
 
     def unseen(self) -> Iterator[Batch]:
-        """Images and labels of no step."""
+        """Yield images and labels that no step learns from."""
 
 
 @dataclass(frozen=True)
 class SceneData:
-    """The lab's scenes, labelled with their shape; `images.limit` of them, again and again."""
+    """The lab's scenes, labelled with their shape: `images.limit` different ones, repeated as often as needed."""
 
     images: Images
     device: str = "cpu"
@@ -82,24 +82,24 @@ class SceneData:
             raise Refusal(f"scenes of seeds from {UNSEEN} on are kept for tests, got {self.images.seed}")
 
     def batches(self, steps: range) -> Iterator[Batch]:
-        """Drawn when they are needed."""
+        """Draw the scenes of each of these steps when they are needed."""
         for step in steps:
             numbers = order(step, self.images.limit or UNLIMITED, self.images.batch, self.images.seed)
             yield self.draw(numbers, self.images.seed)
 
     def unseen(self) -> Iterator[Batch]:
-        """Scenes of the seed that analyses draw from."""
+        """Draw scenes of the seed that analyses draw from, which no step learns from."""
         for numbers in torch.arange(TESTED).split(500):
             yield self.draw(numbers, UNSEEN)
 
     def draw(self, numbers: Int[Tensor, " image"], seed: int) -> Batch:
-        """Scenes as a model's input."""
+        """Draw scenes as a model's input, with their shapes as labels."""
         drawn = scenes.draw(numbers, seed=seed, size=INPUT.input_size[1], device=self.device)
         return as_input(drawn.image, INPUT), drawn.shape
 
 
 class FileData:
-    """A folder, a tar or a data set of timm's; every tenth image is kept for the test. Not augmented."""
+    """Images from a folder, a tar or a data set of timm's, not augmented; every tenth is kept for the test."""
 
     target = "class"
 
@@ -111,16 +111,16 @@ class FileData:
         self.learned = [number for place, number in enumerate(images.order) if place % HELD_OUT]
 
     def batches(self, steps: range) -> Iterator[Batch]:
-        """Decoded by the workers, ahead of their step."""
+        """Yield the batch of each of these steps, which the workers decode ahead of the step."""
         places = (order(step, len(self.learned), self.images.batch, self.images.seed) for step in steps)
         return self.read([[self.learned[place] for place in batch.tolist()] for batch in places])
 
     def unseen(self) -> Iterator[Batch]:
-        """The images kept for the test."""
+        """Yield the images kept for the test."""
         return self.read([batch.tolist() for batch in torch.tensor(self.tested).split(self.images.batch)])
 
     def read(self, numbers: list[list[int]]) -> Iterator[Batch]:
-        """Images by their number, as a model's input; an unreadable one is named and left out."""
+        """Yield batches of images by their number, as a model's input; an unreadable image is named and left out."""
         dataset, workers = self.images._dataset((INPUT,)), self.images._workers
         loader: DataLoader[Any] = DataLoader(
             dataset, batch_sampler=numbers, collate_fn=unchanged, num_workers=workers
@@ -132,12 +132,12 @@ class FileData:
 
 
 def unchanged(batch: Any) -> Any:
-    """The data set already gives whole batches. A function of its own, as workers have to be sent it."""
+    """Return a batch as it is: the data set gives whole ones. A named function, as it has to be pickled for the workers."""
     return batch
 
 
 def order(step: int, distinct: int, batch: int, seed: int) -> Int[Tensor, " image"]:
-    """Which of the distinct images a step learns from: all of them once, then all in another order, and so on."""
+    """Return which of the distinct images a step learns from: steps take all in one order, then all in another, and so on."""
     places = torch.arange(step * batch, (step + 1) * batch)
     if places[-1] < distinct and distinct >= UNLIMITED:
         return places
@@ -149,7 +149,7 @@ def order(step: int, distinct: int, batch: int, seed: int) -> Int[Tensor, " imag
 
 
 def provenance(data: Data) -> dict[str, Any]:
-    """Enough to have the same images again; not where they lay."""
+    """Return what is needed to have the same images again, but not the path where they lay."""
     images = data.images
     distinct = images.limit if images.limit and images.limit < UNLIMITED else None
     return {
@@ -162,7 +162,7 @@ def provenance(data: Data) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how fast and where to train, and the seed of the weights."""
+    """The number of training steps, the learning rate, the seed of the weights and the device to train on."""
 
     steps: int
     learning_rate: float = 1e-3
@@ -201,7 +201,7 @@ def fit(model: nn.Module, data: Data, plan: Plan, checkpoint: Path | None = None
 
 
 def learn(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> Float[Tensor, ""]:
-    """One step; returns its loss."""
+    """Train on one batch; returns its loss."""
     images, labels = batch
     with torch.autocast(images.device.type, torch.bfloat16, enabled=has_bfloat16(images.device)):
         logits = model(images)
@@ -214,7 +214,7 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> F
 
 
 def report(bar: "tqdm[Any]", step: int, loss: Float[Tensor, ""], plan: Plan) -> None:
-    """Shows the loss, now and then because it waits for the device.
+    """Show the loss; only for some steps, because reading it waits for the device.
 
     Raises:
         Refusal: the loss is not finite.
@@ -228,14 +228,14 @@ def report(bar: "tqdm[Any]", step: int, loss: Float[Tensor, ""], plan: Plan) -> 
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 pays: on a CPU that multiplies it, a step of lab/resnet is 2.3 times as fast as in float32."""
+    """Whether bfloat16 is faster: on a CPU that multiplies it, a step of lab/resnet is 2.3 times as fast as in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def fuse(model: nn.Module, fused: bool) -> None:
-    """Attention in one kernel or not: on a CPU a step of lab/vit in bfloat16 is 2.6 times as fast without (torch 2.15)."""
+    """Switch fused attention on or off: on a CPU a step of lab/vit in bfloat16 is 2.6 times as fast without (torch 2.15)."""
     attentions: list[Any] = [module for module in model.modules() if hasattr(module, "fused_attn")]
     for attention in attentions:
         attention.fused_attn = fused
@@ -243,20 +243,20 @@ def fuse(model: nn.Module, fused: bool) -> None:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, batches: Iterator[Batch]) -> tuple[float, int]:
-    """Share of the images whose label the model finds, and their number."""
+    """Share of the images that the model classifies correctly, and the number of images."""
     right = torch.cat([model(images).argmax(dim=1) == labels for images, labels in batches])
     return right.float().mean().item(), len(right)
 
 
 def save(path: Path, parts: Mapping[str, Any], step: int) -> None:
-    """Everything that decides the steps from this one on."""
+    """Save everything that decides the steps from this one on."""
     state = {name: part.state_dict() for name, part in parts.items()}
     state |= {"step": step, "random": torch.get_rng_state()}
     write_whole(path, lambda file: torch.save(state, file))
 
 
 def resume(path: Path, parts: Mapping[str, Any]) -> int:
-    """Puts back what `save` wrote; returns the step to go on with."""
+    """Load what `save` wrote into ``parts``; returns the step to go on with."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(state[name])
@@ -266,7 +266,7 @@ def resume(path: Path, parts: Mapping[str, Any]) -> int:
 
 
 def train(recipe: zoo.Recipe, data: Data, plan: Plan, out: Path, init: Path | None = None) -> None:
-    """From a recipe to a file of weights; where the same call was stopped, it goes on."""
+    """Train the model of a recipe and write its weights to ``out``; where the same call was stopped, it goes on."""
     start = hashlib.sha256(init.read_bytes()).hexdigest() if init else None
     settings = {"recipe": asdict(recipe), "plan": asdict(plan), "images": asdict(data.images), "init": start}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -282,10 +282,10 @@ def train(recipe: zoo.Recipe, data: Data, plan: Plan, out: Path, init: Path | No
 
 
 def start_from(model: nn.Module, init: Path) -> None:
-    """Weights to go on from; a head of other classes stays as it is, untrained.
+    """Load the weights that training starts from; a head for another number of classes is left untrained.
 
     Raises:
-        Refusal: anything else does not fit.
+        Refusal: any other weights do not fit.
     """
     own, given = model.state_dict(), models.read_checkpoint(init)
     other = [
@@ -299,7 +299,7 @@ def start_from(model: nn.Module, init: Path) -> None:
 
 
 def ship(model: nn.Module, recipe: zoo.Recipe, data: Data, plan: Plan, out: Path) -> None:
-    """Rounds the weights to half precision, tests them on images never seen and writes both."""
+    """Round the weights to half precision, test them on images never seen, and write them with the accuracy."""
     halves = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
@@ -343,11 +343,11 @@ def main(
     Args:
         name: which model, such as lab/vit.
         images: what to learn from; their limit is the number of distinct images.
-        seen: images to learn from, repetitions counted.
-        learning_rate: the largest, after the warm-up.
-        seed: of the weights; None is the model's own, 0 for most.
-        init: weights to start from, such as the shipped ones; None starts from nothing.
-        out: where the weights are written; None is where the lab's own lie.
+        seen: number of images to learn from, repetitions counted.
+        learning_rate: the largest learning rate, reached after the warm-up.
+        seed: seed of the weights; None is the model's own, 0 for most.
+        init: weights to start from, such as the shipped ones; None starts from random ones.
+        out: file to write the weights to; None is the lab's own file for this model.
         device: cpu or cuda.
     """
     if seen < 1:

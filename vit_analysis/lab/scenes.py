@@ -3,14 +3,15 @@
 No public data set says where in a network texture (local), shape (global) and position (spatial) live; these
 images do, because each factor is drawn independently of the others and returned beside the image. Scene `i` of a
 seed is always the same scene, in whatever batch, at whatever size and on whatever device it is drawn: its numbers
-come from hashing (seed, i), not from a generator with a history. Scenes never seen before are those of another seed.
+come from hashing (seed, i), not from a generator that keeps state. Scenes never seen before are those of another seed.
 
     scenes = draw(range(256), seed=1)
     scenes.image      # [256, 3, 32, 32] in [0, 1]
     scenes.shape      # [256], SHAPES[shape] is its name
 
 Coordinates run from -1 (top, left) to 1 (bottom, right) and lengths are shares of half the image. The object is
-brighter than its background: with free polarity a small Vision Transformer stays at chance for 60,000 images.
+brighter than its background: where either may be the brighter one, a small Vision Transformer stays at chance for
+60,000 images.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from vit_analysis.spelling import Refusal
 
-# One independent number in [0, 1) per name and scene.
+# Every scene has one independent number in [0, 1) for each of these names.
 FACTORS = (
     *("shape", "texture", "row", "column", "scale", "angle", "noise"),
     *("texture_angle", "texture_wavelength", "texture_phase_u", "texture_phase_v"),
@@ -35,9 +36,9 @@ RADIUS = (0.35, 0.65)
 REACH = 0.45  # centres lie within +-REACH: only the largest objects are cut, by at most 1.6 of 32 pixels
 TEXTURE_WAVELENGTH = (0.26, 0.38)  # 4 to 6 pixels of 32
 GRATING_WAVELENGTH = (0.5, 1.2)
-OBJECT_COLOUR, TEXTURE_CONTRAST = (0.66, 0.86), 0.14  # together 0.52 to 1.0
-GROUND_COLOUR, GRATING_CONTRAST = (0.08, 0.32), 0.08  # together 0.0 to 0.4
-NOISE = 0.04  # the largest deviation, uniform, of each channel on its own
+OBJECT_COLOUR, TEXTURE_CONTRAST = (0.66, 0.86), 0.14  # both together: 0.52 to 1.0
+GROUND_COLOUR, GRATING_CONTRAST = (0.08, 0.32), 0.08  # both together: 0.0 to 0.4
+NOISE = 0.04  # the largest deviation; uniform, independent in each channel
 
 # A texture is a sin(u) + b sin(v) + c sin(u) sin(v) + d with u, v along its own two axes: (a, b, c, d).
 WAVES = {
@@ -47,7 +48,7 @@ WAVES = {
     "dots": (1.0, 1.0, 0.0, -0.4),
 }
 TEXTURES: tuple[str, ...] = tuple(WAVES)
-STEEPNESS = 2.5  # of a texture's flanks, before it is cut to [-1, 1]
+STEEPNESS = 2.5  # factor on a texture before it is cut to [-1, 1], which steepens its flanks
 
 Column = Float[Tensor, "image 1 1"]
 Plane = Float[Tensor, "image size size"]
@@ -55,7 +56,7 @@ Plane = Float[Tensor, "image size size"]
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of scenes and what is true of them."""
+    """A batch of scenes and their ground truth."""
 
     image: Float[Tensor, "image 3 size size"]
     """Red, green and blue in [0, 1]."""
@@ -76,7 +77,7 @@ def draw(
     size: int = 32,
     device: torch.device | str = "cpu",
 ) -> Scenes:
-    """The scenes with these numbers, `size` pixels wide, on `device`."""
+    """Draw the scenes with these numbers, `size` pixels wide, on `device`."""
     if size < 1:
         raise Refusal(f"a scene is at least 1 pixel wide, got size={size}")
     numbers = uniforms(np.asarray(indices, dtype=np.int64).astype(np.uint64), seed)
@@ -105,9 +106,9 @@ def draw(
 def truth(
     indices: Sequence[int] | Int[Tensor, " image"], *, seed: int = 0
 ) -> dict[str, Int[Tensor, " image"]]:
-    """The right answer to each of `TARGETS`, without drawing: which shape, which texture, and in which cell its centre lies.
+    """Return the class of each of `TARGETS` without drawing: which shape, which texture, and in which cell its centre lies.
 
-    The cells are `CELLS` x `CELLS` equal parts of where centres may lie, so all are equally likely.
+    The cells are `CELLS` x `CELLS` equal parts of the square where centres may lie, so all are equally likely.
     """
     numbers = uniforms(np.asarray(indices, dtype=np.int64).astype(np.uint64), seed)
     kinds = {"shape": len(SHAPES), "texture": len(TEXTURES), "row": CELLS, "column": CELLS}
@@ -118,7 +119,7 @@ def truth(
     return {"shape": found["shape"], "texture": found["texture"], "position": position}
 
 
-# The numbers of a scene.
+# The numbers that decide what a scene looks like.
 
 
 def uniforms(indices: UInt64[np.ndarray, " image"], seed: int) -> dict[str, Float[np.ndarray, " image"]]:
@@ -163,13 +164,13 @@ def half_disk(x: Plane, y: Plane) -> Plane:
 
 
 def crescent(x: Plane, y: Plane) -> Plane:
-    """Circle less a circle of 3/4 of its radius; its centre of mass, as the heart's, found by counting pixels."""
+    """Circle less a circle of 3/4 of its radius; its centre of mass, like the heart's, was found by counting pixels."""
     x = x - 0.337
     return torch.maximum(torch.hypot(x, y) - 1, 0.75 - torch.hypot(x - 0.55, y))
 
 
 def square(x: Plane, y: Plane) -> Plane:
-    """Four equal sides."""
+    """Square with sides of 1.5."""
     return torch.maximum(x.abs(), y.abs()) - 0.75
 
 
@@ -184,12 +185,12 @@ def cross(x: Plane, y: Plane) -> Plane:
 
 
 def triangle(x: Plane, y: Plane) -> Plane:
-    """Three equal sides."""
+    """Equilateral triangle."""
     return torch.maximum(3**0.5 / 2 * x.abs() - y / 2, y) - 0.5
 
 
 def star(x: Plane, y: Plane) -> Plane:
-    """Five points: folded along its axes of symmetry onto a tenth of itself, which has one straight edge."""
+    """Star of five points: folded along its axes of symmetry onto a tenth of itself, which has one straight edge."""
     x, cosine, sine = x.abs(), 0.8090, 0.5878  # of 36 degrees
     for side in (1, -1):
         beyond = 2 * (side * cosine * x - sine * y).clamp(min=0)
@@ -210,7 +211,7 @@ OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 SHAPES: tuple[str, ...] = tuple(OUTLINES)
 
 CELLS = 3
-# What can be asked of a scene, with the names of the answers.
+# What scenes can be classified by, with the names of the classes.
 TARGETS: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "texture": TEXTURES,
@@ -242,7 +243,7 @@ def coverage(
 
 
 def pixels(size: int, device: torch.device) -> Float[Tensor, " size"]:
-    """Where the pixels' centres lie."""
+    """Coordinates of the pixels' centres along one axis."""
     return (2 * torch.arange(size, device=device) + 1) / size - 1
 
 

@@ -1,14 +1,14 @@
-"""The Vision Transformer of the course notes, corrected, with the layer names of timm's.
+"""The Vision Transformer of the course notes, corrected, with timm's names of layers.
 
 The parts are those of the notes: `PatchEmbedding`, `Attention`, `PreNorm`, `FeedForward`, `ResidualAdd`, `ViT`.
 As printed there, the model ignores its image: `nn.MultiheadAttention` without `batch_first=True` lets every token
 attend to the same token of the other images, so the class token never sees a patch and the logits are a constant.
-That and the rest of its faults are mended here; `tests/test_vit.py` holds the six tests that would have shown them.
+That and the rest of its faults are mended here; `tests/lab/test_vit.py` holds the six tests that would have shown them.
 
 Modules live at the paths timm gives them (`blocks.3.attn.qkv`, `blocks.3.mlp.act`, `norm`, `head` ...), so what
 reads timm's `VisionTransformer` reads this one, and the weights of one fit the other (the patch embedding after
-the reordering told in `PatchEmbedding`). For that `PreNorm` and `ResidualAdd`, which own no parameters, are plain
-functions of functions rather than modules: they say how a block is composed and add nothing to a path.
+the reordering described in `PatchEmbedding`). For that `PreNorm` and `ResidualAdd`, which own no parameters, are plain
+callables rather than modules: they say how a block is composed and add nothing to a path.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Linear(patch_size * patch_size * channels, width)
 
     def forward(self, x: Images) -> Tokens:
-        """Patches row by row, from the top left."""
+        """Return one token per patch, row by row from the top left."""
         if x.shape[-2:] != self.img_size:
             raise Refusal(
                 f"got images of {x.shape[-2]} x {x.shape[-1]} px, this model was built for "
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tokens) -> Tokens:
-        """Every token as a mixture of all tokens of its own image."""
+        """Mix the tokens of every image: each token attends to those of its own image."""
         q, k, v = self.queries_keys_values(x)
         if self.fused_attn:
             dropout = self.attn_drop.p if self.training else 0.0
@@ -141,7 +141,7 @@ class Attention(nn.Module):
         return products.softmax(dim=-1)
 
     def queries_keys_values(self, x: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """The three linear maps of the tokens, each [image, head, token, feature]."""
+        """Return queries, keys and values of the tokens, each [image, head, token, feature]."""
         q, k, v = rearrange(
             self.qkv(x),
             "image token (three head feature) -> three image head token feature",
@@ -163,30 +163,30 @@ class FeedForward(nn.Module):
         self.drop2 = nn.Dropout(dropout)
 
     def forward(self, x: Tokens) -> Tokens:
-        """Tokens to tokens."""
+        """Map every token to a token of the same width."""
         return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
 
 
 @dataclass(frozen=True)
 class PreNorm:
-    """`fn` of the normalised tokens."""
+    """A function that applies `fn` to the normalised tokens."""
 
     norm: Callable[[Tensor], Tensor]
     fn: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tokens) -> Tokens:
-        """fn(norm(x))."""
+        """Return fn(norm(x))."""
         return self.fn(self.norm(x))
 
 
 @dataclass(frozen=True)
 class ResidualAdd:
-    """`fn` with a skip connection around it."""
+    """A function that applies `fn` and adds a skip connection around it."""
 
     fn: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tokens) -> Tokens:
-        """X + fn(x), in a new tensor: `fn(x)` may be what a hook has kept, or `x` itself."""
+        """Return x + fn(x) in a new tensor: `fn(x)` may be what a hook has kept, or `x` itself."""
         return x + self.fn(x)
 
 
@@ -211,7 +211,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(width, hidden, dropout)
 
     def forward(self, x: Tokens) -> Tokens:
-        """Tokens to tokens."""
+        """Apply attention, then feed-forward."""
         for branch in (PreNorm(self.norm1, self.attn), PreNorm(self.norm2, self.mlp)):
             x = ResidualAdd(branch)(x) if self.skip else branch(x)
         return x
@@ -269,9 +269,9 @@ class ViT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """The authors' initialisation (vision_transformer of google-research), but a head that is not zero.
+        """Initialise as the authors do (vision_transformer of google-research), but with a head that is not zero.
 
-        Positions start small beside the patches, a class token at zero.
+        Position embeddings start small compared with patch embeddings, a class token at zero.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -285,7 +285,7 @@ class ViT(nn.Module):
         return {"pos_embed", "cls_token"}
 
     def forward(self, x: Images) -> Float[Tensor, "image class"]:
-        """Logits."""
+        """Return the logits of every image."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Images) -> Tokens:
@@ -296,12 +296,12 @@ class ViT(nn.Module):
         return self.norm(self.blocks(self.pos_drop(x + self.pos_embed)))
 
     def forward_head(self, x: Tokens) -> Float[Tensor, "image class"]:
-        """Logits from the tokens."""
+        """Return the logits of every image from the tokens of `forward_features`."""
         return self.head(x[:, 0] if self.pool == "cls" else x.mean(dim=1))
 
 
 def neighbours(rows: int, columns: int, reach: int, prefix: int) -> Bool[Tensor, "query key"]:
-    """Which token may attend to which where attention is local.
+    """Return the mask of local attention: which token may attend to which.
 
     A patch attends to the patches at most `reach` rows and columns away, itself among them, and to the `prefix` tokens that
     come first; these attend to every token.

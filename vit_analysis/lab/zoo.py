@@ -24,7 +24,7 @@ SMALL, MEDIUM = 4096, 32_768  # distinct images
 
 
 def resnet(**config: Any) -> nn.Module:
-    """A ResNet of timm's, of basic blocks, with the stem for 32 px of He et al. (2016, 4.2): no stride, no pooling."""
+    """Build timm's ResNet of basic blocks with the stem for 32 px of He et al. (2016, 4.2): no stride, no pooling."""
     create: Any = ResNet
     model = create(BasicBlock, **config)
     model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, padding=1, bias=False)
@@ -34,7 +34,7 @@ def resnet(**config: Any) -> nn.Module:
 
 
 def flat_resnet(**config: Any) -> nn.Module:
-    """The ResNet of `resnet` on the grid of a Vision Transformer: patches of 4 px are its stem, and nothing downsamples."""
+    """Build `resnet` on the grid of a Vision Transformer: its stem embeds patches of 4 px, and nothing else downsamples."""
     model: Any = resnet(**config)
     model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=4, stride=4, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -54,7 +54,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a lab model is made of, how many images it learns from (None: it never sees one twice), the seed of its weights."""
+    """The parts of a lab model, how many distinct images it learns from (None: it sees none twice), and its weights' seed."""
 
     architecture: str
     config: Mapping[str, Any]
@@ -80,7 +80,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
-    """An untrained model.
+    """Build an untrained model.
 
     Raises:
         Refusal: there is no such architecture in the lab.
@@ -98,10 +98,10 @@ def names() -> list[str]:
 
 
 def recipe(name: str) -> Recipe:
-    """How `lab/...` is made.
+    """Return the recipe of `lab/...`.
 
     Raises:
-        Refusal: there is no such model; with the nearest names.
+        Refusal: there is no such model; the message has the nearest names.
     """
     if not name.startswith(PREFIX) or name.removeprefix(PREFIX) not in RECIPES:
         raise Refusal(f"no lab model {name!r}; {did_you_mean(name, [PREFIX + known for known in RECIPES])}")
@@ -119,11 +119,11 @@ def home(name: str) -> Path:
 
 
 def lab_file(name: str) -> Path:
-    """The shipped weights of `lab/...`.
+    """Return the file with the shipped weights of `lab/...`.
 
     Raises:
         Refusal: there is no such model.
-        FileNotFoundError: it is not shipped; with the command that trains it.
+        FileNotFoundError: it is not shipped; the message has the command that trains it.
     """
     file = home(name)
     if not file.exists():

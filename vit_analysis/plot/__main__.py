@@ -27,7 +27,10 @@ def main(table: Path, picture: Path, /) -> None:
             f"error: {str(table)!r} is a table of {analysis!r}; there are pictures for {', '.join(PICTURES)}"
         )
     picture.parent.mkdir(parents=True, exist_ok=True)
-    PICTURES[analysis](rows).savefig(picture)
+    try:
+        PICTURES[analysis](rows).savefig(picture)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_analysis.plot.axes import PANEL, folded, legend_below, literal
+from vit_analysis.plot.axes import PANEL, draws, folded, legend_below, literal
 
 ENDS = ("#1f4e9c", "#5fa8d3", "#f2a33a", "#b3261e")  # two lowest blocks (blue), two highest (red)
 
 
+@draws("attention_distance")
 def head_distances(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Mean distance of the sorted heads of a model's two lowest and two highest blocks, and of uniform attention (dashed).
 
@@ -37,6 +38,7 @@ def head_distances(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@draws("attention_distance")
 @literal
 def attention_distance(table: pd.DataFrame) -> Figure:
     """Figures 3, 4, C.5 and C.6 of the paper: one panel per model, from 0 on one scale."""
@@ -56,6 +58,7 @@ def attention_distance(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@draws("head_subsets")
 def subset_similarity(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Similarity of subsets of heads with a CNN's lower units (one line each) over the mean distance of the subset.
 
@@ -78,6 +81,7 @@ def subset_similarity(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@draws("head_subsets")
 @literal
 def head_subsets(table: pd.DataFrame) -> Figure:
     """Figure 5 of the paper: one panel per pair of a Vision Transformer and a CNN, similarity on one scale."""

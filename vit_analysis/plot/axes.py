@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +17,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 Given = ParamSpec("Given")
+Drawn = TypeVar("Drawn")
+
+FITTING: dict[str, list[str]] = {}
+"""The functions that draw each kind of table."""
 
 PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -25,7 +29,7 @@ LINES = ("#1f4e9c", "#b3261e", "#2e7d32", "#8e44ad", "#e67e22", "#555555")  # a 
 
 
 def literal(picture: Callable[Given, Figure]) -> Callable[Given, Figure]:
-    """Names are written as they are: to matplotlib what stands between two dollars is a formula."""
+    """Make a picture write names as they are, since matplotlib reads text between two dollars as a formula."""
 
     @wraps(picture)
     def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Figure:
@@ -35,29 +39,74 @@ def literal(picture: Callable[Given, Figure]) -> Callable[Given, Figure]:
     return drawn
 
 
+def draws(*kinds: str) -> Callable[[Callable[Given, Drawn]], Callable[Given, Drawn]]:
+    """Make a function refuse tables that it cannot draw, with a sentence that names the function that can.
+
+    Args:
+        kinds: of table that it draws, as their ``attrs["analysis"]`` says.
+    """
+
+    def decorated(picture: Callable[Given, Drawn]) -> Callable[Given, Drawn]:
+        for kind in kinds:
+            FITTING.setdefault(kind, []).append(picture.__name__)
+
+        @wraps(picture)
+        def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Drawn:
+            table = args[0] if args else next(iter(kwargs.values()))
+            if isinstance(table, pd.DataFrame):
+                _refuse_others(table, picture.__name__, kinds)
+            try:
+                return picture(*args, **kwargs)
+            except KeyError as missing:
+                name = missing.args[0] if missing.args else None
+                if not isinstance(table, pd.DataFrame) or not isinstance(name, str) or name in table:
+                    raise
+                raise ValueError(
+                    f"plot.{picture.__name__} needs the column {name!r}, which this table has not; it draws tables of "
+                    f"{' or '.join(kinds)}"
+                ) from missing
+
+        return drawn
+
+    return decorated
+
+
+def _refuse_others(table: pd.DataFrame, name: str, kinds: Sequence[str]) -> None:
+    kind = table.attrs.get("analysis")
+    if kind is None or kind in kinds:
+        return
+    fitting = FITTING.get(str(kind), [])
+    told = (
+        f"draw it with {' or '.join(f'plot.{own}' for own in fitting)}"
+        if fitting
+        else "there is no picture of it"
+    )
+    raise ValueError(f"plot.{name} draws tables of {' or '.join(kinds)}, and this is one of {kind}; {told}")
+
+
 def depth_ticks(depth: np.ndarray) -> tuple[list[float], list[str]]:
-    """Places of some depths among layers, and what to write there."""
+    """Return the positions of some depths among the layers, and their labels."""
     last = max(len(depth) - 1, 1)
     shown: Sequence[float] = DEPTHS if len(depth) > 1 else (0.0,)
     return [mark * last for mark in shown], [f"{mark:g}" for mark in shown]
 
 
 def plain_decades(axis: Axis) -> None:
-    """0.5, 1, 2, 3, 5, 10 ... on a logarithmic axis."""
+    """Label a logarithmic axis with plain numbers: 0.5, 1, 2, 3, 5, 10 ..."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def width(text: str, points: int) -> float:
-    """Inches that the widest line of a text takes."""
+    """The width of a text's widest line, in inches."""
     font = FontProperties(size=points)
     lines = text.splitlines() or [""]
     return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines) / 72
 
 
 def folded(text: str, inches: float, points: int = 9) -> str:
-    """A long text on lines that are no wider than that, broken after blanks and the separators of names."""
+    """Break a text into lines no wider than ``inches``, after blanks and the separators of names."""
     lines = [""]
     for piece in re.findall(r"[^\s_./@:,-]+[\s_./@:,-]*|[\s_./@:,-]+", text):
         if lines[-1] and width(lines[-1] + piece.rstrip(), points) > inches:
@@ -67,12 +116,12 @@ def folded(text: str, inches: float, points: int = 9) -> str:
 
 
 def legend_below(axes: Sequence[Axes], inches: float = PANEL) -> None:
-    """What the lines of each panel are, below it; the figure, of constrained layout, grows by what does not fit."""
+    """Put a legend below each panel; the figure, of constrained layout, grows by what does not fit."""
     grown = 0.0
     for ax in axes:
         lines, labels = ax.get_legend_handles_labels()
         labels, columns, height = _entries(labels, inches, 7)
-        below = ax.transAxes + ScaledTranslation(0, -0.4, ax.figure.dpi_scale_trans)  # of ticks and label
+        below = ax.transAxes + ScaledTranslation(0, -0.4, ax.figure.dpi_scale_trans)  # for ticks and label
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
         ax.legend(lines, labels, ncols=columns, fontsize=7, frameon=False, **place)
         grown = max(grown, height - 0.2)
@@ -85,7 +134,7 @@ def legend_outside(
     ax: Axes,
     loc: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
-    """What the lines of all panels are, below or above them, in as many columns as the figure is wide; it grows with them."""
+    """Put one legend of all panels below or above them, in as many columns as fit; the figure grows by what does not fit."""
     lines, labels = ax.get_legend_handles_labels()
     labels, columns, height = _entries(labels, figure.get_figwidth(), 8)
     figure.legend(lines, labels, loc=loc, ncols=columns, fontsize=8, frameon=False)
@@ -93,8 +142,8 @@ def legend_outside(
 
 
 def _entries(labels: Sequence[str], inches: float, points: int) -> tuple[list[str], int, float]:
-    """Labels that fit, in how many columns, and how high that is in inches."""
-    line = 6 * points / 72  # inches, of the piece of a line and the space around it
+    """Return the labels, broken to fit, the number of columns, and the height of all in inches."""
+    line = 6 * points / 72  # inches, for the sample of the line and the space around it
     written = [folded(label, inches - line, points) for label in labels]
     widest = max((width(label, points) for label in written), default=1.0)
     rows = -(-len(labels) // max(1, int(inches / (widest + line))))
@@ -104,19 +153,19 @@ def _entries(labels: Sequence[str], inches: float, points: int) -> tuple[list[st
 
 
 def band(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, **style: Any) -> None:
-    """A line through values by depth, with an interval around it."""
+    """Draw a line through values by depth, with an interval around it."""
     style = {"marker": "o", "markersize": 3, "linewidth": 1.3, **style}
     (line,) = ax.plot(value.index, value, **style)
     ax.fill_between(value.index, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def chance_line(ax: Axes, level: float) -> None:
-    """What guessing would reach."""
+    """Draw a dotted line at the level that guessing would reach."""
     ax.axhline(level, color="0.4", linestyle=":", linewidth=1, label="chance")
 
 
 def dominated(table: pd.DataFrame, share: str = "hsic") -> str:
-    """Which models have layers whose similarity or distances are mostly about a few massive tokens."""
+    """Say which models have layers whose similarity or distances come mostly from a few massive tokens; empty if none has."""
     shares = pd.DataFrame(table.attrs.get("massive", []), columns=["model", "layer", share])
     counted = {model: _count(table, model) for model in shares["model"].unique()}
     dominated = shares[(shares[share] > 0.5) & (shares["model"].map(counted) > 0)]
@@ -129,12 +178,12 @@ def dominated(table: pd.DataFrame, share: str = "hsic") -> str:
 
 
 def _count(table: pd.DataFrame, model: object) -> int:
-    """Its layers in a table, on either side of a comparison."""
+    """The number of a model's layers in a table, on either side of a comparison."""
     sides = (side for side in ("", "other_") if f"{side}model" in table)
     return max(table.loc[table[f"{side}model"] == model, f"{side}layer"].nunique() for side in sides)
 
 
 def token_note(table: pd.DataFrame) -> str:
-    """Which tokens were compared, where it is not all of them."""
+    """Say which tokens were compared; empty if it is all of them."""
     chosen = table.attrs.get("tokens", "all")
     return "" if chosen == "all" else f" ({chosen} tokens)"

@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL, folded, legend_outside, literal
+from vit_analysis.plot.axes import COLOURS, LINES, PANEL, draws, folded, legend_outside, literal
 
 BRANCHES = {"residual": "after the addition", "long": "long branch alone"}
 FIELDS = 5  # steps of a model, as in figure 6
@@ -19,6 +19,7 @@ Block = tuple[str, Sequence[pd.Series | None]]  # a title and its panels; None i
 EDGE = 1.35  # inches, of a panel
 
 
+@draws("receptive_field")
 def radius_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Radius of the receptive field over depth: a line per model and branch, with its interval.
 
@@ -29,6 +30,7 @@ def radius_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return _branches(table, ("radius_px", "low", "high"), "radius of the receptive field (px)", ax)
 
 
+@draws("receptive_field")
 def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Share of the receptive field in the position's own patch, as a multiple of a constant field's, over depth.
 
@@ -48,6 +50,7 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@draws("receptive_field")
 @literal
 def receptive_field(table: pd.DataFrame) -> Figure:
     """How wide receptive fields are and how much of them is their own patch, over depth (figures 6 and C.1-C.4 in numbers)."""
@@ -76,14 +79,15 @@ def field(row: pd.Series, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@draws("receptive_field_maps")
 @literal
 def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Figure:
     """Figures 6 and C.1-C.4 of the paper: a block of panels per model, each panel divided by its maximum.
 
     Args:
         maps: columns model, step, branch, radius_px, rows, columns, map.
-        branch: ``residual``, after the addition; of a Vision Transformer then a choice of steps has attentions alone, as in
-            figure 6. Or ``long``, the long branch alone; then a choice of steps alternates between attention and MLP.
+        branch: ``residual`` (after the addition) or ``long`` (the long branch alone). Of a Vision Transformer's steps the
+            first chooses among attentions alone, as in figure 6, the second among attentions and MLPs in turn.
         steps: how many, spread from the first to the last; None shows all of them.
 
     Raises:
@@ -100,6 +104,7 @@ def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Fi
     return _draw(blocks, ACROSS if steps is None else steps)
 
 
+@draws("receptive_field_maps")
 @literal
 def receptive_field_maps(table: pd.DataFrame) -> Figure:
     """Figure 6 of the paper, and C.4 below it: five steps of every model, after and before the residual addition."""
@@ -112,7 +117,7 @@ def receptive_field_maps(table: pd.DataFrame) -> Figure:
 
 
 def _draw(blocks: Sequence[Block], across: int) -> Figure:
-    """A title and its panels for each block, and below them the one scale of all."""
+    """Draw the title and the panels of every model, and below them the colour scale of all."""
     across = min(across, max(len(rows) for _, rows in blocks))
     lines = [-(-len(rows) // across) for _, rows in blocks]
     heights = [*((EDGE + 0.33) * count + 0.27 for count in lines), 0.55]
@@ -166,7 +171,7 @@ def _by_branch(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def _spread(steps: Sequence[str], count: int, branch: str) -> list[str]:
-    """Some steps of a model from the first to the last."""
+    """Choose steps of a model at even spacing from the first to the last; see `fields` for the kinds of steps."""
     kinds = [[step for step in steps if step.startswith("MLP") == mlp] for mlp in (False, True)]
     if branch == "residual" or not all(kinds):
         kinds = [kinds[0] or kinds[1]]

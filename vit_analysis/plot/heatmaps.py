@@ -19,6 +19,7 @@ from vit_analysis.plot.axes import (
     band,
     depth_ticks,
     dominated,
+    draws,
     folded,
     legend_below,
     literal,
@@ -27,11 +28,12 @@ from vit_analysis.plot.axes import (
 )
 
 STAGE = re.compile(r"(?:layer\d+|(?:stages|layers|blocks)\.\d+(?=\.(?:\d|blocks)))")
-ACROSS, EDGE = 4, 2.7  # squares in a row at most, inches of one with its labels
-WITHIN = 2.05  # inches of the square alone, which no text is wider than
+ACROSS, EDGE = 4, 2.7  # most squares in a row, and inches of a square with its labels
+WITHIN = 2.05  # inches of the square alone, which texts are folded to
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--", ":", "-.")
 
 
+@draws("cka", "cka_controls")
 def heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Similarity of every layer (rows) with every layer (columns), first layer at the bottom left; undefined cells are grey.
 
@@ -56,13 +58,14 @@ def heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@draws("cka", "cka_controls")
 @literal
 def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figure:
     """Figures 1, 2, 8, B.1, G.2, H.1 and H.2 of the paper: squares of similarity on one colour scale.
 
     Args:
         table: columns of `heatmap`; it need hold no other pairs than those shown, and a pair in one order only.
-        panels: a model (up) and another one (to the right), or the same, for each square.
+        panels: for each square a model (up) and another or the same one (to the right).
 
     Raises:
         ValueError: the table does not compare two of the models.
@@ -81,7 +84,7 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
     for ax, title, square in zip(axes, titles, shown, strict=False):
         heatmap(square, ax)
         ax.set_title(title, fontsize=9)
-    # Long names take room that the squares shall not lose.
+    # The figure grows by the room that long names take, so that squares keep theirs.
     high = max(ax.get_title().count("\n") + ax.get_xlabel().count("\n") for ax in axes)
     wide = max(ax.get_ylabel().count("\n") for ax in axes)
     size = figure.get_size_inches()
@@ -96,6 +99,7 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
     return figure
 
 
+@draws("cka", "cka_controls")
 @literal
 def cka(table: pd.DataFrame) -> Figure:
     """Figures 1 and 2 of the paper: every model with itself, then every pair of models that the table compares."""
@@ -105,6 +109,7 @@ def cka(table: pd.DataFrame) -> Figure:
     return heatmaps(table, panels=[pair for pair in panels if pair in held or pair[::-1] in held])
 
 
+@draws("cka", "cka_controls")
 @literal
 def corresponding(
     table: pd.DataFrame, *, pairs: Sequence[tuple[str, str]], labels: Sequence[str] = ()
@@ -113,7 +118,7 @@ def corresponding(
 
     Args:
         table: columns model, layer, other_model, other_layer, cka, low, high, of blocks alone.
-        pairs: of models, a line each; a pair that differs in depth ends with the shallower one.
+        pairs: pairs of models, one line each, which ends where the shallower model does.
         labels: what the lines are called instead of the names of both models.
 
     Raises:
@@ -141,7 +146,7 @@ def corresponding(
 
 
 def between(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
-    """Rows that compare two models, the first one as ``model``, whichever way the table holds them.
+    """Return the rows that compare two models, the first one as ``model``, whichever way the table holds them.
 
     Raises:
         ValueError: there are none.
@@ -164,14 +169,14 @@ def _layers(table: pd.DataFrame, side: str) -> pd.DataFrame:
 
 
 def _places(table: pd.DataFrame, layers: pd.DataFrame, side: str) -> np.ndarray:
-    """Which of the layers each row is about."""
+    """The index, among the layers, of the layer that each row is about."""
     return pd.MultiIndex.from_frame(layers[["model", "layer"]]).get_indexer(
         pd.MultiIndex.from_frame(table[[f"{side}model", f"{side}layer"]])
     )
 
 
 def _describe(axis: Axis, layers: pd.DataFrame) -> None:
-    """Ticks at depths of one model, or at the middle of each of several."""
+    """Put ticks on an axis: at some depths of one model, or at the middle of each of several models."""
     models = list(dict.fromkeys(layers["model"]))
     if len(models) == 1:
         ticks, labels = depth_ticks(layers["depth"].to_numpy())
@@ -188,7 +193,7 @@ def _describe(axis: Axis, layers: pd.DataFrame) -> None:
 
 
 def _boundaries(layers: pd.DataFrame) -> list[float]:
-    """Between models, and between the stages of a model that has some."""
+    """Positions of the lines between models, and between the stages of a model that has some."""
     stages = [STAGE.match(layer) for layer in layers["layer"]]
     keys = [
         (model, stage.group() if stage else "") for model, stage in zip(layers["model"], stages, strict=True)

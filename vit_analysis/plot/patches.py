@@ -5,11 +5,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vit_analysis.plot.axes import COLOURS, PANEL, folded, literal, token_note
+from vit_analysis.plot.axes import COLOURS, PANEL, draws, folded, literal, token_note
 
 TOKENS = ((0, 0), (2, 1), (4, 2), (4, 4))  # of figure 9, on its grid of 7 x 7
 
 
+@draws("localization")
 def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, most: float = 1) -> Axes:
     """Similarity of one token with every patch of the image, the token's own patch outlined.
 
@@ -17,7 +18,7 @@ def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, 
         table: columns token_row, token_col, patch_row, patch_col, cka, of one token.
         ax: where to draw; None makes a figure.
         least: value of the darkest colour.
-        most: value of the brightest.
+        most: value of the brightest colour.
     """
     ax = ax if ax is not None else Figure(figsize=(PANEL, PANEL), layout="constrained").subplots()
     values = table.pivot(index="patch_row", columns="patch_col", values="cka").to_numpy()
@@ -32,6 +33,7 @@ def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, 
     return ax
 
 
+@draws("localization")
 @literal
 def localization(table: pd.DataFrame) -> Figure:
     """Figures 9, 10 and D.1-D.3 of the paper: a row per layer, a corner token and three interior ones, one scale per row."""
@@ -41,7 +43,7 @@ def localization(table: pd.DataFrame) -> Figure:
     for line, ((model, layer), own) in zip(axes, rows, strict=True):
         shown = [own[own["token"] == token] for token in _tokens_shown(own)]
         values = pd.concat(shown)["cka"]
-        least, most = min(0.0, values.min()), max(1e-6, values.max())  # in this order also where all are NaN
+        least, most = min(0.0, values.min()), max(1e-6, values.max())  # in this order min and max skip NaN
         for ax, token in zip(line, shown, strict=True):
             patch_map(token, ax, least=least, most=most)
         line[0].set_ylabel(f"{folded(str(model), 1.3, 8)}\n{folded(str(layer), 1.3, 8)}", fontsize=8)
@@ -54,7 +56,7 @@ def localization(table: pd.DataFrame) -> Figure:
 
 
 def _tokens_shown(own: pd.DataFrame) -> list[int]:
-    """Numbers of the paper's tokens, moved to a grid of this size; all but the corner stay off the edge."""
+    """Numbers of the paper's tokens, scaled to a grid of this size; all but the corner stay off the edge."""
     rows, columns = int(own["token_row"].max()) + 1, int(own["token_col"].max()) + 1
     places = [
         [min(max(int((place + 0.5) / 7 * size), 1), max(size - 2, 0)) if place else 0 for place, size in pair]

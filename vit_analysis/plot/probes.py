@@ -15,6 +15,7 @@ from vit_analysis.plot.axes import (
     band,
     chance_line,
     dominated,
+    draws,
     folded,
     legend_below,
     legend_outside,
@@ -27,13 +28,14 @@ REPRESENTATIONS = {"mean": "--", "mean_spatial": ":", "first token": "-."}
 MAPS = 5  # layers shown of each model, from the first to the last
 
 
+@draws("probe")
 def accuracies(table: pd.DataFrame, ax: Axes | None = None, *, models: Sequence[str] = ()) -> Axes:
     """Accuracy of linear probes over depth: a line per model and representation, its band from the worst to the best draw.
 
     Args:
         table: columns model, depth, tokens, draw, accuracy, of one target.
         ax: where to draw; None makes a figure.
-        models: in the order of their colours, where several panels do not hold the same; else those of the table.
+        models: all models in the order of their colours, if panels hold different ones; by default those of the table.
     """
     ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
     models = list(models or dict.fromkeys(table["model"]))
@@ -50,6 +52,7 @@ def accuracies(table: pd.DataFrame, ax: Axes | None = None, *, models: Sequence[
     return ax
 
 
+@draws("probe")
 def accuracy_map(table: pd.DataFrame, grid: Sequence[int], ax: Axes | None = None) -> Axes:
     """Mean accuracy of a probe on each single token, where the token lies, in percent.
 
@@ -67,6 +70,7 @@ def accuracy_map(table: pd.DataFrame, grid: Sequence[int], ax: Axes | None = Non
     return ax
 
 
+@draws("probe")
 @literal
 def probe(table: pd.DataFrame) -> Figure:
     """Figure 13 of the paper: one panel per target, of what each model's own head reads, on one scale; chance is dotted."""
@@ -83,6 +87,7 @@ def probe(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@draws("probe")
 @literal
 def probe_tokens(table: pd.DataFrame) -> Figure:
     """Figure 11 of the paper, for the first target: single tokens on average, and representations of a layer."""
@@ -111,6 +116,7 @@ def probe_tokens(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@draws("probe")
 @literal
 def accuracy_maps(table: pd.DataFrame) -> Figure:
     """Figure D.4 of the paper, for the first target: accuracy of a probe on each token, in five layers of each model.
@@ -154,16 +160,17 @@ def accuracy_maps(table: pd.DataFrame) -> Figure:
 
 
 def _mapped(single: pd.DataFrame) -> list[str]:
-    """Models with more than one single token."""
+    """Models that have probes on more than one single token."""
     return [str(model) for model, own in single.groupby("model", sort=False) if own["tokens"].nunique() > 1]
 
 
 def _percents(least: float, most: float) -> str:
-    """A range, with a decimal where it would else be lost."""
+    """Write a range of percentages, with a decimal where it is narrower than 5 points."""
     digits = 0 if most - least >= 5 else 1
     return f"{least:.{digits}f}\N{EN DASH}{most:.{digits}f} %"
 
 
+@draws("soft_nearest_neighbor")
 def entanglement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Soft nearest neighbour loss over depth, a line per model with its 95 % interval; what unrelated features have is dotted.
 
@@ -182,9 +189,10 @@ def entanglement(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@draws("soft_nearest_neighbor")
 @literal
 def soft_nearest_neighbor(table: pd.DataFrame) -> Figure:
-    """The loss with the best temperature, and with one fixed in units of the layer's distances, over depth."""
+    """Soft nearest neighbour loss over depth, with the best temperature and with one fixed by the layer's distances."""
     figure = Figure(figsize=(2 * PANEL, PANEL + 0.4), layout="constrained", dpi=200)
     axes = figure.subplots(1, 2, sharey=True)
     axes[0].set_ylim(min(0, 1.1 * table["low"].min()), 1.08 * table["chance"].max())

@@ -10,7 +10,16 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL, folded, legend_outside, literal, plain_decades
+from vit_analysis.plot.axes import (
+    COLOURS,
+    LINES,
+    PANEL,
+    draws,
+    folded,
+    legend_outside,
+    literal,
+    plain_decades,
+)
 
 SKIPPED = {
     ("attention", "spatial"): ("#5fa8d3", "attention, spatial tokens"),
@@ -23,9 +32,10 @@ SUBLAYERS = {"mlp": "MLP", "attention": "attention"}  # in the order of figure E
 RATIO = "norm of skip / norm of long branch"
 COSINE = "cosine of output and skip"
 FIRST = 9  # tokens of figure 7
-MASSIVE = 30  # times the median: where colours end
+MASSIVE = 30  # colours end at the median times or divided by this
 
 
+@draws("skip")
 def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm | None = None) -> Axes:
     """Norm ratio of the first tokens (columns) of every block (rows), first block at the bottom.
 
@@ -33,7 +43,7 @@ def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm |
         table: columns block, token, norm_ratio, of one sublayer of one model. The class token
             is drawn wider among more than 30.
         ax: where to draw; None makes a figure.
-        norm: of the colours.
+        norm: scale of the colours.
     """
     ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
     own = table[table["token"].str.isdigit()]
@@ -53,7 +63,7 @@ def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm |
     places = [float(place) for place in shown]
     if names[0] == "0" and "cls" in set(table["token"]):
         names[0] = "0 (cls)"
-        if wide := cells.shape[1] // 30:  # one column among many is not seen
+        if wide := cells.shape[1] // 30:  # a single column among many would be too narrow to see
             ax.imshow(cells.to_numpy()[:, :1], extent=(-0.5 - wide, -0.5, -0.5, len(cells) - 0.5), **style)
             ax.set_xlim(-0.5 - wide, cells.shape[1] - 0.5)
             places[0] = -wide / 2
@@ -65,6 +75,7 @@ def token_ratios(table: pd.DataFrame, ax: Axes | None = None, *, norm: LogNorm |
     return ax
 
 
+@draws("skip")
 def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes:
     """A statistic of skip connections over the blocks, one line per model, sublayer and kind of token.
 
@@ -95,6 +106,7 @@ def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes
     return ax
 
 
+@draws("skip")
 @literal
 def skip(table: pd.DataFrame) -> Figure:
     """Figures 7, E.1 and E.2: tokens of each Vision Transformer, then norm ratios and cosines of all models over blocks."""
@@ -109,13 +121,14 @@ def skip(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@draws("skip")
 @literal
 def norm_ratios(table: pd.DataFrame) -> Figure:
     """Figure 7 of the paper: the first tokens of the first Vision Transformer, mean of both sublayers, and ratios over blocks.
 
     Args:
-        table: columns model, block, sublayer, token, norm_ratio, low, high. Lines are those of the first Vision Transformer
-            and of the models that are none.
+        table: columns model, block, sublayer, token, norm_ratio, low, high. Lines are drawn for the first Vision
+            Transformer and for all models of other kinds.
     """
     vits = _transformers(table)
     figure = Figure(figsize=(2.6 * PANEL, PANEL + 0.8), layout="constrained", dpi=200)
@@ -133,6 +146,7 @@ def norm_ratios(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@draws("skip")
 @literal
 def token_norm_ratios(table: pd.DataFrame) -> Figure:
     """Figure E.1 of the paper: all numbered tokens of each Vision Transformer (a row), by MLP and attention, on one scale.
@@ -154,6 +168,7 @@ def token_norm_ratios(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@draws("skip")
 @literal
 def cosines(table: pd.DataFrame) -> Figure:
     """Figure E.2 of the paper: cosine of the output of an addition with its skip branch, over blocks.
@@ -168,12 +183,12 @@ def cosines(table: pd.DataFrame) -> Figure:
 
 
 def _transformers(table: pd.DataFrame) -> list[str]:
-    """Models that have numbered tokens."""
+    """Models that have numbered tokens, which are the Vision Transformers."""
     return list(dict.fromkeys(table.loc[table["token"].str.isdigit(), "model"]))
 
 
 def _token_maps(figure: Figure, axes: np.ndarray, table: pd.DataFrame) -> None:
-    """A row per Vision Transformer, MLP and attention, and the one colour scale of all."""
+    """Draw a row per Vision Transformer, with MLP and attention side by side, and the colour scale of all."""
     norm = _colours(table.loc[table["token"].str.isdigit(), "norm_ratio"])
     for line, model in zip(axes, _transformers(table), strict=True):
         for ax, (sublayer, name) in zip(line, SUBLAYERS.items(), strict=True):
@@ -184,7 +199,7 @@ def _token_maps(figure: Figure, axes: np.ndarray, table: pd.DataFrame) -> None:
 
 
 def _colours(ratios: pd.Series) -> LogNorm | None:
-    """From the least to the greatest ratio, but no farther from the median than massive tokens are."""
+    """The scale of colours from the least to the greatest ratio, but no farther from the median than `MASSIVE` allows."""
     ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
     if ratios.empty:
         return None
@@ -205,6 +220,7 @@ def _ratio_bar(figure: Figure, axes: Sequence[Axes], table: pd.DataFrame) -> Non
     plain_decades(bar.ax.yaxis)
 
 
+@draws("lesions", "lesions_trained")
 @literal
 def lesions(table: pd.DataFrame) -> Figure:
     """What becomes of accuracy, and of similarity across a block, without that block's skip connections (figure 8)."""
@@ -233,10 +249,11 @@ def lesions(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@draws("lesions", "lesions_trained")
 def without_skip(
     table: pd.DataFrame, value: str, ax: Axes | None = None, *, colour: str = LINES[0], name: str = ""
 ) -> Axes:
-    """A value without each block's skip connections, and of the intact model (dashed); the band is that of the difference.
+    """Draw a value without each block's skip connections, and the intact model's (dashed) with the difference's interval.
 
     Args:
         table: columns accuracy, drop, low, high, or across, across_drop, across_low, across_high; one row per block.

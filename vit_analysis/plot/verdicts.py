@@ -1,4 +1,4 @@
-"""What became of the findings: values beside their thresholds."""
+"""Verdicts on the findings: values beside their thresholds."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vit_analysis.plot.axes import folded, literal, width
+from vit_analysis.plot.axes import draws, folded, literal, width
 
 DIFFERENCES = {
     1: "1. Layers are more alike, shallow to deep",
@@ -24,6 +24,7 @@ LINE = 1.3 * POINTS / 72  # inches
 SPACE = 0.7  # lines between rows
 
 
+@draws("findings")
 @literal
 def verdicts(findings: pd.DataFrame) -> Figure:
     """A row per finding: its value and interval beside its threshold, and the verdict in words.
@@ -72,7 +73,7 @@ def verdicts(findings: pd.DataFrame) -> Figure:
 
 
 def _places(measured: pd.DataFrame) -> Iterator[tuple[float, str | int]]:
-    """Titles of groups and numbers of rows, with the middle of each in lines from the top."""
+    """Yield (middle in lines from the top, title of a group or number of a row), from top to bottom."""
     place = 0.0
     for title, rows in _groups(measured):
         if rows.empty:
@@ -97,13 +98,13 @@ def _groups(measured: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _mark(ax: Axes, row: pd.Series, place: float) -> None:
-    """Value and interval on the scale of this row."""
+    """Draw value and interval on the row's own scale."""
     colour, marker = _style(row)
     away = (row[["value", "low", "high"]] - row["tau"]).astype(float)
     farthest = away[np.isfinite(away)].abs().max()
     value, low, high = (away / (farthest if farthest > 0 else 1.0)).clip(
         -1.1, 1.1
-    )  # infinite ones: the frame
+    )  # infinite ends stop at the frame
     ax.axhline(place, color="0.92", linewidth=0.8, zorder=0)
     ax.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=2)
     face = "white" if row["fragile"] else colour
@@ -111,7 +112,7 @@ def _mark(ax: Axes, row: pd.Series, place: float) -> None:
 
 
 def _write(ax: Axes, text: str, place: float, inches: float, **style: Any) -> None:
-    """At the height of a row, that far from the axis: to its right, or where negative to its left."""
+    """Write a text at the height of a row, ``inches`` to the right of the axis, or to its left where negative."""
     ax.annotate(
         text,
         (float(inches > 0), place),

@@ -23,12 +23,12 @@ from vit_analysis.spelling import Refusal, did_you_mean
 
 
 class Layer(NamedTuple):
-    """One activation of a forward pass.
+    """One activation of a forward pass, identified by where it was read.
 
     Attributes:
         tap: where it was read.
-        run: how many times the module had run in this pass, from 1 on.
-        key: which it is where a module returns several tensors: ``[0]``, ``[key]``, ``[0][key]``.
+        run: which run of the module within the pass, from 1 on.
+        key: which tensor it is where a module returns several: ``[0]``, ``[key]``, ``[0][key]``.
     """
 
     tap: Tap
@@ -41,7 +41,10 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Heads:
-    """What one call of `scaled_dot_product_attention` mixes: softmax(scale query key' + bias) value, per image and head."""
+    """The inputs of one call of `scaled_dot_product_attention`.
+
+    It computes softmax(scale query key' + bias) value for every image and head.
+    """
 
     query: Float[Tensor, "image head query feature"]
     key: Float[Tensor, "image head key feature"]
@@ -53,14 +56,14 @@ class Heads:
         return len(self.query)
 
     def output(self) -> Float[Tensor, "image head query width"]:
-        """Each head's mixture of values, before the projection that joins the heads."""
+        """Return each head's weighted sum of values, before the projection that joins the heads."""
         return functional.scaled_dot_product_attention(
             self.query, self.key, self.value, attn_mask=self.bias, scale=self.scale
         )
 
 
 class Seen(dict[Layer, Any]):
-    """What the taps saw in one pass, in order of execution; a layer may also be asked for by its name."""
+    """What the taps saw in one pass, by layer in order of execution; a layer may also be looked up by its name."""
 
     def __missing__(self, name: Any) -> Any:
         named = {str(layer): value for layer, value in self.items()}
@@ -70,20 +73,20 @@ class Seen(dict[Layer, Any]):
 
 
 def keep(layer: Layer, activation: Tensor) -> Tensor:  # noqa: ARG001  (a reducer is told which layer it reads)
-    """The activation itself, copied so that no later in-place operation can change it."""
+    """Return a copy of the activation, which no later in-place operation can change."""
     return activation.clone()
 
 
 class Capture:
     """Hooks on the taps of a model; inside the ``with`` block, calling it runs the model and returns what the taps saw.
 
-    Layers for which ``reduce`` returns None are left out. Of several tensors that a module returns, those that have not one
-    row per image are left out. The hooks are gone when the block ends, whatever ends it.
+    Layers for which ``reduce`` returns None are left out. Where a module returns several tensors, those without one row per
+    image are left out. The hooks are gone when the block ends, whatever ends it.
 
     Args:
-        model: whose activations are read.
-        taps: where; `Tap` or its name, such as ``blocks.3.norm2:in``.
-        reduce: from a layer and its activation (a tensor, or `Heads`) to what is kept of it.
+        model: the model whose activations are read.
+        taps: where to read, each a `Tap` or its name, such as ``blocks.3.norm2:in``.
+        reduce: function from a layer and its activation (a tensor, or `Heads`) to what is kept of it.
 
     >>> with Capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ["0", "1"]) as run:
     ...     {str(layer): tuple(activation.shape) for layer, activation in run(torch.zeros(3, 4)).items()}
@@ -96,10 +99,10 @@ class Capture:
         self.model, self.reduce = model, reduce
         self.taps = list(dict.fromkeys(tap if isinstance(tap, Tap) else Tap.of(tap) for tap in taps))
         self._hooks = ExitStack()
-        self._images = 0  # of the pass that is being made; where others call the model, it is not known
+        self._images = 0  # in the current pass; 0 (unknown) where the model is called by others
         self._runs: dict[Tap, int] = {}
         self._seen = Seen()
-        self._fault: Exception | None = None  # of the reducer, which is not the model's
+        self._fault: Exception | None = None  # raised by the reducer, so not to be blamed on the model
 
     def __enter__(self) -> "Capture":
         """Attach the hooks.
@@ -152,10 +155,9 @@ class Capture:
                 self._seen[layer] = reduced
 
     def _tensors(self, tap: Tap, value: Any) -> list[tuple[str, Any]]:
-        """What is read of a value that passes a tap, with its place among several."""
-        if isinstance(
-            value, Heads
-        ):  # whoever reads heads knows how many tokens an image has, and so finds windows
+        """Return the tensors in a value that passes a tap, each with its place among several (empty if there is only one)."""
+        # No check for one row per image: attention in windows is refused by the analysis, which knows the number of tokens.
+        if isinstance(value, Heads):
             return [("", value)]
         tensors = list(floating_tensors(value))
         if not tensors:
@@ -168,7 +170,7 @@ class Capture:
 
 
 def _trouble(model: nn.Module, pixels: Tensor, error: Exception) -> Refusal:
-    """What is said of a model that fails by itself, such as on images of another size."""
+    """The refusal for a model that fails by itself, such as on images of another size."""
     if isinstance(error, torch.OutOfMemoryError):
         return Refusal(
             f"the memory of {pixels.device} is full with {len(pixels)} images in {type(model).__name__}; lower images.batch"
@@ -238,8 +240,8 @@ def attach(model: nn.Module, tap: Tap, record: Callable[[Tap, Any], None], hooks
 def _attach_heads(module: nn.Module, see: Callable[[Heads], None], hooks: ExitStack) -> None:
     """Watch `scaled_dot_product_attention` while this module runs, and have the module call it.
 
-    timm's attentions spell the softmax out where ``fused_attn`` is off; it is on until ``hooks`` closes. The two ways differ
-    by rounding only, and queries and keys not at all.
+    timm's attentions compute the softmax themselves where ``fused_attn`` is off, so it is on until ``hooks`` closes. Outputs
+    of the two ways differ by rounding only, queries and keys not at all.
     """
     watching = ExitStack()
 
@@ -250,7 +252,7 @@ def _attach_heads(module: nn.Module, see: Callable[[Heads], None], hooks: ExitSt
         watching.close()
 
     hooks.callback(module.register_forward_pre_hook(start).remove)
-    # Also after an error: what stays would watch every later attention of the process.
+    # Closed after an error, too: a watch left open would see every later attention of the process.
     hooks.callback(module.register_forward_hook(stop, always_call=True).remove)
     for part in module.modules():
         if getattr(part, "fused_attn", None) is False:

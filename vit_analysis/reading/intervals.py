@@ -1,4 +1,4 @@
-"""Intervals: a statistic once of all groups of images, and once without each (delete-one jackknife, Efron and Stein 1981).
+"""Intervals by the delete-one jackknife (Efron and Stein 1981): a statistic of all groups of images, and without each one.
 
 Rows (images) are never resampled: a duplicated image puts its own norm off the diagonal of a Gram matrix and turns a CKA of
 0.00 into 0.94 (256 images, 4,000 independent features).
@@ -26,10 +26,10 @@ class Interval(NamedTuple):
     """A statistic and its 95 % interval; NaN bounds where fewer than two groups hold data.
 
     Attributes:
-        value: of all sums.
-        low: end of the interval.
-        high: end of the interval.
-        without: the statistic without each group that holds data: what the interval of anything computed from it needs.
+        value: the statistic of all groups.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        without: the statistic without each group that holds data, which the interval of anything computed from it needs.
     """
 
     value: Float64[Tensor, "*shape"]
@@ -38,11 +38,11 @@ class Interval(NamedTuple):
     without: Float64[Tensor, "group *shape"]
 
     def of(self, column: int) -> "Interval":
-        """One of several statistics in columns."""
+        """The interval of one column, where the last axis holds several statistics."""
         return Interval(*(part[..., column] for part in self))
 
     def columns(self, name: str, low: str = "low", high: str = "high") -> dict[str, Any]:
-        """Of statistics in a row, the columns of a table: the value under this name, the interval, and `without` beside."""
+        """Return columns of a table, one row per statistic: the value under this name, its interval, and `without` beside."""
         bounds = {name: self.value, low: self.low, high: self.high}
         rows = self.without.reshape(len(self.without), self.value.numel())
         columns: dict[str, Any] = {key: part.flatten().cpu().numpy() for key, part in bounds.items()}
@@ -57,18 +57,18 @@ def jackknife(statistic: Callable[[GroupedType], Tensor], sums: GroupedType) -> 
     jackknifed as one statistic: errors that both share cancel as they should.
 
     Args:
-        statistic: from sums, of any number of groups, to any tensor.
-        sums: in groups; those without images count for nothing.
+        statistic: function from sums (of any number of groups) to any tensor.
+        sums: the grouped sums; groups without images are ignored.
     """
     return interval(statistic(sums.total), [statistic(sums.without(group)) for group in sums.held])
 
 
 def of_table(statistic: Callable[[pd.DataFrame], Tensor], table: pd.DataFrame) -> Interval:
-    """A statistic of a table that was measured, with its interval: the table holds its values without each group of images.
+    """A statistic of a measured table, with its interval, from the values without each group of images that the table holds.
 
     Args:
-        statistic: from the table, less its columns of values without a group, to any tensor.
-        table: of any analysis, or some of its rows.
+        statistic: function from the table, without its `WITHOUT` columns, to any tensor.
+        table: the table of any analysis, or some of its rows.
     """
     columns = [str(name) for name in table if str(name).endswith(WITHOUT)]
     plain = table.drop(columns=columns)
@@ -92,11 +92,11 @@ def interval(value: Tensor, without: Sequence[Tensor]) -> Interval:
 
 
 def variance(without: Values) -> Values:
-    """Of a statistic, from its values without each of two or more groups, one in each row."""
+    """The variance of a statistic, from its values without each of two or more groups, one per row."""
     count = len(without)
     return (count - 1) / count * ((without - without.mean(0)) ** 2).sum(0)
 
 
-def quantile(freedom: float) -> float:
-    """Of Student's t, for a 95 % interval."""
+def quantile(freedom: float | int) -> float:
+    """The quantile of Student's t distribution for a 95 % interval."""
     return float(student.ppf((1 + CONFIDENCE) / 2, freedom))

@@ -1,7 +1,7 @@
-"""From a pass over the images to tables: sums, resumable, on one process or many, of one measurement or several at once.
+"""From a pass over the images to tables: resumable sums, on one process or many, of one measurement or several at once.
 
-A `Measurement` is an analysis before any image is read. Several of the same images share one pass: every image goes once
-through every model, and what each measurement reads there is reduced and summed by itself.
+A `Measurement` is an analysis before any image is read. Several measurements of the same images share one pass:
+every image goes once through every model, and what each measurement reads there is reduced and summed by itself.
 """
 
 import hashlib
@@ -40,11 +40,11 @@ class Measurement(Generic[SumsType]):
 
     Attributes:
         reading: what is read of which models on which images.
-        fold: the sums of one batch; None leaves the batch out.
-        kind: of the sums.
-        finish: from the sums of all batches to the table.
+        fold: function from a batch to its sums; None leaves the batch out.
+        kind: type of the sums.
+        finish: function from the sums of all batches to the table.
         prepare: what has to be done before the pass.
-        alone: whether it changes or differentiates its models, so that no other can share its pass.
+        alone: whether it changes or differentiates its models, so that no other measurement can share its pass.
     """
 
     reading: Reading
@@ -56,17 +56,17 @@ class Measurement(Generic[SumsType]):
 
     @property
     def sums(self) -> tuple[Any, ...]:
-        """The same for measurements that differ in ``finish`` alone, and so have the same sums."""
+        """What identifies the sums: the same for measurements that differ in ``finish`` alone, which are summed once."""
         return id(self.reading), self.fold, self.kind, self.prepare, self.alone
 
     def key(self) -> str:
-        """Sixteen hexadecimal digits of all that the sums depend on: models, images, taps, settings."""
+        """A digest (sixteen hexadecimal digits) of all that the sums depend on: models, images, taps, settings."""
         facts = {
             **self.reading.facts(),
             "taps": {name: [str(tap) for tap in taps] for name, taps in self.reading.taps.items()},
             "sums": self.kind.__name__,
             "settings": dict(self.reading.settings),
-            # One file more in a folder, and a random choice is of other files.
+            # With one more file in a folder, the same seed chooses other files.
             "order": hashlib.sha256(str(self.reading.images.order).encode()).hexdigest(),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -97,7 +97,7 @@ def tables(
 
 @contextmanager
 def _naming(place: str) -> Iterator[None]:
-    """A fault inside says where it happened."""
+    """Add to any error raised inside a note that says where it happened."""
     try:
         yield
     except Exception as fault:
@@ -106,12 +106,12 @@ def _naming(place: str) -> Iterator[None]:
 
 
 def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = None) -> dict[str, Any]:
-    """Sums over all batches and processes; killed and called again, it goes on from the sums last written.
+    """Return the sums over all batches and processes; after a kill, the same call goes on from the sums last written.
 
     Args:
-        measurements: of the same images. Those of the same ``sums`` share them.
-        state: where to write the sums meanwhile, gone when all is done; None never writes. The name gets a digest of all that
-            the sums depend on, so that no other command picks them up.
+        measurements: by names of your own, of the same images. Those with equal ``sums`` are summed once.
+        state: where to write the sums meanwhile, removed when all is done; None never writes. A digest of all that the sums
+            depend on is added to the name, so that no other command picks them up.
 
     Raises:
         Refusal: there is no batch for some process, or none that counts for some measurement.
@@ -137,7 +137,7 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
 def _read(
     reading: Reading, measurements: Mapping[str, Measurement[Any]], path: Path | None
 ) -> dict[str, Sums]:
-    """This process's sums, from those written to ``path`` on."""
+    """Return the sums of this process's batches, going on from those written to ``path``."""
     (rank, of), batches = processes.rank_and_size(), reading.images.batches
     sums, start = _restored(path, measurements, reading)
     numbers = range(rank, batches, of)
@@ -164,7 +164,7 @@ def _read(
 
 
 def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
-    """One reading for all: what is kept of a layer is, by name, what each measurement that taps it keeps.
+    """Merge all readings into one, which reduces a layer to a mapping from measurement to what that one keeps.
 
     Raises:
         Refusal: they are of different images, call different models by the same name, or one cannot share a pass.
@@ -207,7 +207,7 @@ def _models(readings: Mapping[str, Reading]) -> dict[str, Model]:
 def _differentiate(
     readings: Mapping[str, Reading],
 ) -> Callable[[Model, list[int], Tensor, Mapping[Layer, Any]], dict[Layer, Any]] | None:
-    """Of the one reading that there is then."""
+    """Make ``differentiate`` of the merged reading; only a measurement that is alone in its pass has one."""
     ((name, reading), *_) = readings.items()
     own = reading.differentiate
     if own is None:
@@ -255,7 +255,7 @@ def _restored(
 
 
 def state_path(state: Path, measurements: Mapping[str, Measurement[Any]]) -> Path:
-    """Where the sums of these measurements lie meanwhile, for this process among these many."""
+    """The file in which this process, of so many, keeps the sums of these measurements during the pass."""
     keys = {name: one.key() for name, one in measurements.items()}
     facts = [keys, processes.rank_and_size(), versions()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Several processes of one run: who is there, signs of life, and sums that merge."""
+"""Several processes of one run: how many there are, heartbeats, and the merging of their sums."""
 
 import itertools
 import threading
@@ -14,14 +14,14 @@ from vit_analysis.reading.state import SumsType
 
 
 def over_processes(sums: SumsType | None, device: torch.device) -> SumsType | None:
-    """The merge of every process's sums, in every process; the same sums outside `torch.distributed`.
+    """Merge the sums of all processes, in every process; outside `torch.distributed`, return them as they are.
 
     Args:
-        sums: of this process; None if none of its batches counts.
-        device: of the merged sums.
+        sums: the sums of this process; None if none of its batches counts.
+        device: where to put the merged sums.
 
     Returns:
-        None if no batch of any process counts.
+        The merged sums; None if no batch of any process counts.
 
     Raises:
         ValueError: the processes have sums of different things.
@@ -55,7 +55,7 @@ def over_processes(sums: SumsType | None, device: torch.device) -> SumsType | No
 
 
 class _Shape(NamedTuple):
-    """What sums are, without their values."""
+    """Type, shapes and labels of sums, without their values."""
 
     kind: type[Any]
     tensors: dict[str, tuple[torch.Size, torch.dtype]]
@@ -64,7 +64,7 @@ class _Shape(NamedTuple):
 
 @contextmanager
 def _heard() -> Iterator[None]:
-    """A broken connection, in a sentence."""
+    """Raise the error of a broken connection as a ConnectionError that says in a sentence what happened."""
     try:
         yield
     except RuntimeError as error:
@@ -72,21 +72,21 @@ def _heard() -> Iterator[None]:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """(rank of this process, number of processes)."""
+    """Return (rank of this process, number of processes)."""
     return (
         (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     )
 
 
 class Company:
-    """The other processes of this run: signs of life, and a place to meet.
+    """The processes of this run: heartbeats, and a barrier that waits as long as all of them live.
 
-    A collective of torch has one timeout, for a process that is late and for one that is dead; sums are merged after hours in
-    which processes went at their own speeds. Here each gives a sign of life every second, and whoever has to wait does so as
-    long as all of the others live and none has failed.
+    A collective operation of torch has the same timeout for a process that is late and for one that is dead, but sums are
+    merged after hours in which processes went at their own speeds. So each sends a heartbeat every second, and whoever has to
+    wait does so as long as all of the others live and none has failed.
 
     Attributes:
-        trouble: why this process need not go on; None if it can.
+        trouble: why the run cannot go on, such as the failure of another process; None if it can.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Company:
         self.meetings = 0
 
     def join(self, backend: str) -> None:
-        """Begin, with the processes that torchrun, or whoever set its environment variables, started."""
+        """Join the processes that torchrun, or whoever set its environment variables, started."""
         dist.init_process_group(backend)
         self.store = dist.distributed_c10d._get_default_store()
         self._beat(0)
@@ -103,22 +103,22 @@ class Company:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def leave(self) -> None:
-        """End, when all is done."""
+        """Leave the other processes, once all are done."""
         if not self.store:
             return
-        self.store = None  # the listener ends before the store may
+        self.store = None  # makes the listener end before the store does
         with _heard():
             dist.barrier()
         dist.destroy_process_group()
 
     def fail(self, reason: str) -> None:
-        """Have the others hear why this process does not go on."""
+        """Tell the others why this process does not go on."""
         if self.store and not self.trouble:
             with suppress(RuntimeError):  # nobody is left to hear it
                 self.store.set("failed", f"process {rank_and_size()[0]} failed: {reason}")
 
     def heed(self) -> None:
-        """Stop if another process did.
+        """Raise an error if the run cannot go on.
 
         Raises:
             ConnectionError: another process failed or died.
@@ -127,12 +127,12 @@ class Company:
             raise ConnectionError(self.trouble)
 
     def meet(self) -> None:
-        """Wait until all are here.
+        """Wait until every process has called this.
 
         Raises:
             ConnectionError: another process failed or died.
         """
-        if not self.store:  # processes that others joined, and look after
+        if not self.store:  # the caller joined the processes, and looks after them
             return
         self.meetings += 1
         place, pause = f"meeting {self.meetings}", 0.001
@@ -149,7 +149,7 @@ class Company:
         self.store.set(f"alive {rank_and_size()[0]}", str(count))
 
     def _listen(self) -> None:
-        """Give signs of life, and look for those of the others."""
+        """Send heartbeats and look for those of the others, in a thread of its own."""
         store, others = self.store, [f"alive {rank}" for rank in range(rank_and_size()[1])]
         heard, silence = store.multi_get(others), [0.0] * len(others)
         for count in itertools.count(1):
@@ -177,6 +177,6 @@ class Company:
 
 
 BEAT = 1.0  # seconds
-SILENCE = 45.0
+SILENCE = 45.0  # seconds without a heartbeat after which a process counts as dead
 GONE = "the process that holds the others together is gone"
 company = Company()

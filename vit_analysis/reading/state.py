@@ -1,4 +1,4 @@
-"""Statistics that stream: the state is a dataclass of sums, and `+` merges batches, resumed runs and processes alike.
+"""Streaming statistics: the state is a dataclass of sums, and `+` merges batches, resumed runs and processes alike.
 
 Batches are dealt into `GROUPS` groups by their number, so the sums of any run, of one process or many, are the same sums, and
 leaving out one group after another gives the interval of whatever is computed from them (`intervals`).
@@ -47,7 +47,7 @@ class Sums:
         return type(self)(**merged, **self.labels())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums, by name."""
+        """The fields that are sums, by name."""
         return {
             field.name: value
             for field in fields(self)
@@ -59,7 +59,7 @@ class Sums:
         return replace(self, **{name: value.to(device) for name, value in self.tensors().items()})
 
     def labels(self) -> dict[str, Any]:
-        """What they are sums of, by name; JSON's types."""
+        """The fields that are labels and say what is summed, by name; they are of types that JSON has."""
         return {
             field.name: value
             for field in fields(self)
@@ -68,22 +68,23 @@ class Sums:
 
 
 SumsType = TypeVar("SumsType", bound=Sums)
-GroupedType = TypeVar("GroupedType", bound="Grouped")
+SameGrouped = TypeVar("SameGrouped", bound="Grouped")
 
 
 @dataclass(frozen=True)
 class Grouped(Sums):
-    """Sums by group of images. What is summed by group has ``group`` as the first axis of its annotation; the rest is not.
+    """Sums by group of images.
 
-    A statistic is a function of such sums, of any number of groups: it begins by adding them up.
+    A field is summed by group if ``group`` is the first axis of its annotation, and over all batches if not. A statistic is a
+    function of such sums with any number of groups, which it begins by adding up.
     """
 
     images: Float64[Tensor, " group"]
     """How many images each group holds."""
 
     @classmethod
-    def of_batch(cls: type[GroupedType], number: int, **parts: Any) -> GroupedType:
-        """The sums of one batch, in the group that its number deals it to. What is grouped is given without its group axis."""
+    def of_batch(cls: type[SameGrouped], number: int, **parts: Any) -> SameGrouped:
+        """Return the sums of one batch, in the group of its number; grouped fields are given without their group axis."""
         grouped = cls.grouped()
         return cls(
             **{name: _in_group(value, number) if name in grouped else value for name, value in parts.items()}
@@ -102,18 +103,21 @@ class Grouped(Sums):
         return (self.images > 0).nonzero().flatten().tolist()
 
     @cached_property
-    def total(self: GroupedType) -> GroupedType:
-        """All groups as one."""
+    def total(self: SameGrouped) -> SameGrouped:
+        """The sums of all groups together, as one group."""
         return replace(self, **{name: getattr(self, name).sum(0, keepdim=True) for name in self.grouped()})
 
-    def without(self: GroupedType, group: int) -> GroupedType:
-        """All groups but one, as one."""
+    def without(self: SameGrouped, group: int) -> SameGrouped:
+        """The sums of all groups but one, as one group."""
         left = {name: getattr(self.total, name) - getattr(self, name)[group] for name in self.grouped()}
         return replace(self.total, **left)
 
 
+GroupedType = TypeVar("GroupedType", bound=Grouped)
+
+
 def _in_group(value: Tensor, batch: int) -> Tensor:
-    """A contribution of a batch: in its group's row, zeros in the others."""
+    """Return what a batch contributes: its value in the row of its group, zeros in the others."""
     grouped = torch.zeros(GROUPS, *value.shape, dtype=value.dtype, device=value.device)
     grouped[batch % GROUPS] = value
     return grouped
@@ -135,7 +139,7 @@ def save(path: Path, parts: Mapping[str, Sums], done: int) -> None:
     def write(part: Path) -> None:
         try:
             safetensors.torch.save_file(tensors, part, facts)
-        except SafetensorError as error:  # also of a full disk, and no OSError
+        except SafetensorError as error:  # raised for a full disk, too, and no OSError
             raise RuntimeError(str(error)) from error
 
     write_whole(path, write)
@@ -179,9 +183,9 @@ _finished: ContextVar[list[Path] | None] = ContextVar("finished", default=None)
 
 @contextmanager
 def keeping() -> Iterator[None]:
-    """Within, the sums of a finished pass stay on disk until the end, when what is made of them has been written.
+    """Keep the sums of finished passes on disk until the block ends, when what is made of them has been written.
 
-    So a kill between a pass and its table, or in a later pass, loses neither. Left by an error, they stay.
+    So a kill between a pass and its table, or in a later pass, loses no finished pass. After an error in the block they stay.
     """
     finished: list[Path] = []
     before = _finished.set(finished)

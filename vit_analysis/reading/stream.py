@@ -1,4 +1,4 @@
-"""The one loop: images through models, batch by batch, what the taps saw reduced inside the hooks."""
+"""The one loop over images: batch by batch through every model, with what the taps see reduced inside the hooks."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ class Activation:
     """What a reducer is given: one activation, of one batch of images.
 
     Attributes:
-        model: whose it is.
+        model: the model that it comes from.
         layer: where it was read.
         values: a tensor, or `capture.Heads` where the tap asks for heads.
         layout: how the model arranges its tokens and channels.
@@ -53,9 +53,9 @@ class Pass(NamedTuple):
     """One batch, seen by every model.
 
     Attributes:
-        number: of the batch among all batches of the run.
-        size: images in it.
-        seen: by model name and layer, what the activation was reduced to, in order of execution.
+        number: which batch it is among all batches of the run.
+        size: number of images in it.
+        seen: what each activation was reduced to, by model name and layer, in order of execution.
         labels: classes of the images, -1 where there are none.
         images: numbers of the images in their source.
     """
@@ -67,14 +67,14 @@ class Pass(NamedTuple):
     images: list[int]
 
     def kept(self) -> list[tuple[str, Layer, Any]]:
-        """Model name, layer and what was kept of it, model after model."""
+        """List (model name, layer, what was kept of it), model after model."""
         return [(model, layer, kept) for model, own in self.seen.items() for layer, kept in own.items()]
 
     def refuse_not_finite(self, values: Tensor, names: Sequence[str]) -> None:
-        """Check numbers, a row for each name, before they are added to others.
+        """Check that numbers, with a row for each name, are finite before they are added to others.
 
         Raises:
-            Refusal: some are not finite; with the first name.
+            Refusal: some are not finite; it gives the name of the first such row.
         """
         finite = values.flatten(1).isfinite().all(1) if values.ndim > 1 else values.isfinite()
         if not finite.all():
@@ -87,13 +87,13 @@ class Reading:
     """What is read of which models on which images: the input of every analysis.
 
     Attributes:
-        models: by name.
-        images: which images.
+        models: the models, by name.
+        images: the images.
         taps: places to read, by model name.
-        reduce: from an activation to what is kept of it; called inside the hook. None leaves it out.
-        differentiate: from a model, the numbers of the images, its input and what was kept, to what is kept instead. Where it
-            is given, models run with gradients with respect to their input.
-        settings: what else the sums depend on, so that no run goes on from the sums of another; JSON's types.
+        reduce: function from an activation to what is kept of it, called inside the hook; None leaves the layer out.
+        differentiate: function from a model, the numbers of the images, its input and what was kept, to what is kept instead.
+            Where it is given, models run with gradients with respect to their input.
+        settings: what else the sums depend on, in types that JSON has, so that no run goes on from the sums of another.
     """
 
     models: Mapping[str, Model]
@@ -106,13 +106,13 @@ class Reading:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """What a table says of its origin, and what decides whether a state fits."""
+        """What a table's provenance says of models and images, and what decides whether saved sums fit."""
         models = {name: model.digest for name, model in self.models.items()}
         return {"models": models, "images": self.images.facts()}
 
 
 def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
-    """Every batch of this process from number ``start`` on, through every model."""
+    """Yield every batch of this process from number ``start`` on, run through every model."""
     models, images = reading.models, reading.images
     wanted = list(dict.fromkeys(model.preprocessing for model in models.values()))
     rank, size = processes.rank_and_size()
@@ -128,7 +128,7 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
 
 @contextmanager
 def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
-    """A model ready to be read: evaluating, its convolutions tuned, hooks on its taps."""
+    """Make a model ready to be read: in evaluation mode, its convolutions tuned, hooks on its taps."""
     layout = layers.layout(model.module)
 
     def reduce(layer: Layer, values: Any) -> Any:
@@ -151,7 +151,10 @@ def as_they_are() -> bool:
 def look(
     reading: Reading, model: Model, run: Capture, pixels: Tensor, images: list[int]
 ) -> Mapping[Layer, Any]:
-    """One batch through one model. The gradient mode ends here: held across the yield, it would leak to the caller."""
+    """Run one batch through one model; return what the taps saw.
+
+    The gradient mode is set here and not in `stream`: held across its ``yield``, it would leak to the caller.
+    """
     if reading.differentiate is None:
         with torch.inference_mode():
             return run(pixels)
@@ -168,10 +171,10 @@ class _Rows(Sums):
 
 
 def gather(reading: Reading) -> dict[tuple[str, Layer], Tensor]:
-    """What ``reading.reduce`` keeps, a row per image, of all images at once: for few images and little of each.
+    """Collect what ``reading.reduce`` keeps of all images, one row per image: for few images and little of each.
 
     Returns:
-        By model and layer, in order of execution; rows in the order of ``reading.images.order``, in every process.
+        Tensors by model and layer, in order of execution; rows in the order of ``reading.images.order``, in every process.
 
     Raises:
         Refusal: there is no batch for some process, or what is kept of all images is more than the free memory of its device.
@@ -206,7 +209,7 @@ def gather(reading: Reading) -> dict[tuple[str, Layer], Tensor]:
 
 
 def _refuse_too_large(batch: Pass, images: int) -> None:
-    """Known after the first batch; what is kept is there twice for a moment, when it is put in one place."""
+    """Refuse, after the first batch, to keep more than fits into free memory twice, as joining the batches copies them."""
     needed: dict[torch.device, int] = {}
     for kept in (kept for seen in batch.seen.values() for kept in seen.values()):
         needed[kept.device] = needed.get(kept.device, 0) + 2 * kept.nbytes * images // batch.size
@@ -221,14 +224,14 @@ def _refuse_too_large(batch: Pass, images: int) -> None:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    # Pages that hold files count as taken here although they would be given up, so half of all memory is always allowed.
+    # The page cache counts as taken here although the system would give it up, so half of all memory is always allowed.
     page, known = os.sysconf("SC_PAGE_SIZE"), os.sysconf_names
     free = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in known else 0
     return page * max(free, os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 def dealt(images: Images) -> tuple[int, int]:
-    """(rank of this process, number of processes), of which each must have a batch.
+    """Return (rank of this process, number of processes), after a check that each has a batch.
 
     Raises:
         Refusal: there are fewer batches than processes.
@@ -242,5 +245,5 @@ def dealt(images: Images) -> tuple[int, int]:
 
 
 def quiet(rank: int) -> bool | None:
-    """No progress bar but on the first process, and there only in a terminal."""
+    """Whether to hide the progress bar: on all processes but the first, and there (None) unless it runs in a terminal."""
     return True if rank else None

@@ -26,19 +26,19 @@ from vit_analysis.study.rules import Above, Below, Falling, Near, Rule
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that can turn out not to be so.
+    """A statement about the models that a measurement can contradict.
 
     Attributes:
-        id: of the registry.
+        id: its short name, such as ``F1a``.
         figure: the drawing that shows it, such as ``1`` or ``notes``.
-        claim: in our own words.
+        claim: the statement, in our own words.
         paper: what the paper says of it, with its number if there is one.
         statistic: the number, in words.
-        compute: the number.
-        tables: that it is computed from.
-        rule: what it has to be.
-        controls: under which it is measured again.
-        difference: which of the course notes' five it carries; 0 for none.
+        compute: function from the evidence to the number.
+        tables: names of the tables that the number is computed from.
+        rule: what the number has to be for the claim to be reproduced.
+        controls: conditions under which it is measured again.
+        difference: which of the course notes' five differences it supports; 0 for none.
     """
 
     id: str
@@ -54,14 +54,14 @@ class Claim:
 
 
 class Difference(NamedTuple):
-    """One of the course notes' five differences between the two, and what was found of it.
+    """One of the course notes' five differences between Vision Transformers and CNNs, and what was found of it.
 
     Attributes:
         number: 1 to 5.
-        title: in one sentence.
+        title: the difference in one sentence.
         text: what the notes say, and what the paper says of it.
-        findings: ids of the claims that carry it.
-        verdict: what those add up to.
+        findings: ids of the claims that support it.
+        verdict: what the verdicts on those claims add up to.
     """
 
     number: int

@@ -1,8 +1,8 @@
-"""The controls: under what else a finding is measured, and whether it has to hold there. The one list of them.
+"""The one list of controls: under what other conditions a finding is measured, and whether it has to hold there.
 
 A control changes the evidence: other tables, columns or models in the place of those that a claim is computed from, so that
-value and interval change together. A sound finding holds under those that are `turning`; the others say what it would read
-without training, or without care.
+value and interval change together. A sound finding holds under those that are `turning`; the others show what its number
+would be without training, or without care.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from vit_analysis.table import WITHOUT
 
 @dataclass(frozen=True)
 class Control:
-    """Something under which a finding is measured again.
+    """A condition under which a finding is measured again.
 
     Attributes:
-        name: in code and tables; of a control of similarity it is what `cka.plan_controls` measures.
-        words: for readers.
-        turning: whether a finding that turns round under it is fragile.
-        apply: from the evidence to what takes its place; None where nothing was measured for it.
+        name: its name in code and tables; for a control of similarity it is what `cka.plan_controls` measures.
+        words: its name for readers.
+        turning: whether a finding that is reversed under it is fragile.
+        apply: function from the evidence to what takes its place; None where nothing was measured for it.
     """
 
     name: str
@@ -48,7 +48,7 @@ def controlled(table: pd.DataFrame, control: str) -> pd.DataFrame:
 
 
 def _similarity(measured: str, suffix: str, evidence: Evidence) -> Evidence | None:
-    """All CKA, and what else has been measured under the control, exchanged; what has not is taken away."""
+    """Replace CKA, and other tables that were measured under the control; remove those others that were not."""
     own = evidence.study.tables
     changed: dict[str, pd.DataFrame] = {}
     if "cka_controls" in own:
@@ -69,7 +69,7 @@ def _untrained(evidence: Evidence) -> Evidence | None:
 def _exchanged(
     name: str, column: str, other: Callable[[pd.DataFrame, str], Any], evidence: Evidence
 ) -> Evidence | None:
-    """Another column, and its values without each group, in the place of one."""
+    """Replace a column, and its values without each group, by another."""
     if name not in evidence.study.tables:
         return None
     whole = evidence.study.tables[name]
@@ -117,8 +117,8 @@ CONTROLS = (
     *(UNTRAINED, RAW, MEAN_NORMS, OTHER_SEED),
 )
 OF_BLOCKS = (SPATIAL, NORMALIZED, INLIERS, TYPICAL, BIASED, SHUFFLED)
-"""What similarity is measured under: of claims about block outputs, that is all there is."""
+"""The controls of claims about the similarity of block outputs."""
 OF_CKA = (BLOCKS, *OF_BLOCKS, UNTRAINED)
-"""Of claims about all sublayers: also of block outputs alone, and of untrained twins."""
+"""The controls of claims about the similarity of all sublayers: also block outputs alone, and untrained twins."""
 SELECTIONS = ("all", *(control.name for control in OF_BLOCKS))
 """What `cka.plan_controls` has to measure, the paper's estimator first."""

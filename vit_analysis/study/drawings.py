@@ -21,13 +21,13 @@ class Drawing:
     """A figure of the paper.
 
     Attributes:
-        id: as in the paper; a second word where ours are more than one.
-        title: in few words.
+        id: its number in the paper, with a second word where we draw several.
+        title: what it shows, in few words.
         claim: what the paper says with it.
-        tables: that it is drawn from.
-        draw: from the evidence to a matplotlib Figure; `Refusal` says what it would need.
-        alternative: what one would see, for those who do not.
-        panels: of heat maps, the models that are compared.
+        tables: names of the tables that it is drawn from.
+        draw: function from the evidence to a matplotlib Figure; a `Refusal` says what it would need.
+        alternative: what it looks like, for those who cannot see it.
+        panels: for heat maps, function from the evidence to the pairs of models that are compared.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Drawing:
 
 
 def of_models(table: pd.DataFrame, models: Collection[str]) -> pd.DataFrame:
-    """The rows of some models, in their order.
+    """Return the rows of some models, in the order of the models.
 
     Raises:
         Refusal: there is none.

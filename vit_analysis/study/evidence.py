@@ -2,7 +2,7 @@
 
 A statistic is a function of an `Evidence`. Evaluated once on all and once without each group it is jackknifed, whatever it
 computes and of however many tables: tables of the same images lose the same images at once, and shared errors cancel.
-Probes vary in their examples too; draws of examples are groups of their own, and the two variances add up.
+Probes also vary with their examples; draws of examples are groups of their own, and the two variances add up.
 """
 
 import json
@@ -29,9 +29,9 @@ class Study(NamedTuple):
     """What figures and findings are made of.
 
     Attributes:
-        parts: with the names that tables use.
-        tables: by name.
-        missing: by name of a table, why it is not there.
+        parts: the models by the part they play, under the names that tables use.
+        tables: the tables, by name.
+        missing: why a table is not there, by its name.
     """
 
     parts: Parts
@@ -58,7 +58,7 @@ class Estimate(NamedTuple):
     freedom: float
 
     def p(self, threshold: float) -> float:
-        """Two-sided, of the hypothesis that the truth is the threshold."""
+        """The two-sided p-value of the hypothesis that the true value is the threshold."""
         if not self.error > 0:
             return float("nan") if math.isnan(self.error) else float(self.value == threshold)
         return float(2 * student.sf(abs(self.value - threshold) / self.error, self.freedom))
@@ -102,7 +102,7 @@ class Evidence:
         """A whole table, with its provenance.
 
         Raises:
-            Refusal: there is no such table; why.
+            Refusal: there is no such table; it says why.
         """
         if name not in self.study.tables:
             raise Refusal(self.study.missing.get(name, f"needs the table {name!r}"))
@@ -133,13 +133,13 @@ class Evidence:
         return rows.assign(**{column: own[places, group] for column, own in self._replicates(name).items()})
 
     def cka(self, model: str, other: str, table: str = "cka", **where: str) -> Matrix:
-        """Of the layers of two models that the table compares; those that are constant over images have none and are left out.
+        """CKA of the layers of two models; layers that are constant over images have none and are left out.
 
         Args:
-            model: of the rows.
-            other: of the columns.
-            table: its name.
-            where: what other columns of the table have to be.
+            model: model of the rows.
+            other: model of the columns.
+            table: name of the table.
+            where: values that other columns of the table must have.
 
         Raises:
             Refusal: the table does not compare them, or no layer is left.
@@ -169,7 +169,7 @@ class Evidence:
         parts: Mapping[str, Any] | None = None,
         tables: Collection[str] | None = None,
     ) -> "Evidence":
-        """With other tables or parts; `tables` are all that are left, where not all are."""
+        """Return the evidence with other tables or parts; if `tables` is given, it keeps only the tables named."""
         own = {**self.study.tables, **changes}
         kept = own if tables is None else {name: own[name] for name in tables}
         return Evidence(Study(replace(self.parts, **(parts or {})), kept, self.study.missing))
@@ -191,7 +191,7 @@ class Evidence:
         return min((own.shape[1] for own in self._replicates(name).values()), default=0)
 
     def _replicates(self, name: str) -> dict[str, np.ndarray]:
-        """By column, its values without each group of images."""
+        """The values of each column without each group of images, by column."""
         table = self.study.tables[name]
         columns = [str(column) for column in table if str(column).endswith(WITHOUT)]
         for column in columns:
@@ -201,7 +201,7 @@ class Evidence:
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """Without the columns of values without a group; and without ``attrs``, which pandas copies at every step."""
+    """A table without its `WITHOUT` columns, and without ``attrs``, which pandas copies at every step."""
     plain = pd.DataFrame(table, columns=[column for column in table if not str(column).endswith(WITHOUT)])
     plain.attrs = {}
     return plain

@@ -1,7 +1,7 @@
-"""Small functions from tables to one number each: what the claims of the paper and of the course notes are decided by.
+"""Small functions from tables to one number each, by which claims of the paper and of the course notes are decided.
 
 V is the first Vision Transformer, R the first CNN. Heat maps are compared on a grid of 24 x 24 depths, so that a model with
-more layers does not count for more. `registry` says what each number stands for.
+more layers does not count for more. `claims` says what each number stands for.
 """
 
 import re
@@ -26,7 +26,7 @@ BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$|:)")
 
 
 def resampled(matrix: Matrix) -> Float64[np.ndarray, "24 24"]:
-    """On a common grid of depths, linearly interpolated."""
+    """The matrix on a common grid of depths, linearly interpolated."""
     places = np.linspace(0, 1, GRID)
 
     def weights(depth: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def matched(matrix: Matrix, depth: float) -> float:
 
 
 def nearest(matrix: Matrix) -> Float64[np.ndarray, " row"]:
-    """Of every row, the largest similarity."""
+    """The largest similarity in every row."""
     return np.nanmax(matrix.values, axis=1)
 
 
@@ -119,12 +119,12 @@ def third_down(values: np.ndarray) -> float:
 
 
 def itself(e: Evidence, part: str) -> Matrix:
-    """A model with itself."""
+    """CKA of the layers of a part's first model with each other."""
     return e.cka(e.one(part), e.one(part))
 
 
 def crossed(e: Evidence) -> Matrix:
-    """V with R."""
+    """CKA of the layers of V (rows) with those of R (columns)."""
     return e.cka(e.one("vit"), e.one("cnn"))
 
 
@@ -134,7 +134,7 @@ def uniform(e: Evidence) -> float:
 
 
 def trained_uniform(e: Evidence) -> float:
-    """F1x: the same, less what their untrained twins have."""
+    """F1x: how much more uniform V is than R, less the same of their untrained twins."""
     e.one("vit"), e.one("cnn")
     vit, cnn = e.parts.twins()
     untrained = uniformity(e.cka(vit, vit)) - uniformity(e.cka(cnn, cnn))
@@ -173,7 +173,7 @@ def third_top(values: np.ndarray) -> float:
 
 
 def two_sizes(e: Evidence) -> float:
-    """F12b: of two sizes of model at the same share of data, which no part stands for."""
+    """F12b: always a refusal, as no part stands for models of two sizes trained on the same share of data."""
     e.all("vit", 2)
     raise Refusal("needs two sizes of Vision Transformer, each also trained on the same share of its data")
 
@@ -194,7 +194,7 @@ def mixer(e: Evidence) -> float:
 
 
 def reach(e: Evidence, model: str, blocks: slice) -> Float64[np.ndarray, " head"]:
-    """Distance of every head of some blocks, in units of uniform attention."""
+    """Mean distance of every head of some blocks, as a multiple of that of uniform attention."""
     rows = e.rows("attention_distance", model=model)
     chosen = rows[rows["block"].isin(rows["block"].unique()[blocks])]
     return (chosen["distance_px"] / chosen["uniform_px"]).to_numpy()
@@ -210,7 +210,7 @@ def fewer_local(e: Evidence) -> float:
 
 
 def subsets(e: Evidence) -> float:
-    """F5: the weakest rank correlation, over units of R, of similarity with distance of subsets of heads."""
+    """F5: the largest rank correlation, over units of R, of similarity with distance of subsets of heads."""
     rows = e.rows("head_subsets", vit=e.one("vit"), cnn=e.one("cnn"))
     count = rows["subset"].nunique()
     if count < 8:
@@ -222,7 +222,7 @@ def subsets(e: Evidence) -> float:
 
 
 def field(e: Evidence, part: str, column: str, depth: float) -> float:
-    """A column of the receptive fields of the residual stream, at a depth."""
+    """A column of the table of receptive fields, of the residual stream at a depth, linearly interpolated."""
     rows = e.rows("receptive_field", model=e.one(part), branch="residual")
     return float(np.interp(depth, rows["depth"], rows[column]))
 
@@ -236,12 +236,12 @@ def third_unit(e: Evidence) -> float:
 
 
 def midway(e: Evidence, part: str) -> float:
-    """Radius of the field at depth 0.5 over that at 1."""
+    """Radius of the field at depth 0.5 divided by that at depth 1."""
     return field(e, part, "radius_px", 0.5) / field(e, part, "radius_px", 1.0)
 
 
 def centred_by_skips(e: Evidence) -> float:
-    """C4: how much more of the field is the own patch after the addition than before, over late attentions."""
+    """C4: share of the field in the own patch after the addition less that before it, mean over late attentions."""
     rows = e.rows("receptive_field", model=e.one("vit"))
     late = rows[(rows["depth"] >= 0.5) & ~rows["step"].str.startswith("MLP")]
     share = late.pivot(index="step", columns="branch", values="centre_share")
@@ -252,14 +252,14 @@ def centred_by_skips(e: Evidence) -> float:
 
 
 def log_ratios(e: Evidence, model: str, token: str) -> Float64[np.ndarray, " block"]:
-    """Log of norm of skip over norm of long branch, by block; the mean over its sublayers."""
+    """Log of (norm of skip / norm of long branch) of every block, the mean over its sublayers."""
     rows = e.rows("skip", model=model, token=token)
     logs = np.log(rows["norm_ratio"].where(np.isfinite(rows["norm_ratio"]) & (rows["norm_ratio"] > 0)))
     return logs.groupby(rows["block"], sort=False).mean().to_numpy()
 
 
 def transition(e: Evidence) -> float:
-    """F7a: the smaller of two leads of the class token: in the first half of blocks, and, turned, in the second."""
+    """F7a: lead of the class token's log ratio in the first half of blocks, or minus that in the second, if smaller."""
     vit = e.one("vit")
     relative = log_ratios(e, vit, "cls") - log_ratios(e, vit, "spatial")
     half = len(relative) // 2
@@ -288,7 +288,7 @@ def partitioned(e: Evidence) -> float:
 
 
 def accuracy_lost(e: Evidence) -> float:
-    """F8b: accuracy lost so, in points, of the middle block."""
+    """F8b: accuracy lost by training without the skip connections of the middle block, in points."""
     e.one("no_skip")
     rows = e.rows("lesions_trained")
     blocks = rows["block"].str.extract(r"(\d+)$")[0].astype(int)
@@ -297,7 +297,7 @@ def accuracy_lost(e: Evidence) -> float:
 
 
 def lesions(e: Evidence) -> float:
-    """L8: mean accuracy lost when the skip connections of a block are removed from the trained V, less R."""
+    """L8: mean accuracy lost when a block's skip connections are removed from the trained V, less that of R, in points."""
     vit, cnn = (e.rows("lesions", model=e.one(part))["drop"].mean() for part in ("vit", "cnn"))
     return 100 * float(vit - cnn)
 
@@ -306,7 +306,7 @@ def lesions(e: Evidence) -> float:
 
 
 def located(e: Evidence, part: str, statistic: str) -> float:
-    """One of `localization.STATISTICS` of the last block; hit rates are 0 for a guess and 1 for a hit each time."""
+    """One of `localization.STATISTICS` of the last block; hit rates are rescaled so that guessing has 0 and perfection 1."""
     maps, size = localization.grid_maps(e.rows("localization", model=e.one(part)))
     place = localization.STATISTICS.index(statistic)
     value, chance = (
@@ -317,7 +317,7 @@ def located(e: Evidence, part: str, statistic: str) -> float:
 
 
 def v_less_r(statistic: str) -> Callable[[Evidence], float]:
-    """Of V less R."""
+    """Make a function that returns one of `localization.STATISTICS` of V less that of R."""
     return lambda e: located(e, "vit", statistic) - located(e, "cnn", statistic)
 
 
@@ -325,7 +325,7 @@ def v_less_r(statistic: str) -> Callable[[Evidence], float]:
 
 
 def probed(e: Evidence, table: str, model: str, tokens: str = "native") -> pd.Series:
-    """Accuracy by depth, in percent, over draws; of the first thing asked. ``native`` is what the model's head reads."""
+    """Accuracy of probes by depth, in percent, mean over draws, for the first target; ``native`` is what the head reads."""
     rows = e.rows(table, model=model)
     rows = rows[rows["target"] == rows["target"].iloc[0]]
     read = e.study.tables[table].attrs["native"][model] if tokens == "native" else tokens
@@ -336,12 +336,12 @@ def probed(e: Evidence, table: str, model: str, tokens: str = "native") -> pd.Se
 
 
 def at(series: pd.Series, depth: float) -> float:
-    """A value by depth, interpolated."""
+    """The value of a series at a depth, linearly interpolated."""
     return float(np.interp(depth, series.index.to_numpy(dtype=float), series.to_numpy()))
 
 
 def between(series: pd.Series, low: float, high: float) -> pd.Series:
-    """The values at these depths."""
+    """The values of a series at depths from ``low`` to ``high``."""
     return series[(series.index >= low) & (series.index <= high)]
 
 
@@ -352,7 +352,7 @@ def tokens_apart(e: Evidence) -> float:
 
 
 def heads_alike(e: Evidence) -> float:
-    """F11b: difference between the two models, each read as its own head reads it."""
+    """F11b: difference in accuracy of class token and average pooling, each model read as its own head reads it, in points."""
     own = [probed(e, "probe_tokens", e.one(part)).iloc[-1] for part in ("vit", "gap")]
     return abs(float(own[0] - own[1]))
 

@@ -9,7 +9,7 @@ from vit_analysis import models
 
 @dataclass(frozen=True)
 class Parts:
-    """Which model plays which part; NAME[@WEIGHTS] each.
+    """The models of a study by the part they play, each as NAME[@WEIGHTS].
 
     Attributes:
         vit: Vision Transformers; the first one is the subject of figures and findings about one.
@@ -68,7 +68,7 @@ LAB_PARTS = Parts(
 
 
 def parts_wanted(part: str) -> str:
-    """A model of this part, in words."""
+    """Say in words, with its flag, what model a part stands for."""
     told = {
         "vit": "a Vision Transformer (--vit)",
         "cnn": "a CNN (--cnn)",

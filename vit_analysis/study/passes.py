@@ -46,9 +46,9 @@ logger = logging.getLogger(__name__)
 
 IMAGES = Images(limit=2000, batch=160)  # about 11 batches of 16 scenes of each shape
 TRAIN = Images(limit=100_000, seed=1)
-FIELDS, CHANNELS = 32, 8  # images of receptive fields, as in the paper, and channels drawn for each image
-LESIONED = 320  # images of lesions: each goes through the model once for every block
-SHOTS = 20  # of scenes: ten do not tell a linear classifier what a texture is, a hundred take longer than all else
+FIELDS, CHANNELS = 32, 8  # images for receptive fields, as in the paper, and channels drawn for each image
+LESIONED = 320  # images for lesions: each goes through the model once for every block
+SHOTS = 20  # per class of scenes: 10 do not tell a linear classifier what a texture is, 100 take longer than all else
 SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
 
 
@@ -61,7 +61,7 @@ def of(
     wanted: Collection[str] | None = None,
     device: str | None = None,
 ) -> "Study":
-    """The study of these models, or of the lab's where none is named; see `run`."""
+    """Run the study of these models, or of the lab's where none is named; see `run`."""
     cast = Cast.load(parts if parts.names() else LAB_PARTS, device)
     return run(cast, images, train, out, wanted)
 
@@ -71,8 +71,8 @@ class Cast:
     """The models of a study.
 
     Attributes:
-        parts: with the names that tables use.
-        models: by that name, untrained twins included.
+        parts: the models by the part they play, under the names that tables use.
+        models: the loaded models, by that name, untrained twins included.
     """
 
     parts: Parts
@@ -80,7 +80,7 @@ class Cast:
 
     @classmethod
     def load(cls, parts: Parts, device: str | None = None) -> "Cast":
-        """The models named; models of the lab whose weights are not there are left out, with a warning."""
+        """Load the models named; models of the lab whose weights are not there are left out, with a warning."""
         there = parts.change(_there)
         names = [*there.names(), *there.twins()]
         loaded = dict(zip(names, models.load_all(names, device=device), strict=True))
@@ -98,12 +98,12 @@ class Cast:
 
 
 def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection[str] | None = None) -> Study:
-    """Every table that can be had of these models and images, measured or, if nothing changed, read again.
+    """Make every table that these models and images allow: measured or, if nothing changed, read again.
 
     Args:
         cast: the models.
-        images: which images all is measured on.
-        train: which images probes learn from.
+        images: the images that everything is measured on.
+        train: the images that probes learn from.
         out: folder of the tables, `NAME.parquet` each.
         wanted: names of tables; None is all of `plans`.
     """
@@ -131,10 +131,10 @@ def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection
 
 
 def balanced(images: Images) -> Images:
-    """The images in batches with as many of every class, where a batch has room for all classes.
+    """Arrange the images in batches with equally many of every class, where a batch has room for all classes.
 
-    So the soft nearest neighbour loss, which needs such batches, shares the pass of all else. In a batch that has every class
-    anyway, balance changes the share of pairs of the same class, 1 / classes, by less than 1 / images.
+    So the soft nearest neighbour loss, which needs such batches, shares the pass of the other analyses. In a batch that has
+    every class anyway, balance changes the share of pairs of the same class, 1 / classes, by less than 1 / images.
     """
     targets = images.targets
     if not targets:
@@ -151,13 +151,13 @@ def balanced(images: Images) -> Images:
 def plans(
     cast: Cast, unchosen: Images, images: Images, train: Images
 ) -> dict[str, Callable[[], list[Measurement[Any]]]]:
-    """What each table takes. A table of several measurements is theirs, one below the other.
+    """The plans of all tables, by name; the rows of several measurements make one table, one below the other.
 
     Args:
         cast: the models.
-        unchosen: images as they come, for the few of receptive fields.
-        images: the same, `balanced`.
-        train: which images probes learn from.
+        unchosen: the images in their own order, of which receptive fields take the first few.
+        images: the same images, `balanced`.
+        train: the images that probes learn from.
     """
     vits, cnns = cast.of("vit"), cast.of("cnn")
     main = cast.of("vit", "cnn")
@@ -212,14 +212,14 @@ def plans(
 
 
 def first(images: Images, count: int) -> Images:
-    """Some of the images, in as many batches as an interval has groups."""
+    """Choose the first ``count`` images, in as many batches as an interval has groups."""
     few = images.order[:count]
     return images.only(few, batch=max(similarity.SMALLEST_BATCH, len(few) // state.GROUPS))
 
 
 # Two tables of the same sums: whoever wants one gets both, as the other would take the same pass again.
 TWO_OF_ONE = {"receptive_field": ("receptive_field_maps",), "receptive_field_maps": ("receptive_field",)}
-FIRST_TOKENS = 50  # of figure E.1
+FIRST_TOKENS = 50  # those that figure E.1 shows
 TABLES = tuple(plans(Cast(Parts(), {}), IMAGES, IMAGES, TRAIN))
 
 
@@ -243,7 +243,7 @@ def _learnable(shots: Shots, images: Images) -> Shots:
 
 
 def _pairs(cast: Cast) -> list[tuple[str, str]]:
-    """Whose layers are compared with whose: everyone with itself, and what figures 2, B.1, G.2 and H.2 show."""
+    """Pairs of models whose layers are compared: each with itself, and what figures 2, B.1, G.2 and H.2 show."""
     parts, twins = cast.parts, [twin.name for twin in cast.twins]
     within = [(name, name) for name in cast.models]
     vits = parts.names("vit", "gap")
@@ -258,7 +258,7 @@ def _key(measurements: list[Measurement[Any]]) -> str:
 
 
 def _kept(path: Path, key: str) -> pd.DataFrame | None:
-    """The table of an earlier run, if it depends on nothing that is different now."""
+    """The table of an earlier run, if nothing that it depends on has changed."""
     if not path.is_file():
         return None
     kept = table.read(path)
@@ -269,7 +269,7 @@ def _kept(path: Path, key: str) -> pd.DataFrame | None:
 
 
 def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[Measurement[Any]]]]:
-    """What shares a pass: all that can be of the same images."""
+    """Group the tables that share a pass: all of the same images, but for those that cannot share one."""
     groups: dict[str, dict[str, list[Measurement[Any]]]] = {}
     for name, measurements in todo.items():
         first = measurements[0]
@@ -280,7 +280,7 @@ def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[M
 
 @state.keeping()
 def _measured(group: Mapping[str, list[Measurement[Any]]], out: Path) -> dict[str, pd.DataFrame]:
-    """The tables of one pass, or of each pass of those that share none, written."""
+    """Measure and write the tables of one group, in one pass or, for measurements that cannot share one, in several."""
     each = {(name, number): one for name, own in group.items() for number, one in enumerate(own)}
     passes: dict[Any, dict[Any, Measurement[Any]]] = {}
     for place, one in each.items():

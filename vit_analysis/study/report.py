@@ -4,7 +4,7 @@ It opens with the lecture notes' five differences, shows every figure with the p
 ends with all verdicts and where they come from. Heat maps tell the layers and the value under the pointer or the arrow keys.
 The page is `report.html` with its style and script beside it; both are allowed by their hashes and nothing else is.
 
-Every text is escaped where it enters the page (`_text`), since names of models and files are anyone's.
+Every text is escaped where it enters the page (`_text`), since anyone can choose names of models and files.
 """
 
 import base64
@@ -45,7 +45,7 @@ class Place:
     """A figure's place in the report."""
 
     id: str
-    """``1``, ``B.1``, ``notes``."""
+    """The figure's number: ``1``, ``B.1``, ``notes``."""
     title: str
     claim: str
     """The paper's claim in our own words."""
@@ -54,13 +54,13 @@ class Place:
     picture: Path | None
     """A PNG; None where it cannot be made."""
     alternative: str
-    """What the picture shows, for who cannot see it."""
+    """What the picture shows, for those who cannot see it."""
     missing: str = ""
     """Why there is no picture: which model or data it would need."""
     command: str = ""
     """What makes this picture alone."""
     heatmaps: Sequence[tuple[str, pd.DataFrame]] = ()
-    """Captions and CKA tables of one model with one model, drawn to be pointed at."""
+    """Captions and CKA tables, each of one model with one model, drawn as interactive heat maps."""
 
 
 def write(
@@ -78,10 +78,10 @@ def write(
         findings: columns id, figure, claim, paper, statistic, value, low, high, threshold, verdict, fragile, controls, p,
             models, reason. ``controls`` holds mappings ``{name: {"value", "low", "high", "verdict"}}``, not JSON.
         differences: the five, which the report opens with.
-        provenance: whatever says how this can be made again: command, models with digests, images, seed, versions.
+        provenance: whatever says how the study can be repeated: command, models with digests, images, seed, versions.
 
     Raises:
-        FileNotFoundError: a picture is not there; with the pictures that are.
+        FileNotFoundError: a picture is not there; it names those that are.
         KeyError: a column is missing, or a difference rests on a finding that is not there.
         ValueError: an unknown verdict, a place without picture or reason, a heat map of more than two models.
     """
@@ -136,7 +136,7 @@ def _digest(source: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Anything as text of the page or of an attribute; nothing for NaN and None."""
+    """Escape anything as text of the page or of an attribute; empty for NaN and None."""
     return "" if pd.api.types.is_scalar(value) and pd.isna(value) else escape(str(value))
 
 
@@ -168,7 +168,8 @@ def _square(row: Row) -> str:
 
 
 def _entry(place: Place) -> str:
-    number = _label(place.id).removeprefix("Figure ").split()[0]  # the title tells apart what shares it
+    # Figures that share a number, such as 8 and 8 lesions, are told apart by their titles.
+    number = _label(place.id).removeprefix("Figure ").split()[0]
     link = f'<a href="#{_anchor("figure", place.id)}"><b>{_text(number)}</b> <span>{_text(place.title)}</span></a>'
     return f"<li>{link}</li>"
 
@@ -232,7 +233,7 @@ def _image(place: Place, path: Path) -> str:
     if not data.startswith(PNG):
         raise ValueError(f"{path}, the picture of figure {place.id}, is not a PNG")
     width, height = struct.unpack(">II", data[16:24])
-    # Drawn at 200 dots per inch; a page has 96.
+    # Pictures have 200 dots per inch, a page about half as many (96).
     return (
         f'<img width="{width // 2}" height="{height // 2}" alt="{_text(place.alternative)}" '
         f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
@@ -262,7 +263,7 @@ def _heatmap(name: str, caption: str, table: pd.DataFrame) -> str:
 
 
 def _axes(caption: str, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Layers of the rows, upwards, and of the columns, to the right, of a table that has every pair in that order."""
+    """Return the layers of rows (upwards) and columns (to the right) of a table that has every pair, in that order."""
     rows, columns = _layers(table, ""), _layers(table, "other_")
     pairs = pd.MultiIndex.from_product([rows["layer"], columns["layer"]])
     if rows["model"].nunique() != 1 or columns["model"].nunique() != 1 or len(pairs) != len(table):
@@ -281,13 +282,13 @@ def _layers(table: pd.DataFrame, side: str) -> pd.DataFrame:
 
 
 def _thousandths(values: np.ndarray) -> str:
-    """As little-endian 16 bit integers; an interval that is wider than any report needs ends at 32.767."""
+    """Encode values in thousandths as 16-bit integers, little-endian in base64; bounds beyond +- 32.767 are clipped."""
     whole = np.rint(np.clip(np.nan_to_num(values), -32.767, 32.767) * UNIT)
     return base64.b64encode(np.where(np.isnan(values), UNDEFINED, whole).astype("<i2").tobytes()).decode()
 
 
 def _json(data: object) -> str:
-    """JSON that no script element can be left from."""
+    """JSON in which no text can end the script element that holds it."""
     return json.dumps(data, allow_nan=False).translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&"})
 
 
@@ -339,7 +340,7 @@ def _controls(row: Row) -> str:
 
 
 def _facts(facts: object, key: str = "") -> str:
-    """Provenance of any depth as lists of terms."""
+    """Write provenance, nested to any depth, as lists of terms."""
     if isinstance(facts, Mapping):
         pairs = "".join(
             f"<dt>{_text(name)}</dt><dd>{_facts(fact, str(name))}</dd>" for name, fact in facts.items()

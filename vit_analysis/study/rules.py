@@ -18,7 +18,7 @@ class Above:
         return f"> {self.threshold:g}" + (f" (in size: {self.size:g})" if self.size is not None else "")
 
     def verdict(self, value: float, low: float, high: float) -> str:
-        """In one word or two."""
+        """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
         del value
         return (
             "reproduced"
@@ -29,7 +29,7 @@ class Above:
         )
 
     def in_size(self, value: float) -> bool:
-        """Whether the effect is as large as the paper's words."""
+        """Whether the effect is as large as the paper's words suggest."""
         return self.size is None or value >= self.size
 
 
@@ -44,17 +44,17 @@ class Below:
         return f"< {self.threshold:g}" + (f" (in size: {self.size:g})" if self.size is not None else "")
 
     def verdict(self, value: float, low: float, high: float) -> str:
-        """In one word or two."""
+        """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
         return Above(-self.threshold).verdict(-value, -high, -low)
 
     def in_size(self, value: float) -> bool:
-        """Whether the effect is as large as the paper's words."""
+        """Whether the effect is as large as the paper's words suggest."""
         return self.size is None or value <= self.size
 
 
 @dataclass(frozen=True)
 class Near:
-    """Reproduced where the interval lies above 0 and meets the paper's number, give or take; the threshold is 0."""
+    """Reproduced where the interval lies above 0 and meets [low, high] around the paper's number; the threshold is 0."""
 
     low: float
     high: float
@@ -64,7 +64,7 @@ class Near:
         return f"> 0, meets [{self.low:g}, {self.high:g}]"
 
     def verdict(self, value: float, low: float, high: float) -> str:
-        """In one word or two."""
+        """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
         if low > 0 and low <= self.high and high >= self.low:
             return "reproduced"
         return (
@@ -72,7 +72,7 @@ class Near:
         )
 
     def in_size(self, value: float) -> bool:
-        """Whether the number itself is the paper's."""
+        """Whether the value itself lies in [low, high]."""
         return self.low <= value <= self.high
 
 
@@ -86,7 +86,7 @@ class Falling:
         return "< 0 and <= -0.8"
 
     def verdict(self, value: float, low: float, high: float) -> str:
-        """In one word or two."""
+        """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
         if high < 0 and value <= -0.8:
             return "reproduced"
         return "not reproduced" if low > 0 or low > -0.8 else "inconclusive"

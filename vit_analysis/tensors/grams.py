@@ -1,16 +1,16 @@
-"""Gram matrices of one activation, under any choice of its tokens, with as few products as can be.
+"""Gram matrices of one activation, under any choice of its tokens, with as few matrix products as possible.
 
-A product over all features is what everything here costs. Several choices need none of their own:
+Nearly all of the cost is in products over all features. Several choices need no product of their own:
 
     spatial tokens      what all tokens give, less what the prefix tokens give: a Gram matrix is a sum over features
     inliers             what all tokens give, where no token is massive
     typical images      T K T', where T puts the mean of the ordinary images in the place of the others
     first images        rows and columns of K
 
-The first and the third are used where they are precise, and the product of the definition elsewhere.
+The first and the third are used where they are precise; elsewhere the choice gets a product of its own.
 
 Different measurements ask for the same Gram matrices of the same activation, so each is made once and kept as long as the
-activation is there.
+activation.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ Gram = Float64[Tensor, "image image"]
 
 
 class Grams:
-    """Gram matrices of an activation, each up to what centring takes away (`similarity.gram`), made when asked for."""
+    """Gram matrices of an activation, made when first asked for, and up to what centring takes away (`similarity.gram`)."""
 
     def __init__(self, activation: Tensor, layout: Layout) -> None:
         self.activation, self.layout = activation, layout
@@ -48,13 +48,13 @@ class Grams:
 
     @property
     def all(self) -> Gram:
-        """That of everything, which is always there."""
+        """The Gram matrix of the whole activation, which always exists."""
         whole = self.of("all")
         assert whole is not None
         return whole
 
     def first(self, images: int) -> "Grams":
-        """Those of the first images alone, from what is there already."""
+        """The Gram matrices of the first images alone, reusing those already made."""
         some = Grams(self.activation[:images], self.layout)
         if "all" in self._made:
             some._made["all"] = self.all[:images, :images]
@@ -64,7 +64,7 @@ class Grams:
 
     @cached_property
     def norms(self) -> Float32[Tensor, "image token"]:
-        """Of every token, or of every position of a map."""
+        """The norm of every token, or of every position of a map."""
         return tokens.norms(tokens.as_tokens(self.activation, self.layout))
 
     @cached_property
@@ -74,7 +74,10 @@ class Grams:
 
 
 def _spatial(grams: Grams) -> Gram | None:
-    """On a GPU by a product of its own: to look whether a difference is precise would stall the device."""
+    """The Gram matrix of the spatial tokens, as a difference where that is precise.
+
+    On a GPU always a product of its own, as checking the precision would stall the device.
+    """
     activation = grams.activation
     prefix = grams.layout.prefix_of(activation)
     if not prefix:
@@ -84,24 +87,28 @@ def _spatial(grams: Grams) -> Gram | None:
     own = similarity.gram(activation[:, :prefix])
     rest = grams.all - own
     precise = all(similarity.is_precise(rest, larger) for larger in (grams.all, own))
-    # Of distances the diagonal is a part, too.
+    # Squared distances use the diagonal, too, so it has to be as precise.
     if precise and (grams.all.diagonal() <= similarity.OFFSET * rest.diagonal()).all():
         return rest
     return grams.product("spatial")
 
 
 def _inliers(grams: Grams) -> Gram | None:
-    """On a GPU by a product of its own, as looking would stall the device."""
+    """The Gram matrix with massive tokens replaced: that of all tokens where none is massive.
+
+    On a GPU always a product of its own, as checking for massive tokens would stall the device.
+    """
     if grams.activation.is_cuda or grams.massive.any():
         return grams.product("inliers")
     return grams.all
 
 
 def _typical(grams: Grams) -> Gram | None:
-    """How far an image is from the mean follows from the Gram matrix, and so does that of any mixture of images.
+    """The Gram matrix with dominant images replaced, as T K T' where that is precise.
 
-    Where a dominant image hid an offset from `similarity.gram`, the others are rounded to the size of that. On a GPU by a
-    product of its own, as looking would stall the device.
+    Distances of images from their mean follow from the Gram matrix K, and so do inner products of any mixture of images. Where
+    a dominant image hid a common offset from `similarity.gram`, entries of the other images are rounded to the size of that
+    offset. On a GPU always a product of its own, as checking the precision would stall the device.
     """
     if grams.activation.is_cuda:
         return grams.product("typical")
@@ -116,7 +123,7 @@ def _typical(grams: Grams) -> Gram | None:
 
 
 def _normalized(grams: Grams) -> Gram:
-    """Piece by piece, so that the activation is never there twice."""
+    """The Gram matrix of tokens scaled to norm 1, piece by piece so that the activation is never copied as a whole."""
     own = tokens.as_tokens(grams.activation, grams.layout)
     scale = 1 / grams.norms.clamp(min=tokens.TINY)
     images, count, channels = own.shape

@@ -1,6 +1,6 @@
 """Linear classifiers in closed form, thousands at once: ridge regression onto targets -1 and +1.
 
-Of features X (image feature) and targets Y (image answer), both centred, and a penalty on the squared norm of the weights,
+For features X (image feature) and targets Y (image answer), both centred, and a penalty on the squared norm of the weights,
 
     W = (X'X + penalty I)^-1 X'Y = X'(XX' + penalty I)^-1 Y,
 
@@ -18,9 +18,9 @@ from torch.nn import functional
 
 # The range of the few-shot grids of the Vision Transformer's authors, every second power.
 PENALTIES = tuple(4.0**power for power in range(-5, 10))
-# Features that vary less than float32 resolves their size say nothing.
+# A feature whose deviation is below this share of its mean, about float32's resolution, counts as constant.
 CONSTANT = 2.0**-20
-# Numbers in one solve, 256 MB in float64: thousands of classifiers are solved in pieces that fit anywhere.
+# Numbers in one solve, 256 MB in float64: thousands of classifiers are solved in pieces that fit into any memory.
 PIECE = 2**25
 
 
@@ -45,12 +45,12 @@ def fit(
 ) -> tuple[
     Float32[Tensor, "layer token learned feature answer"], Float32[Tensor, "layer token learned answer"]
 ]:
-    """Weights and biases of a classifier per layer, token and draw; each has the penalty that answers best on the last draw.
+    """Weights and biases of a classifier per layer, token and draw; each has the penalty most accurate on the last draw.
 
     Args:
-        features: of all images, standardised here.
+        features: features of all images; they are standardised here.
         draws: which images are the examples of each draw; the last one is held out, so there is no classifier of it.
-        labels: of the examples of any draw.
+        labels: labels of the examples, the same for every draw.
         answers: how many different labels there are.
     """
     (layer, _, token, width), learned = features.shape, len(draws) - 1
@@ -77,9 +77,9 @@ def best(
     labels: Int[Tensor, " example"],
     answers: int,
 ) -> tuple[Float64[Tensor, "probe feature answer"], Float64[Tensor, "probe answer"]]:
-    """Weights and biases, for features as they are, with the penalty that answers best on held-out images of the same labels.
+    """Weights and biases, for features as they are, with the penalty most accurate on held-out images of the same labels.
 
-    Of several penalties as good, the strongest. A feature that is constant over the examples gets the weight 0.
+    Of equally accurate penalties the strongest is taken. A feature that is constant over the examples gets the weight 0.
     """
     y = 2 * functional.one_hot(labels, answers).double() - 1
     deviation, mean = torch.std_mean(examples, dim=1, keepdim=True, correction=0)
@@ -95,7 +95,7 @@ def best(
 def _each_penalty(
     x: Float64[Tensor, "probe row inner"], by_penalty: Float64[Tensor, "probe penalty inner answer"]
 ) -> Float64[Tensor, "probe penalty row answer"]:
-    """``x @ by_penalty``, penalties side by side: broadcasting would copy `x` for each of them."""
+    """Compute ``x @ by_penalty`` with the penalties side by side, as broadcasting would copy `x` for each of them."""
     penalties = by_penalty.shape[1]
     product = x @ rearrange(by_penalty, "probe penalty inner answer -> probe inner (penalty answer)")
     return rearrange(product, "probe row (penalty answer) -> probe penalty row answer", penalty=penalties)

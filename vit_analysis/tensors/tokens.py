@@ -1,7 +1,8 @@
-"""What of a layer's activation is compared: all of it, spatial tokens, the class token, a mean, or robust variants.
+"""Which part of a layer's activation is compared: all of it, spatial tokens, the class token, a mean, or robust variants.
 
 A *token layer* is ``image token channel``, with ``prefix`` tokens (class, distillation, registers) before the spatial ones.
-A *map* is ``image channel row col`` (or channels last); its positions count as spatial tokens. The rest is compared whole.
+A *map* is ``image channel row col`` (or channels last); its positions count as spatial tokens. Any other
+activation is compared whole.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +17,11 @@ from torch.nn import functional
 
 from vit_analysis.spelling import Refusal
 
-# A token is massive from this many times the median norm of its layer. On an ImageNet ViT-Ti/16 the massive tokens stand at
-# 30-50 times the median and ordinary ones reach 2, so any number between 4 and 20 finds the same tokens.
+# A token is massive if its norm is above this many times the median of its layer. On an ImageNet ViT-Ti/16 the massive tokens
+# stand at 30-50 times the median and ordinary ones reach 2, so any number between 4 and 20 finds the same tokens.
 MASSIVE = 5.0
-DOMINANT_IMAGES = 0.01
-TINY = 1e-12  # a norm that no token is divided by
+DOMINANT_IMAGES = 0.01  # share of the images of a batch
+TINY = 1e-12  # tokens are divided by their norm or by this, whichever is larger
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Grid:
     width: float
 
     def distances(self) -> Float64[Tensor, "query key"]:
-        """Pixels between the centres of every two tokens."""
+        """Distances between the centres of all pairs of tokens, in pixels of the input."""
         row, column = torch.meshgrid(torch.arange(self.rows), torch.arange(self.columns), indexing="ij")
         place = torch.stack([row.flatten() * self.height, column.flatten() * self.width], dim=1).double()
         return torch.linalg.vector_norm(place[:, None] - place, dim=-1)
@@ -48,7 +49,7 @@ class Layout:
         prefix: number of prefix tokens before them.
         class_token: whether the first prefix token is a class token.
         channels_last: whether maps are ``image row col channel``.
-        by_shape: whether a square map that says otherwise by its shape is believed: two equal axes are its rows and columns.
+        by_shape: whether a square map's shape decides instead of `channels_last`: two equal axes are its rows and columns.
         grid: rows and columns of the spatial tokens of a token layer, where there is a fixed grid.
     """
 
@@ -60,12 +61,12 @@ class Layout:
     grid: tuple[int, int] | None = None
 
     def prefix_of(self, activation: Tensor) -> int:
-        """Prefix tokens in this activation: a patch embedding, before the class token joins, has none."""
+        """The number of prefix tokens in this activation; a patch embedding, before the class token is added, has none."""
         has_prefix = activation.ndim == 3 and activation.shape[1] != self.spatial
         return min(self.prefix, activation.shape[1]) if has_prefix else 0
 
     def ends_with_channels(self, map: Float[Tensor, "image a b c"]) -> bool:
-        """Whether this map is ``image row col channel``: some models arrange some of their blocks so and say it nowhere."""
+        """Whether this map is ``image row col channel``: some models have such blocks and do not declare it."""
         _, first, middle, last = map.shape
         if self.by_shape and (first == middle) != (middle == last):
             return first == middle
@@ -78,7 +79,7 @@ def everything(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
 
 
 def spatial(activation: Tensor, layout: Layout) -> Tensor | None:
-    """The spatial tokens; None for a token layer that has none. Maps whole."""
+    """The spatial tokens; None for a token layer that has none. A map is returned whole."""
     if activation.ndim != 3:
         return activation
     prefix = layout.prefix_of(activation)
@@ -86,7 +87,7 @@ def spatial(activation: Tensor, layout: Layout) -> Tensor | None:
 
 
 def class_token(activation: Tensor, layout: Layout) -> Tensor | None:
-    """The class token; None for a token layer that has none. Maps and vectors whole, as there is nothing to choose."""
+    """The class token; None for a token layer that has none. Maps and vectors are returned whole."""
     if activation.ndim != 3:
         return activation
     return activation[:, 0] if layout.class_token and layout.prefix_of(activation) else None
@@ -98,7 +99,7 @@ def mean(activation: Tensor, layout: Layout) -> Tensor:
 
 
 def normalized(activation: Tensor, layout: Layout) -> Tensor:
-    """Each token, or each position of a map, scaled to norm 1: no token can outweigh another."""
+    """Each token, or each position of a map, scaled to norm 1, so that no token can outweigh another."""
     return torch.nn.functional.normalize(as_tokens(activation.float(), layout), dim=-1, eps=TINY)
 
 
@@ -109,7 +110,7 @@ def standardized(activation: Tensor, layout: Layout) -> Tensor:
 
 
 def inliers(activation: Tensor, layout: Layout) -> Tensor:
-    """Massive tokens replaced by the mean, over the batch, of the ordinary tokens at their place.
+    """All tokens, with each massive one replaced by the mean over the batch of the ordinary tokens at its place.
 
     After centring over images the replacement contributes nothing, which is what dropping a token from a Gram matrix means.
     """
@@ -120,7 +121,7 @@ def inliers(activation: Tensor, layout: Layout) -> Tensor:
 
 
 def typical(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
-    """The 1 % of images, at least one, farthest from the mean of the batch replaced by the mean of the others.
+    """All images, with the 1 % (at least one) farthest from the mean of the batch replaced by the mean of the others.
 
     After centring they contribute next to nothing, which is what dropping them from a Gram matrix means. A few dominant images
     can make up a layer's similarity (Nguyen et al. 2022).
@@ -165,15 +166,16 @@ def channels_first(
 def aligned(
     activation: Float[Tensor, "image channel row col"], channels: int, grid: tuple[int, int]
 ) -> Float[Tensor, "image token feature"]:
-    """A map brought to another's size, so that layers of one network can be compared (Raghu et al. 2021, appendix).
+    """A map brought to the size of another, so that layers of one network can be compared (Raghu et al. 2021, appendix).
 
-    Patches are flattened into channels until there are about as many as wanted, then the rest is pooled. In a ResNet-50, whose
-    last maps are 2048 channels of 7 x 7, that is 2 x 4 patches in stage 1, 2 x 2 in stage 2 and 1 x 2 in stage 3.
+    Patches are flattened into channels until there are about as many channels as wanted, then rows and columns are pooled. In
+    a ResNet-50, whose last maps are 2048 channels of 7 x 7, that is 2 x 4 patches in stage 1, 2 x 2 in stage 2 and 1 x 2 in
+    stage 3.
 
     Args:
         activation: the map, channels first.
-        channels: of the map it is brought to.
-        grid: rows and columns of that map.
+        channels: number of channels of the other map.
+        grid: rows and columns of the other map.
     """
     patch, size = [1, 1], activation.shape[2:]
     while activation.shape[1] * patch[0] * patch[1] * 2 <= channels:
@@ -207,7 +209,7 @@ def on_grid(activation: Tensor, layout: Layout, layer: str) -> Float[Tensor, "im
 
 
 def norms(tokens: Float[Tensor, "image token channel"]) -> Float32[Tensor, "image token"]:
-    """Of every token, in float32; of half precision nothing is widened as a whole."""
+    """The norm of every token, in float32; half precision is never widened as a whole."""
     precision = torch.promote_types(tokens.dtype, torch.float32)
     return torch.linalg.vector_norm(tokens, dim=-1, dtype=precision).float()
 
