@@ -1,6 +1,11 @@
-"""Settings and fixtures of all tests. Imports neither torch nor timm, for the tests that need neither."""
+"""Settings and fixtures of all tests. Imports neither torch nor timm, for the tests that need neither.
 
+Slow tests are marked by the time that was measured of them: `make slow` writes tests/slow.txt.
+"""
+
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +30,55 @@ def assets() -> Path:
     if not ASSETS.is_dir():
         pytest.skip("needs real weights and images, which are not part of the project")
     return ASSETS
+
+
+SLOW = Path(__file__).with_name("slow.txt")
+SECONDS = (
+    0.5  # of CPU, its children's too, as that is the same on a busy machine; a test that took more is slow
+)
+
+_spent: dict[str, dict[str, float]] = {"setup": {}, "call": {}}
+_shared: dict[str, set[tuple[str, str]]] = {}
+"""By test, the fixtures that it shares with others, with the file that defines them."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-slow", action="store_true", help="measure all tests and write tests/slow.txt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    known = {line.split(maxsplit=1)[1] for line in SLOW.read_text(encoding="utf-8").splitlines()}
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009  (pytest has no public way)
+        _shared[item.nodeid] = {
+            (own[-1].baseid, name) for name, own in fixtures.items() if own[-1].scope in ("module", "session")
+        }
+        if item.nodeid.removeprefix("tests/") in known:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    start = sum(os.times()[:4])
+    yield
+    _spent["setup"][item.nodeid] = sum(os.times()[:4]) - start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    start = sum(os.times()[:4])
+    yield
+    _spent["call"][item.nodeid] = sum(os.times()[:4]) - start
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    if not config.getoption("--write-slow"):
+        return
+    total = dict(_spent["call"])
+    # What a fixture takes is measured of the first test that asks for it, and would be paid by the next.
+    for first, time in _spent["setup"].items():
+        if time > SECONDS:
+            for other in (name for name, own in _shared.items() if own & _shared[first] and name in total):
+                total[other] += time
+    slow = sorted((name.removeprefix("tests/"), time) for name, time in total.items() if time > SECONDS)
+    SLOW.write_text("".join(f"{time:.1f} {name}\n" for name, time in slow), encoding="utf-8")

@@ -5,16 +5,16 @@ import torch
 from doubles import Given, oracle_cka
 from torch import nn
 from torch.nn import functional as F
-from vit_analysis.attention import Scale, head_distances
 
-from vit_analysis import attention, layers, models, plot
-from vit_analysis.attention_distance import HeadSums, distances, head_subsets
+from vit_analysis import attention_distance, layers, models, plot
+from vit_analysis.attention_distance import HeadSums, Scale, head_distances, head_subsets, measure
 from vit_analysis.images import Images
 from vit_analysis.lab import zoo
 from vit_analysis.lab.vit import ViT
 from vit_analysis.models import Model
-from vit_analysis.reading import intervals, state
-from vit_analysis.reading.capture import Heads, capture
+from vit_analysis.reading import state
+from vit_analysis.reading.capture import Capture, Heads
+from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import Grid
 
 GRIDS = [(7, 32, 115.5, 32.4), (14, 16, 116.5, 16.7), (16, 14, 116.6, 14.7)]
@@ -128,7 +128,7 @@ def test_it_is_the_loop_over_the_attention_that_timm_spells_out(name, fused):
     maps, uniform = unfused(module, given.pixels), looped(np.full((1, 16, 16), 1 / 16), 0, 4, 16)[0]
     for block in module.blocks:
         block.attn.fused_attn = fused
-    table = distances({"m": module}, given)
+    table = measure({"m": module}, given)
     assert {block.attn.fused_attn for block in module.blocks} == {fused}
     assert table["block"].tolist() == ["blocks.0"] * 4 + ["blocks.1"] * 4
     for row in table.itertuples():
@@ -141,8 +141,8 @@ def test_it_is_the_loop_over_the_attention_that_timm_spells_out(name, fused):
 def test_the_lab_vit_agrees_with_its_own_attention_weights():
     module = ViT(img_size=16, patch_size=4, num_classes=3, embed_dim=16, depth=2, num_heads=2).eval()
     given = images(size=16)
-    table = distances({"m": module}, given, blocks=[1])
-    with capture(module, ["blocks.1.norm1"]) as run, torch.inference_mode():
+    table = measure({"m": module}, given, blocks=[1])
+    with Capture(module, ["blocks.1.norm1"]) as run, torch.inference_mode():
         weights = (
             module.blocks[1].attn.attention_weights(run(given.pixels)["blocks.1.norm1"]).double().numpy()
         )
@@ -163,7 +163,7 @@ def test_pieces_and_half_precision_do_not_matter(monkeypatch):
     query, key, value = torch.randn(3, 5, 4, 17, 8)
     scale = place(4, 16, prefix=1)
     whole = head_distances(Heads(query, key, value, None, 0.4), scale)
-    monkeypatch.setattr(attention, "CPU_PIECE", 1)
+    monkeypatch.setattr(attention_distance, "CPU_PIECE", 1)
     torch.testing.assert_close(head_distances(Heads(query, key, value, None, 0.4), scale), whole)
     half = head_distances(Heads(query.bfloat16(), key.bfloat16(), value, None, 0.4), scale)
     torch.testing.assert_close(half, whole, atol=0.2, rtol=0)
@@ -182,14 +182,15 @@ def test_turning_queries_and_keys_together_changes_nothing():
 
 def test_neither_order_nor_batches_of_images_matter_and_sums_merge(tmp_path):
     module, given = vit("plain"), images(20, 4)
-    table = distances({"m": module}, given)
-    other = distances({"m": module}, Given(batch=7, pixels=given.pixels.flip(0)))
+    table = measure({"m": module}, given)
+    other = measure({"m": module}, Given(batch=7, pixels=given.pixels.flip(0)))
     np.testing.assert_allclose(other["distance_px"], table["distance_px"], rtol=1e-5)
     parts = [
-        HeadSums(
-            intervals.in_group(torch.rand(4, 3).double(), batch),
-            intervals.in_group(torch.tensor(5.0).double(), batch),
-            [["m", "blocks.0", head] for head in range(4)],
+        HeadSums.of_batch(
+            batch,
+            images=torch.tensor(5.0).double(),
+            totals=torch.rand(4, 3).double(),
+            places=[["m", "blocks.0", head] for head in range(4)],
         )
         for batch in range(3)
     ]
@@ -204,9 +205,9 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge(tmp_path):
 
 def test_the_interval_is_that_of_the_mean_over_groups():
     module, given = vit("plain"), images(20, 2)
-    table = distances({"m": module}, given)
+    table = measure({"m": module}, given)
     means = [
-        distances({"m": module}, Given(batch=2, pixels=given.pixels[at : at + 2]))["distance_px"].to_numpy()
+        measure({"m": module}, Given(batch=2, pixels=given.pixels[at : at + 2]))["distance_px"].to_numpy()
         for at in range(0, 20, 2)
     ]
     half = 2.2621572 * np.std(means, axis=0, ddof=1) / 10**0.5  # Student's t with 9 degrees of freedom
@@ -215,10 +216,10 @@ def test_the_interval_is_that_of_the_mean_over_groups():
 
 
 def test_blocks_are_chosen_by_number_from_either_end():
-    table = distances({"m": vit("plain")}, images(), blocks=[-1])
+    table = measure({"m": vit("plain")}, images(), blocks=[-1])
     assert table["block"].unique().tolist() == ["blocks.1"]
-    with pytest.raises(ValueError, match="m has blocks 0 to 1, got 2"):
-        distances({"m": vit("plain")}, images(), blocks=[0, 2])
+    with pytest.raises(Refusal, match="m has blocks 0 to 1, got 2"):
+        measure({"m": vit("plain")}, images(), blocks=[0, 2])
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_blocks_are_chosen_by_number_from_either_end():
         (
             timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1), embed_dim=24, num_heads=(2, 2)),
             224,
-            "layers.0.blocks.0.attn:heads of m has 49 queries and 49 keys, not the 3136 tokens of the model's grid: windows",
+            "'layers.0.blocks.0.attn:heads' of m has 49 queries and 49 keys, not the 3136 tokens of the model's grid: windows",
         ),
         (
             timm.create_model("vit_tiny_patch16_224", depth=1, dynamic_img_size=True),
@@ -244,22 +245,22 @@ def test_blocks_are_chosen_by_number_from_either_end():
     ids=["CNN", "Mixer", "windows", "another size"],
 )
 def test_what_has_no_distance_says_why(module, size, message):
-    with pytest.raises(ValueError, match=message):
-        distances({"m": module.eval()}, images(4, 4, size))
+    with pytest.raises(Refusal, match=message):
+        measure({"m": module.eval()}, images(4, 4, size))
 
 
 def test_an_attention_that_never_reaches_the_fused_kernel_is_an_error():
     module = vit("plain")
     module.blocks[1].attn.forward = lambda x, **_: x
-    with pytest.raises(RuntimeError, match=r"'blocks.1.attn:heads' did not run"):
-        distances({"m": module}, images())
+    with pytest.raises(Refusal, match=r"'blocks.1.attn:heads' did not run"):
+        measure({"m": module}, images())
 
 
 def test_values_that_are_not_finite_are_named():
     module = vit("plain")
     module.blocks[1].attn.qkv.weight.data[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"blocks.1 of m has values that are not finite in batch 0"):
-        distances({"m": module}, images())
+    with pytest.raises(Refusal, match=r"blocks.1 of m has values that are not finite in batch 0"):
+        measure({"m": module}, images())
 
 
 @pytest.mark.parametrize("kind", ["bias", "bool", "causal", "gqa"])
@@ -276,7 +277,7 @@ def test_heads_hold_masks_and_shared_keys_as_the_kernel_takes_them(kind):
             return F.scaled_dot_product_attention(x, few, few, **extra)
 
     bias, x = torch.randn(6, 6).fill_diagonal_(1), torch.randn(2, 4, 6, 3)
-    with capture(nn.Sequential(Attend()), ["0:heads", "0"], lambda _, seen: seen) as run:
+    with Capture(nn.Sequential(Attend()), ["0:heads", "0"], lambda _, seen: seen) as run:
         seen = run(x)
     heads = seen["0:heads"]
     scores = heads.scale * heads.query @ heads.key.mT + (0 if heads.bias is None else heads.bias)
@@ -288,8 +289,8 @@ def test_nothing_is_watched_after_an_error_in_the_model():
     module = vit("plain")
     seen = []
     module.blocks[0].attn.proj = nn.Linear(5, 5)
-    with capture(module, ["blocks.0.attn:heads"], lambda _, heads: seen.append(heads)) as run:
-        with pytest.raises(RuntimeError, match="shape"):
+    with Capture(module, ["blocks.0.attn:heads"], lambda _, heads: seen.append(heads)) as run:
+        with pytest.raises(Refusal, match=r"VisionTransformer does not take images of 3 x 64 x 64: .*shape"):
             run(torch.randn(1, 3, 64, 64))
         assert len(seen) == 1
         F.scaled_dot_product_attention(*torch.randn(3, 1, 1, 4, 4))
@@ -311,10 +312,10 @@ def test_subsets_of_heads_are_compared_as_their_concatenation_from_local_to_glob
     table = head_subsets(vit, cnn, given)
     assert table["layer"].unique().tolist() == ["layer1.0", "layer1.1", "layer1.2", "layer2.0", "layer2.1"]
     assert table["subset"].nunique() == 8 - 4 + 1
-    alone = distances([vit], given, blocks=[0])["distance_px"].to_numpy()
-    with capture(vit.module, ["blocks.0.attn.proj:in"]) as run, torch.inference_mode():
+    alone = measure([vit], given, blocks=[0])["distance_px"].to_numpy()
+    with Capture(vit.module, ["blocks.0.attn.proj:in"]) as run, torch.inference_mode():
         mixed = run(given.pixels)["blocks.0.attn.proj:in"].unflatten(-1, (8, 4))
-    with capture(cnn.module, ["layer1.2"]) as run, torch.inference_mode():
+    with Capture(cnn.module, ["layer1.2"]) as run, torch.inference_mode():
         unit = run(given.pixels)["layer1.2"]
     for row in table[table["layer"] == "layer1.2"].itertuples():
         heads = [int(head) for head in row.heads.split(",")]
@@ -335,7 +336,7 @@ def test_a_subset_is_four_heads_or_half_of_fewer_than_eight(heads, size, count):
 def test_the_lab_by_default_and_pictures_on_one_scale():
     loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
     given = Images(limit=24, batch=8)
-    table = distances(loaded[:1], given)
+    table = measure(loaded[:1], given)
     assert list(table.columns) == [
         *(
             "model",

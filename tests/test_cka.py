@@ -11,7 +11,9 @@ from torch import nn
 from vit_analysis import cka, models
 from vit_analysis.images import Images
 from vit_analysis.reading import intervals, measure
-from vit_analysis.reading.capture import capture
+from vit_analysis.reading.capture import Capture
+from vit_analysis.spelling import Refusal
+from vit_analysis.study.controls import SELECTIONS
 from vit_analysis.tensors import similarity
 
 FEATURES = 192  # 3 x 8 x 8
@@ -36,7 +38,7 @@ def gaussian() -> Given:
 
 
 def measured(module: nn.Module, images: Images, **kwargs):
-    return cka.compare({"m": module}, images, layers=["x", "y", "independent"], **kwargs)
+    return cka.measure({"m": module}, images, layers=["x", "y", "independent"], **kwargs)
 
 
 def test_the_truth_is_within_the_interval_and_the_interval_is_narrow(gaussian):
@@ -81,7 +83,7 @@ def test_permuted_images_are_not_similar(gaussian):
     shuffled = Layers(
         x=lambda both: both[:, 0].flatten(1), y=lambda both: both[torch.randperm(len(both)), 0].flatten(1)
     )
-    table = cka.compare({"m": shuffled}, gaussian, layers=["x", "y"])
+    table = cka.measure({"m": shuffled}, gaussian, layers=["x", "y"])
     assert abs(cell(table, "x", "y")) < 0.02
 
 
@@ -99,7 +101,7 @@ def test_every_pair_within_and_across_is_the_three_term_formula():
         pair(torch.relu),
         Layers(z=lambda x: x[:, 1].square().flatten(1), u=lambda x: x.flatten(1)[:, :5]),
     )
-    table = cka.compare({"a": one, "b": other}, images, layers=["x", "y", "z", "u"])
+    table = cka.measure({"a": one, "b": other}, images, layers=["x", "y", "z", "u"])
     layers = {**one.functions, **other.functions}
     batches = pixels.split(16)
     assert len(table) == 16
@@ -120,7 +122,7 @@ def test_rows_carry_the_layer_that_was_read_in_order_of_execution():
             return self.third(self.second(self.first(x.flatten(1))))
 
     images = Given(batch=20, pixels=torch.randn(20, 12))
-    table = cka.compare({"m": Backwards()}, images, layers="*")
+    table = cka.measure({"m": Backwards()}, images, layers="*")
     assert list(dict.fromkeys(table["layer"])) == ["first", "second", "third"]
     assert table["depth"].iloc[::3].tolist() == [0.0, 0.5, 1.0]
     assert cell(table, "third", "third") == pytest.approx(1)
@@ -137,8 +139,8 @@ def test_batchnorm_layers_are_read_before_they_are_overwritten(name):
         nn.init.normal_(norm.bias, std=0.5)
     images = Given(batch=16, pixels=torch.randn(16, 3, 64, 64))
     taps = [tap for tap, m in module.named_modules() if isinstance(m, nn.BatchNorm2d)][:12]
-    table = cka.compare({"m": module}, images, layers=taps)
-    with capture(module, taps) as run, torch.inference_mode():
+    table = cka.measure({"m": module}, images, layers=taps)
+    with Capture(module, taps) as run, torch.inference_mode():
         kept = run(images.pixels)
     for layer, other in pairwise(taps):
         assert cell(table, layer, other) == pytest.approx(oracle_cka([kept[layer]], [kept[other]]), abs=1e-5)
@@ -154,13 +156,13 @@ def test_a_last_batch_too_small_is_left_out_with_one_warning(gaussian, caplog, r
 
 
 def test_too_few_images_altogether_are_an_error():
-    with pytest.raises(ValueError, match="no batch of 1 could be used"):
+    with pytest.raises(Refusal, match="no batch of 1 could be used"):
         measured(pair(), Given(batch=64, pixels=torch.randn(3, 2, 3, 8, 8)))
 
 
 def test_a_constant_layer_is_undefined_and_named(gaussian, caplog):
     module = Layers(x=lambda both: both[:, 0].flatten(1), flat=lambda both: torch.full((len(both), 5), 7.3))
-    table = cka.compare({"m": module}, gaussian, layers=["x", "flat"])
+    table = cka.measure({"m": module}, gaussian, layers=["x", "flat"])
     assert np.isnan(cell(table, "x", "flat"))
     assert np.isnan(cell(table, "flat", "flat"))
     assert cell(table, "x", "x") == pytest.approx(1)
@@ -174,8 +176,8 @@ def test_a_value_that_is_not_finite_names_model_layer_and_batch(gaussian):
         calls.append(1)
         return both[:, 0].flatten(1) / (0 if len(calls) == 3 else 1)
 
-    with pytest.raises(ValueError, match="'y' of m has values that are not finite in batch 2"):
-        cka.compare({"m": Layers(x=lambda both: both[:, 0], y=spoilt)}, gaussian, layers=["x", "y"])
+    with pytest.raises(Refusal, match="'y' of m has values that are not finite in batch 2"):
+        cka.measure({"m": Layers(x=lambda both: both[:, 0], y=spoilt)}, gaussian, layers=["x", "y"])
 
 
 def test_massive_tokens_are_counted_and_named_and_the_robust_variants_see_past_them(caplog):
@@ -189,7 +191,7 @@ def test_massive_tokens_are_counted_and_named_and_the_robust_variants_see_past_t
 
     module = Layers(x=lambda x: x, spoilt=massive, again=lambda x: massive(torch.randn_like(x)))
     images = Given(batch=64, pixels=base)
-    table = cka.compare({"m": module}, images, layers=["x", "spoilt", "again"])
+    table = cka.measure({"m": module}, images, layers=["x", "spoilt", "again"])
     assert cell(table, "x", "spoilt") < 0.05  # the same features but for 0.5 % of tokens
     assert cell(table, "spoilt", "again") > 0.95  # nothing in common but where the massive tokens are
     assert "m: massive tokens, 0.5 % of all, make up" in caplog.text
@@ -198,7 +200,7 @@ def test_massive_tokens_are_counted_and_named_and_the_robust_variants_see_past_t
     assert shares["spoilt"]["hsic"] > 0.99
     assert shares["x"] == {"model": "m", "layer": "x", "tokens": 0.0, "hsic": 0.0}
     for tokens in ("normalized", "standardized", "inliers"):
-        robust = cka.compare({"m": module}, images, layers=["x", "spoilt", "again"], tokens=tokens)
+        robust = cka.measure({"m": module}, images, layers=["x", "spoilt", "again"], tokens=tokens)
         assert cell(robust, "x", "spoilt") > 0.95
         assert abs(cell(robust, "spoilt", "again")) < 0.05
 
@@ -209,7 +211,7 @@ def test_the_robustness_table_holds_the_mean_off_diagonal_of_each_estimator():
     robust = cka.robustness({"m": module}, images, layers=["x", "y", "z"])
     assert robust["tokens"].tolist() == list(cka.ROBUST)
     for row in robust.itertuples():
-        table = cka.compare({"m": module}, images, layers=["x", "y", "z"], tokens=row.tokens)
+        table = cka.measure({"m": module}, images, layers=["x", "y", "z"], tokens=row.tokens)
         different = table[table["layer"] != table["other_layer"]]
         assert row.cka == pytest.approx(different["cka"].mean(), abs=1e-12)
         assert row.low < row.cka < row.high
@@ -219,7 +221,7 @@ def test_tokens_choose_what_of_a_token_layer_is_compared():
     module = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1).eval()
     images = Given(batch=32, pixels=torch.randn(32, 3, 32, 32))
     taps = ["patch_embed", "blocks.0.attn", "blocks.0"]
-    with capture(module, taps) as run, torch.inference_mode():
+    with Capture(module, taps) as run, torch.inference_mode():
         kept = run(images.pixels)
     chosen = {
         "all": lambda x: x,
@@ -228,10 +230,10 @@ def test_tokens_choose_what_of_a_token_layer_is_compared():
         "normalized": lambda x: x / x.norm(dim=-1, keepdim=True),
     }
     for tokens, choose in chosen.items():
-        table = cka.compare({"m": module}, images, layers=taps, tokens=tokens)
+        table = cka.measure({"m": module}, images, layers=taps, tokens=tokens)
         expected = oracle_cka([choose(kept["blocks.0.attn"])], [choose(kept["blocks.0"])])
         assert cell(table, "blocks.0.attn", "blocks.0") == pytest.approx(expected, abs=1e-5)
-    table = cka.compare({"m": module}, images, layers=taps, tokens="cls")
+    table = cka.measure({"m": module}, images, layers=taps, tokens="cls")
     assert set(table["layer"]) == {
         "blocks.0.attn",
         "blocks.0",
@@ -244,20 +246,20 @@ def test_a_class_token_that_no_layer_has_is_an_error():
     module = timm.create_model(
         "vit_base_patch16_siglip_gap_224", img_size=32, depth=1, embed_dim=32, num_heads=2
     ).eval()
-    with pytest.raises(ValueError, match="no chosen layer has what --tokens asks for"):
-        cka.compare(
+    with pytest.raises(Refusal, match="no chosen layer has what --tokens asks for"):
+        cka.measure(
             {"m": module}, Given(batch=8, pixels=torch.randn(8, 3, 32, 32)), layers="blocks.*", tokens="cls"
         )
 
 
 def test_misspelt_layers_bring_the_nearest_right_ones(gaussian):
-    with pytest.raises(ValueError, match="matches 'xx'; did you mean 'x'"):
-        cka.compare({"m": pair()}, gaussian, layers="xx")
+    with pytest.raises(Refusal, match="matches 'xx'; did you mean 'x'"):
+        cka.measure({"m": pair()}, gaussian, layers="xx")
 
 
 def test_the_untrained_lab_pair_in_one_pass_with_provenance():
     loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
-    table = cka.compare(loaded, Images(limit=48, batch=16), layers="blocks")
+    table = cka.measure(loaded, Images(limit=48, batch=16), layers="blocks")
     assert list(table.columns) == [
         *("model", "layer", "depth", "other_model", "other_layer", "other_depth"),
         *("cka", "low", "high", "cka_without"),
@@ -266,7 +268,7 @@ def test_the_untrained_lab_pair_in_one_pass_with_provenance():
     assert len(table) == (8 + 8) ** 2
     assert table.attrs["models"] == {model.name: model.digest for model in loaded}
     assert table.attrs["images"]["count"] == 48
-    alone = cka.compare(loaded[:1], Images(limit=48, batch=16), layers="blocks")
+    alone = cka.measure(loaded[:1], Images(limit=48, batch=16), layers="blocks")
     inside = table[(table["model"] == loaded[0].name) & (table["other_model"] == loaded[0].name)]
     np.testing.assert_allclose(alone["cka"], inside["cka"], rtol=1e-10)
 
@@ -284,15 +286,15 @@ def test_a_killed_run_goes_on_and_another_selection_of_tokens_does_not_pick_it_u
 
     module = Layers(x=lambda x: x, y=function)
     with pytest.raises(KeyboardInterrupt):
-        cka.compare({"m": module}, images, layers=["x", "y"], state=tmp_path / "run")
+        cka.measure({"m": module}, images, layers=["x", "y"], state=tmp_path / "run")
     assert len(list(tmp_path.iterdir())) == 1
-    normalized = cka.compare(
+    normalized = cka.measure(
         {"m": module}, images, layers=["x", "y"], tokens="normalized", state=tmp_path / "run"
     )
     assert len(calls) == 3 + 4
-    resumed = cka.compare({"m": module}, images, layers=["x", "y"], state=tmp_path / "run")
+    resumed = cka.measure({"m": module}, images, layers=["x", "y"], state=tmp_path / "run")
     assert len(calls) == 3 + 4 + 2
-    fresh = cka.compare({"m": module}, images, layers=["x", "y"])
+    fresh = cka.measure({"m": module}, images, layers=["x", "y"])
     np.testing.assert_array_equal(resumed["cka"], fresh["cka"])
     np.testing.assert_array_equal(resumed["low"], fresh["low"])
     assert cell(normalized, "x", "y") != cell(fresh, "x", "y")
@@ -302,10 +304,13 @@ def test_a_killed_run_goes_on_and_another_selection_of_tokens_does_not_pick_it_u
 def test_replicates_in_the_table_give_its_intervals():
     images = Given(batch=16, pixels=torch.randn(160, 6, 8))
     own = {"mine": Layers(a=lambda x: x, b=lambda x: 2 * x + torch.randn_like(x))}
-    table = cka.compare(own, images, layers=["a", "b"])
-    without = torch.tensor(np.stack(table["cka_without"]).T, dtype=torch.float64)
-    assert without.shape == (10, 4)
-    np.testing.assert_allclose(table["high"] - table["cka"], intervals.half_width(without), atol=1e-5)
+    table = cka.measure(own, images, layers=["a", "b"])
+    assert np.stack(table["cka_without"]).shape == (4, 10)
+    found = intervals.of_table(lambda rows: torch.tensor(rows["cka"].to_numpy(float)), table)
+    np.testing.assert_array_equal(found.value, table["cka"])
+    np.testing.assert_allclose(found.low, table["low"], atol=1e-5)
+    np.testing.assert_allclose(found.high, table["high"], atol=1e-5)
+    assert (found.high - found.low)[1] > 0.01
 
 
 def test_controls_are_what_their_names_say():
@@ -314,21 +319,38 @@ def test_controls_are_what_their_names_say():
     dominant[::64] = 60.0
     own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.flip(1) + pixels)}
     images = Given(batch=64, pixels=shared + dominant * torch.randn(1, 1, 8))
-    table = measure.table(cka.plan_controls(own, images, layers=["x", "y"]))
-    assert list(table["control"].unique()) == list(cka.CONTROLS)
+    table = cka.plan_controls(own, images, SELECTIONS, layers=["x", "y"]).table()
+    assert list(table["control"].unique()) == list(SELECTIONS)
     found = {name: cell(rows, "x", "y") for name, rows in table.groupby("control")}
     pd.testing.assert_series_equal(
-        table.loc[table["control"] == "all", "cka"], cka.compare(own, images, layers=["x", "y"])["cka"]
+        table.loc[table["control"] == "all", "cka"], cka.measure(own, images, layers=["x", "y"])["cka"]
     )
     assert abs(found["shuffled"]) < 0.05
     assert found["all"] > 0.99 > found["typical"] > 0.2
     assert cell(table[table["control"] == "shuffled"], "x", "x") == pytest.approx(1)
 
 
+def test_a_table_of_some_controls_holds_those_in_their_order_and_what_all_together_do():
+    own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.relu())}
+    images = Given(batch=24, pixels=torch.randn(48, 5, 8))
+    every = cka.plan_controls(own, images, SELECTIONS, layers=["x", "y"])
+    some = cka.plan_controls(own, images, ["shuffled", "all"], layers=["x", "y"])
+    assert some.key() != every.key()
+    table, whole = some.table(), every.table()
+    assert table["control"].tolist() == ["shuffled"] * 4 + ["all"] * 4
+    rows = pd.concat([whole[whole["control"] == control] for control in ("shuffled", "all")])
+    pd.testing.assert_frame_equal(table, rows.reset_index(drop=True))
+
+
+def test_a_control_that_is_none_is_refused_with_the_nearest_right_ones(gaussian):
+    with pytest.raises(Refusal, match="no tokens 'normalised'; did you mean 'normalized'"):
+        cka.plan_controls({"m": pair()}, gaussian, ["all", "normalised"], layers="*")
+
+
 def test_the_biased_control_is_the_formula_of_the_paper():
     own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.relu())}
     images = Given(batch=24, pixels=3 + torch.randn(24, 5, 8))
-    table = measure.table(cka.plan_controls(own, images, layers=["x", "y"]))
+    table = cka.plan_controls(own, images, SELECTIONS, layers=["x", "y"]).table()
     x = images.pixels.double().flatten(1).numpy()
     centring = np.eye(24) - 1 / 24
     k, l = (centring @ (rows @ rows.T) @ centring for rows in (x, x.clip(0)))
@@ -344,11 +366,11 @@ def test_a_table_of_some_pairs_of_models_holds_what_the_whole_table_does():
         "other": Layers(a=torch.sin),
         "third": Layers(a=torch.cos),
     }
-    whole = cka.compare(own, images, layers="*")
+    whole = cka.measure(own, images, layers="*")
     plan = cka.plan(own, images, layers="*", pairs=[("one", "one"), ("one", "third")])
     assert len({plan.key(), cka.plan(own, images, layers="*").key()}) == 2  # another table is not read for it
     assert plan.key() != cka.plan(own, images, layers="*", pairs=[("one", "one")]).key()
-    some = measure.table(plan)
+    some = plan.table()
     rows = (whole["model"] == "one") & whole["other_model"].isin(["one", "third"])
     pd.testing.assert_frame_equal(some, whole[rows].reset_index(drop=True))
 
@@ -356,9 +378,9 @@ def test_a_table_of_some_pairs_of_models_holds_what_the_whole_table_does():
 def test_models_may_run_in_half_precision_and_gram_matrices_do_not():
     both = [models.load("lab/vit", device="cpu"), models.load("lab/resnet", device="cpu")]
     images = Images(limit=128, batch=32)
-    whole = cka.compare(both, images, layers="blocks")["cka"]
+    whole = cka.measure(both, images, layers="blocks")["cka"]
     with torch.autocast("cpu", torch.bfloat16):
-        half = cka.compare(both, images, layers="blocks")["cka"]
+        half = cka.measure(both, images, layers="blocks")["cka"]
     assert 0 < (half - whole).abs().max() < 0.01
 
 
@@ -369,7 +391,10 @@ def test_measurements_of_one_pass_share_their_products(monkeypatch):
     )
     vit, images = models.load("lab/vit@random", device="cpu"), Images(limit=16, batch=16)
     measure.tables(
-        {"cka": cka.plan([vit], images, layers="blocks"), "controls": cka.plan_controls([vit], images)}
+        {
+            "cka": cka.plan([vit], images, layers="blocks"),
+            "controls": cka.plan_controls([vit], images, SELECTIONS),
+        }
     )
     whole, width, blocks = 65 * 96, 96, 8
     # One of everything for both, one of the class token, and normalised tokens in pieces that add up to everything.

@@ -9,14 +9,15 @@ import torch
 from doubles import Given, Labelled, oracle_cka
 from torch import nn
 
-from vit_analysis import cka, layers, models, plot
-from vit_analysis import lesions as lesion_module
+from vit_analysis import cka, layers, lesions, models, plot
 from vit_analysis.images import Images
 from vit_analysis.lab import zoo
 from vit_analysis.lab.vit import ViT
-from vit_analysis.lesions import lesions, partition, trained_without_skips
-from vit_analysis.reading.capture import capture
-from vit_analysis.reading.intervene import Branch, Repeated, without_skips
+from vit_analysis.layers import Branch
+from vit_analysis.lesions import measure, partition, trained_without_skips
+from vit_analysis.reading.capture import Capture
+from vit_analysis.reading.intervene import Repeated, without_skips
+from vit_analysis.spelling import Refusal
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 OWN = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -46,12 +47,12 @@ def test_without_skips_a_block_is_the_one_that_was_built_without(number):
     whole, without = ViT(**OWN).eval(), ViT(**OWN, no_skip=number).eval()
     without.load_state_dict(whole.state_dict())
     x, taps = torch.randn(2, 3, 16, 16), [f"blocks.{number}.norm2:in", f"blocks.{number}", "norm"]
-    with capture(whole, taps) as run, torch.no_grad():  # hooked before the change, and yet sees it
+    with Capture(whole, taps) as run, torch.no_grad():  # hooked before the change, and yet sees it
         intact, before = whole(x), run(x)
         with without_skips(whole, of_block(whole, f"blocks.{number}")):
             changed, seen = whole(x), run(x)
         torch.testing.assert_close(whole(x), intact, rtol=0, atol=0)
-    with capture(without, taps) as run, torch.no_grad():
+    with Capture(without, taps) as run, torch.no_grad():
         expected = run(x)
     torch.testing.assert_close(changed, without(x), rtol=0, atol=0)
     for tap in taps:
@@ -70,7 +71,7 @@ def test_without_its_skip_a_residual_unit_is_its_long_branch(name, unit):
     inner = [f"{unit}:in", unit]
     with (
         torch.no_grad(),
-        capture(module, inner) as run,
+        Capture(module, inner) as run,
         without_skips(module, of_block(module, unit)),
     ):
         seen = run(torch.randn(2, 3, 64, 64))
@@ -91,9 +92,9 @@ def test_an_error_inside_leaves_the_model_as_it_was():
 def test_a_repeated_model_numbers_what_it_saw_under_each_change():
     module, x = vit(depth=2), torch.randn(2, 3, 32, 32)
     repeated = Repeated(module, [nullcontext, partial(without_skips, branches=of_block(module, "blocks.1"))])
-    with capture(repeated, ["model.blocks.1", "model"]) as run, torch.no_grad():
+    with Capture(repeated, ["model.blocks.1", "model"]) as run, torch.no_grad():
         seen = run(x)
-    assert list(seen) == ["model.blocks.1", "model", "model.blocks.1#2", "model#2"]
+    assert [str(layer) for layer in seen] == ["model.blocks.1", "model", "model.blocks.1#2", "model#2"]
     torch.testing.assert_close(seen["model"], module(x).detach())
 
 
@@ -106,13 +107,13 @@ def labelled(count: int = 24, batch: int = 8, classes: int = 10, size: int = 32)
 def test_lesions_are_accuracy_and_similarity_measured_one_at_a_time(monkeypatch):
     given = labelled(classes=5, size=16)
     module = ViT(**OWN).eval()
-    monkeypatch.setattr(lesion_module, "truth", lambda *_: list(range(5)))
-    table = lesions({"m": module}, given).set_index("block")
+    monkeypatch.setattr(lesions, "classes_of_labels", lambda *_: list(range(5)))
+    table = measure({"m": module}, given).set_index("block")
     assert set(table["reference"]) == {"labels"}
     taps = ["blocks.0:in", "blocks.0", "blocks.1", "blocks.2"]
 
     def measured(model: nn.Module) -> tuple[float, dict[str, torch.Tensor]]:
-        with capture(model, taps) as run, torch.no_grad():
+        with Capture(model, taps) as run, torch.no_grad():
             return (model(given.pixels).argmax(-1) == given.labels).double().mean().item(), run(given.pixels)
 
     def across(seen: dict[str, torch.Tensor], place: int) -> float:
@@ -135,7 +136,7 @@ def test_lesions_are_accuracy_and_similarity_measured_one_at_a_time(monkeypatch)
 
 def test_without_known_labels_lesions_are_agreement_with_the_intact_model():
     module = resnet(num_classes=7)
-    table = lesions({"v": vit(num_classes=4), "r": module}, labelled(8, 4), state=None)
+    table = measure({"v": vit(num_classes=4), "r": module}, labelled(8, 4), state=None)
     assert set(table["reference"]) == {"intact model"}
     np.testing.assert_allclose(table["accuracy"] + table["drop"], 1)
     assert table["model"].tolist() == ["v"] * 3 + ["r"] * 8
@@ -144,16 +145,16 @@ def test_without_known_labels_lesions_are_agreement_with_the_intact_model():
 
 def test_labels_are_known_for_the_lab_and_for_wnids(tmp_path):
     lab = models.load("lab/vit@random", device="cpu")
-    assert models.truth(lab, Images(limit=4)) == list(range(10))
+    assert models.classes_of_labels(lab, Images(limit=4)) == list(range(10))
     imagenet = models.named({"m": nn.Identity()})["m"]
     imagenet.module.num_classes = 1000
-    assert models.truth(imagenet, Images(limit=4)) is None
+    assert models.classes_of_labels(imagenet, Images(limit=4)) is None
     for wnid in ("n01443537", "n15075141", "n01440764"):
         (tmp_path / wnid).mkdir()
         torch.save({}, tmp_path / wnid / "a.jpg")
     folder = Images(source=str(tmp_path))
-    assert models.truth(imagenet, folder) == [0, 1, 999]
-    assert models.truth(lab, folder) is None
+    assert models.classes_of_labels(imagenet, folder) == [0, 1, 999]
+    assert models.classes_of_labels(lab, folder) is None
 
 
 def test_models_trained_without_are_compared_with_the_intact_one_and_partition_the_map(monkeypatch):
@@ -162,7 +163,7 @@ def test_models_trained_without_are_compared_with_the_intact_one_and_partition_t
     )
     whole, first, last = loaded.values()
     given = labelled(classes=5, size=16)
-    monkeypatch.setattr(lesion_module, "truth", lambda *_: [4, 3, 2, 1, 0])
+    monkeypatch.setattr(lesions, "classes_of_labels", lambda *_: [4, 3, 2, 1, 0])
     table = trained_without_skips(whole, [first, last], given)
     assert table["model"].tolist() == ["first", "last"]
     assert table["block"].tolist() == ["blocks.0", "blocks.2"]
@@ -173,12 +174,12 @@ def test_models_trained_without_are_compared_with_the_intact_one_and_partition_t
         ]
     assert table["accuracy"][1] == pytest.approx(right[1].item())
     assert table["drop"][1] == pytest.approx((right[0] - right[1]).item())
-    maps = cka.compare(list(loaded.values()), given, layers=["blocks.0:in", "blocks.*"])
+    maps = cka.measure(list(loaded.values()), given, layers=["blocks.0:in", "blocks.*"])
     assert partition(maps, "last", "blocks.2") == pytest.approx(table["across"][1], abs=1e-6)
     assert partition(maps, "whole", "blocks.2") == pytest.approx(table["across_intact"][1], abs=1e-6)
-    rich = cka.compare(list(loaded.values()), given, layers="paper")
+    rich = cka.measure(list(loaded.values()), given, layers="paper")
     assert abs(partition(rich, "last", "blocks.2")) < 1
-    with pytest.raises(ValueError, match=r"no layer 'blocks.7' of last"):
+    with pytest.raises(Refusal, match=r"no layer 'blocks.7' of last"):
         partition(maps, "last", "blocks.7")
 
 
@@ -187,25 +188,25 @@ def test_what_cannot_be_compared_says_why():
         {"whole": ViT(**OWN), "other": ViT(**OWN), "deep": ViT(**OWN | {"depth": 4}, no_skip=1)}
     ).values()
     with pytest.raises(
-        ValueError, match="other has 3 blocks, and 0 without skip connections; wanted are 3, as whole"
+        Refusal, match="other has 3 blocks, and 0 without skip connections; wanted are 3, as whole"
     ):
         trained_without_skips(whole, [other], images(size=16))
-    with pytest.raises(ValueError, match="deep has 4 blocks, and 1 without"):
+    with pytest.raises(Refusal, match="deep has 4 blocks, and 1 without"):
         trained_without_skips(whole, [deep], images(size=16))
 
 
 def test_weights_that_are_not_there_yet_are_named_and_left_out(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(zoo, "home", lambda name: tmp_path / name)
     with caplog.at_level(logging.WARNING):
-        assert lesion_module._trained("lab/vit", None, "cpu") == []
+        assert lesions._trained("lab/vit", None, "cpu") == []
     assert "train it: python -m vit_analysis.train lab/vit_no_skip_middle" in caplog.text
-    assert lesion_module._trained("resnet18", None, "cpu") == []
-    assert set(lesion_module.TRAINED) <= {zoo.PREFIX + name for name in zoo.RECIPES}
+    assert lesions._trained("resnet18", None, "cpu") == []
+    assert set(lesions.TRAINED) <= {zoo.PREFIX + name for name in zoo.RECIPES}
 
 
 def test_the_untrained_lab_pair_and_its_picture():
     loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
-    table = lesions(loaded, Images(limit=16, batch=8))
+    table = measure(loaded, Images(limit=16, batch=8))
     assert list(table.columns) == [
         *("model", "block", "reference", "accuracy", "drop", "low", "high"),
         *("across", "across_intact", "across_drop", "across_low", "across_high"),

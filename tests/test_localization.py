@@ -9,7 +9,18 @@ from torch import nn
 
 from vit_analysis import localization, models, plot
 from vit_analysis.images import Images
-from vit_analysis.localization import STATISTICS, chances, compare, neighbours, patches, statistics, summary
+from vit_analysis.localization import (
+    STATISTICS,
+    chances,
+    grid_maps,
+    measure,
+    neighbours,
+    patches,
+    statistics,
+    summary,
+)
+from vit_analysis.reading.intervals import of_table
+from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import similarity
 
 
@@ -29,14 +40,20 @@ def maps(table, layer: str | None = None) -> np.ndarray:
     return own["cka"].to_numpy().reshape(count, count)
 
 
+def maps_of(rows, group: int | None = None) -> torch.Tensor:
+    """The maps of one layer; without a group of batches, if one is given."""
+    values = rows["cka"] if group is None else [without[group] for without in rows["cka_without"]]
+    return torch.tensor(np.asarray(values, dtype=float)).view(16, 16)
+
+
 def values(table, layer: str) -> dict[str, float]:
     found = summary(table)
-    own = found[(found["layer"] == layer) & found["other_layer"].isna()]
+    own = found[found["layer"] == layer]
     return dict(zip(own["statistic"], own["value"], strict=True))
 
 
 def test_tokens_that_are_their_own_patch_find_it_every_time():
-    table = compare({"m": Layers(x=cells)}, given(), layers="x")
+    table = measure({"m": Layers(x=cells)}, given(), layers="x")
     found = maps(table)
     np.testing.assert_allclose(found.diagonal(), 1, atol=1e-6)
     assert np.abs(found - np.diag(found.diagonal())).max() < 0.2
@@ -53,13 +70,13 @@ def test_moved_tokens_find_the_patch_they_came_from():
     def moved(x: torch.Tensor) -> torch.Tensor:
         return cells(x).flatten(2)[:, :, order].unflatten(2, (4, 4))
 
-    table = compare({"m": Layers(x=moved)}, given(), layers="x")
+    table = measure({"m": Layers(x=moved)}, given(), layers="x")
     assert maps(table).argmax(1).tolist() == order.tolist()
 
 
 def test_tokens_of_shuffled_images_are_similar_to_no_patch():
     module = Layers(x=lambda x: cells(x)[torch.randperm(len(x))])
-    table = compare({"m": module}, given(640, batch=64), layers="x")
+    table = measure({"m": module}, given(640, batch=64), layers="x")
     assert np.abs(maps(table)).max() < 0.05
     assert abs(values(table, "x")["own"]) < 0.01
 
@@ -70,7 +87,7 @@ def test_constant_tokens_are_undefined_counted_and_named(caplog):
         y[:, :, :2] = 7.3
         return y
 
-    table = compare(
+    table = measure(
         {"m": Layers(x=half, flat=lambda x: torch.ones(len(x), 5, 4, 4))}, given(), layers=["x", "flat"]
     )
     found = maps(table, "x")
@@ -95,7 +112,7 @@ def test_cells_are_the_three_term_formula_on_tokens_and_pixels():
             nn.functional.avg_pool2d(x, 4)[:, [0, 1, 2, 0]] + 0.1 * x.mean((1, 2, 3), keepdim=True)
         )
 
-    table = compare({"m": Layers(x=mixed)}, Given(batch=16, pixels=pixels), layers="x")
+    table = measure({"m": Layers(x=mixed)}, Given(batch=16, pixels=pixels), layers="x")
     assert len(table) == 36
     for row in table.iloc[::5].itertuples():
         assert row.token == 3 * row.token_row + row.token_col
@@ -106,12 +123,15 @@ def test_cells_are_the_three_term_formula_on_tokens_and_pixels():
         )
         assert row.cka == pytest.approx(expected, abs=1e-5)
         assert row.low < row.cka < row.high
+    found, size = grid_maps(table)
+    assert size == (2, 3)
+    np.testing.assert_array_equal(found, maps(table))
 
 
 def test_a_vision_transformers_tokens_are_numbered_without_the_class_token():
     module = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=12, num_heads=2).eval()
     images = Given(batch=16, pixels=torch.randn(32, 3, 32, 32))
-    table = compare({"m": module}, images)
+    table = measure({"m": module}, images)
     assert list(table["layer"].unique()) == ["blocks.1"]
     assert maps(table).shape == (4, 4)
     with torch.inference_mode():
@@ -124,7 +144,7 @@ def test_a_vision_transformers_tokens_are_numbered_without_the_class_token():
             kept[:, token].split(16), images.pixels[:, :, top : top + 16, left : left + 16].split(16)
         )
         assert maps(table)[token, patch] == pytest.approx(expected, abs=1e-4)
-    penultimate = compare({"m": module}, images, layers="penultimate")
+    penultimate = measure({"m": module}, images, layers="penultimate")
     assert list(penultimate["layer"].unique()) == ["blocks.0"]
 
 
@@ -132,11 +152,11 @@ def test_a_vision_transformers_tokens_are_numbered_without_the_class_token():
 def test_pieces_of_any_size_give_the_same_answer(monkeypatch, budget):
     # Up to the rounding of float32: how many Gram matrices are one product decides how each is summed.
     module, images = Layers(x=lambda x: cells(x).exp()), given(32)
-    whole = compare({"m": module}, images, layers="x")
+    whole = measure({"m": module}, images, layers="x")
     monkeypatch.setattr(similarity, "VECTORS", budget)
     monkeypatch.setattr(similarity, "CPU_PIECE", 500)
     np.testing.assert_allclose(
-        compare({"m": module}, images, layers="x")["cka"], whole["cka"], rtol=1e-5, atol=1e-7
+        measure({"m": module}, images, layers="x")["cka"], whole["cka"], rtol=1e-5, atol=1e-7
     )
 
 
@@ -145,15 +165,15 @@ def test_scale_rotation_and_offset_of_a_token_do_not_matter():
     plain = Layers(x=lambda x: cells(x).tanh())
     turned = Layers(x=lambda x: 30 * torch.einsum("nirc,oi->norc", cells(x).tanh(), rotation) + 5)
     images = given()
-    one, other = (compare({"m": module}, images, layers="x") for module in (plain, turned))
+    one, other = (measure({"m": module}, images, layers="x") for module in (plain, turned))
     np.testing.assert_allclose(one["cka"], other["cka"], atol=1e-5)
 
 
 def test_sums_of_two_halves_are_those_of_all():
     images, module = given(64), Layers(x=lambda x: cells(x).exp())
-    table = compare({"m": module}, images, layers="x")
+    table = measure({"m": module}, images, layers="x")
     reversed_batches = torch.cat(images.pixels.split(16)[::-1])
-    again = compare({"m": module}, Given(batch=16, pixels=reversed_batches), layers="x")
+    again = measure({"m": module}, Given(batch=16, pixels=reversed_batches), layers="x")
     for column in ("cka", "low", "high"):
         np.testing.assert_allclose(table[column], again[column], rtol=1e-9, atol=1e-12)
 
@@ -166,7 +186,7 @@ def test_normalized_tokens_see_past_the_few_that_are_massive():
 
     images = given(320)
     plain, robust = (
-        compare({"m": Layers(x=massive)}, images, layers="x", tokens=tokens)
+        measure({"m": Layers(x=massive)}, images, layers="x", tokens=tokens)
         for tokens in ("all", "normalized")
     )
     assert values(plain, "x")["own"] < 0.5
@@ -210,36 +230,62 @@ def test_patches_are_cut_row_by_row():
     assert torch.equal(cut[:, 4], pixels[:, :, 2:4, 2:4].flatten(1))
 
 
-def test_differences_are_of_every_two_layers_with_their_own_interval():
-    modules = {"a": Layers(x=cells), "b": Layers(x=lambda x: cells(x) + 2 * torch.randn_like(cells(x)))}
-    found = summary(compare(modules, given(), layers="x"))
-    assert len(found) == 3 * len(STATISTICS)
-    one, other, difference = (found.iloc[start : start + 5].reset_index() for start in (0, 5, 10))
-    assert difference[["model", "other_model"]].iloc[0].tolist() == ["a", "b"]
-    np.testing.assert_allclose(difference["value"], one["value"] - other["value"])
-    contrast = difference.set_index("statistic").loc["contrast"]
-    assert contrast["low"] > 0.1  # b's tokens are mostly noise
+def noisy(x: torch.Tensor) -> torch.Tensor:
+    return cells(x) + 2 * torch.randn_like(cells(x))
+
+
+def test_the_summary_holds_the_statistics_of_each_layer_with_their_interval_and_what_chance_gives():
+    table = measure({"a": Layers(x=cells, y=noisy), "b": Layers(x=noisy)}, given(), layers=["x", "y"])
+    found = summary(table)
+    assert list(found.columns) == ["model", "layer", "statistic", "value", "low", "high", "chance"]
+    places = [("a", "x"), ("a", "y"), ("b", "x")]
+    assert list(found[["model", "layer", "statistic"]].itertuples(index=False, name=None)) == [
+        (*place, name) for place in places for name in STATISTICS
+    ]
+    for place, own in found.groupby(["model", "layer"]):
+        rows = table[(table["model"] == place[0]) & (table["layer"] == place[1])]
+        np.testing.assert_array_equal(own["value"], statistics(maps_of(rows), 4, 4))
+        np.testing.assert_array_equal(own["chance"], chances(4, 4))
+        without = torch.stack([statistics(maps_of(rows, group), 4, 4) for group in range(10)])
+        variance = 0.9 * (without - without.mean(0)).square().sum(0)
+        half = 2.2621572 * variance.sqrt()  # Student's t with 9 degrees of freedom
+        np.testing.assert_allclose(own["high"] - own["value"], half, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(own["value"] - own["low"], half, rtol=1e-6, atol=1e-12)
+
+
+def test_a_difference_of_two_layers_has_an_interval_of_its_own():
+    table = measure({"a": Layers(x=cells), "b": Layers(x=noisy)}, given(), layers="x")
+
+    def difference(rows):
+        one, other = (statistics(maps_of(own), 4, 4) for _, own in rows.groupby("model"))
+        return one - other
+
+    value, low, high, _ = of_table(difference, table)
+    one, other = (own["value"].to_numpy() for _, own in summary(table).groupby("model"))
+    np.testing.assert_allclose(value, one - other)
+    contrast = STATISTICS.index("contrast")
+    assert 0.1 < low[contrast] < value[contrast] < high[contrast]  # b's tokens are mostly noise
 
 
 def test_a_layer_without_places_is_refused_with_what_was_expected():
     module = Layers(vector=lambda x: x.flatten(1), sequence=lambda x: x.flatten(2).mT)
     for layer in ("vector", "sequence"):
         with pytest.raises(
-            ValueError, match=f"'{layer}' of m is .* neither image x token x channel .* nor a map"
+            Refusal, match=f"'{layer}' of m is .* neither image x token x channel .* nor a map"
         ):
-            compare({"m": module}, given(16), layers=layer)
+            measure({"m": module}, given(16), layers=layer)
 
 
 def test_a_map_too_large_to_pair_is_refused_before_it_is_tried():
     with pytest.raises(
-        ValueError, match=r"'x' of m has 40 x 40 positions, so 2,560,000 pairs .* at most 1024 positions"
+        Refusal, match=r"'x' of m has 40 x 40 positions, so 2,560,000 pairs .* at most 1024 positions"
     ):
-        compare({"m": Layers(x=lambda x: x)}, given(16, 40), layers="x")
+        measure({"m": Layers(x=lambda x: x)}, given(16, 40), layers="x")
 
 
 def test_a_grid_that_does_not_divide_the_input_is_refused():
-    with pytest.raises(ValueError, match="8 x 8 px does not divide into 3 x 3 patches"):
-        compare({"m": Layers(x=lambda x: x[:, :, :3, :3])}, given(16), layers="x")
+    with pytest.raises(Refusal, match="8 x 8 px does not divide into 3 x 3 patches"):
+        measure({"m": Layers(x=lambda x: x[:, :, :3, :3])}, given(16), layers="x")
 
 
 def test_a_value_that_is_not_finite_names_layer_model_and_batch():
@@ -249,14 +295,14 @@ def test_a_value_that_is_not_finite_names_layer_model_and_batch():
         calls.append(1)
         return cells(x) / (0 if len(calls) == 3 else 1)
 
-    with pytest.raises(ValueError, match="'x' of m has values that are not finite in batch 2"):
-        compare({"m": Layers(x=spoilt)}, given(), layers="x")
+    with pytest.raises(Refusal, match="'x' of m has values that are not finite in batch 2"):
+        measure({"m": Layers(x=spoilt)}, given(), layers="x")
 
 
 def test_a_last_batch_too_small_is_left_out_with_a_warning(caplog):
     images = given(35)
-    table = compare({"m": Layers(x=cells)}, images, layers="x")
-    whole = compare({"m": Layers(x=cells)}, replace(images, pixels=images.pixels[:32]), layers="x")
+    table = measure({"m": Layers(x=cells)}, images, layers="x")
+    whole = measure({"m": Layers(x=cells)}, replace(images, pixels=images.pixels[:32]), layers="x")
     np.testing.assert_array_equal(table["cka"], whole["cka"])
     assert caplog.text.count("fewer than 4 images and is left out") == 1
 
@@ -266,7 +312,7 @@ def test_class_token_and_average_pooling_side_by_side_with_a_picture():
         models.load(name, device="cpu")
         for name in ("lab/vit@random", "lab/vit_gap@random", "lab/resnet@random")
     ]
-    table = compare(loaded, Images(limit=48, batch=16))
+    table = measure(loaded, Images(limit=48, batch=16))
     assert table.groupby("model", sort=False)["token"].max().tolist() == [63, 63, 15]
     assert table.attrs["analysis"] == "localization"
     figure = plot.localization(table)

@@ -9,8 +9,8 @@ from torch import nn
 from vit_analysis import layers, models, plot
 from vit_analysis.images import Images
 from vit_analysis.lab import zoo
-from vit_analysis.reading import intervals
-from vit_analysis.skip import MEANS, RatioSums, medians, norm_ratios, ratios
+from vit_analysis.skip import MEANS, RatioSums, measure, medians, ratios
+from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import Layout
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
@@ -69,7 +69,7 @@ def steps(
 )
 def test_it_is_the_definition_block_by_block(module):
     given = images()
-    table = norm_ratios({"m": module}, given, first=4).set_index(["block", "sublayer", "token"])
+    table = measure({"m": module}, given, first=4).set_index(["block", "sublayer", "token"])
     expected = steps(module, given.pixels)
     assert list(dict.fromkeys((block, sublayer) for block, sublayer, _ in table.index)) == list(expected)
     prefix = getattr(module, "num_prefix_tokens", 0)
@@ -102,17 +102,17 @@ def test_it_is_the_definition_block_by_block(module):
 def test_what_goes_on_is_checked_to_be_the_sum_in_every_kind_of_block(name):
     names = {"vit_tiny": "vit_tiny_patch16_224", "deit_distilled": "deit_tiny_distilled_patch16_224"}
     module = timm.create_model(names.get(name, name), **(SMALL if name in names else {})).eval()
-    table = norm_ratios({"m": module}, images(2, 2, 32))
+    table = measure({"m": module}, images(2, 2, 32))
     assert table["block"].nunique() == len(layers.blocks(module))
 
 
 def test_swin_and_eva_add_in_the_same_way():
     config = {"depths": (1, 1), "embed_dim": 24, "num_heads": (2, 2)}
     swin = timm.create_model("swin_tiny_patch4_window7_224", **config).eval()
-    table = norm_ratios({"m": swin}, images(2, 2, 224))
+    table = measure({"m": swin}, images(2, 2, 224))
     assert set(table["sublayer"]) == {"attention", "mlp"}
     eva = timm.create_model("eva02_tiny_patch14_224", **SMALL).eval()
-    assert set(norm_ratios({"m": eva}, images(2, 2))["sublayer"]) == {"attention", "mlp"}
+    assert set(measure({"m": eva}, images(2, 2))["sublayer"]) == {"attention", "mlp"}
 
 
 def test_a_branch_that_adds_its_input_has_ratio_one_and_scale_does_not_matter():
@@ -145,16 +145,17 @@ def test_a_median_beyond_the_counts_is_said_to_be():
 
 def test_neither_order_nor_batches_of_images_matter_and_sums_merge():
     module, given = vit(depth=1), images(12, 4)
-    table = norm_ratios({"m": module}, given)
-    other = norm_ratios({"m": module}, Given(batch=5, pixels=given.pixels.flip(0)))
+    table = measure({"m": module}, given)
+    other = measure({"m": module}, Given(batch=5, pixels=given.pixels.flip(0)))
     for name in (*MEANS, "median"):
         np.testing.assert_allclose(other[name], table[name], rtol=1e-4, atol=1e-6)
     parts = [
-        RatioSums(
-            intervals.in_group(torch.rand(2, 6).double(), batch),
-            torch.rand(2, 768).double(),
-            intervals.in_group(torch.tensor(5.0).double(), batch),
-            [["m", "b", "mlp", "cls"], ["m", "b", "mlp", "spatial"]],
+        RatioSums.of_batch(
+            batch,
+            images=torch.tensor(5.0).double(),
+            totals=torch.rand(2, 6).double(),
+            counts=torch.rand(2, 768).double(),
+            places=[["m", "b", "mlp", "cls"], ["m", "b", "mlp", "spatial"]],
         )
         for batch in range(3)
     ]
@@ -165,7 +166,7 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge():
 
 def test_a_branch_that_adds_nothing_has_an_infinite_ratio_and_is_named(caplog):
     module = timm.create_model("resnet18").eval()  # the last norm starts at zero
-    table = norm_ratios({"m": module}, images(2, 2))
+    table = measure({"m": module}, images(2, 2))
     assert np.isinf(table["norm_ratio"]).all()
     assert "so their norm ratio is infinite: layer1.0 of m, layer1.1 of m" in caplog.text
     plot.skip(table)
@@ -174,20 +175,20 @@ def test_a_branch_that_adds_nothing_has_an_infinite_ratio_and_is_named(caplog):
 @pytest.mark.parametrize("kind", [ResPostBlock, ParallelThingsBlock])
 def test_blocks_that_add_in_another_way_are_refused(kind):
     module = vit(depth=1, block_fn=kind, init_values=0.5)
-    with pytest.raises(ValueError, match=r"is not z \+ f\(z\)|are not known"):
-        norm_ratios({"m": module}, images(2, 2))
+    with pytest.raises(Refusal, match=r"is not z \+ f\(z\)|are not known"):
+        measure({"m": module}, images(2, 2))
 
 
 def test_a_model_without_known_skip_connections_says_so():
-    with pytest.raises(ValueError, match="the skip connections of MlpMixer are not known"):
-        norm_ratios({"m": zoo.build("mixer", zoo.MIXER)}, images(2, 2))
+    with pytest.raises(Refusal, match="the skip connections of MlpMixer are not known"):
+        measure({"m": zoo.build("mixer", zoo.MIXER)}, images(2, 2))
 
 
 def test_values_that_are_not_finite_are_named():
     module = resnet()
     module.layer2[1].bn2.bias.data[0] = torch.nan
-    with pytest.raises(ValueError, match=r"layer2.1 \(unit\) of m has values that are not finite in batch 0"):
-        norm_ratios({"m": module}, images(2, 2))
+    with pytest.raises(Refusal, match=r"layer2.1 \(unit\) of m has values that are not finite in batch 0"):
+        measure({"m": module}, images(2, 2))
 
 
 def test_the_untrained_lab_pair_with_pictures_on_one_scale():
@@ -195,7 +196,7 @@ def test_the_untrained_lab_pair_with_pictures_on_one_scale():
     for norm in (m for m in loaded[1].module.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.ones_(norm.weight)
     given = Images(limit=16, batch=8)
-    table = norm_ratios(loaded, given)
+    table = measure(loaded, given)
     assert list(table.columns)[:9] == [
         *("model", "block", "sublayer", "token", "norm_ratio", "median", "cosine", "low", "high")
     ]

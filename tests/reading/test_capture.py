@@ -3,8 +3,10 @@ import timm
 import torch
 from torch import nn
 
-from vit_analysis.reading.capture import capture
+from vit_analysis.layers import Tap
+from vit_analysis.reading.capture import Capture, Layer, Seen
 from vit_analysis.reading.intervene import channels_last, edited, evaluating
+from vit_analysis.spelling import Refusal
 
 
 class Backwards(nn.Module):
@@ -41,30 +43,70 @@ class Returning(nn.Module):
         return self.value(x)
 
 
+def names(seen) -> list[str]:
+    return [str(layer) for layer in seen]
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (Layer(Tap("0")), "0"),
+        (Layer(Tap("0"), 2), "0#2"),
+        (Layer(Tap("0"), key="[0]"), "0[0]"),
+        (Layer(Tap("0", "in"), 3, "[a][1]"), "0:in#3[a][1]"),
+        (Layer(Tap("", "heads")), ":heads"),
+    ],
+)
+def test_a_layer_prints_its_tap_its_run_and_its_place_among_several_tensors(layer, name):
+    assert str(layer) == name
+    assert Seen({layer: 7})[name] == 7
+
+
+def test_what_was_seen_is_found_by_layer_tap_or_name_and_else_the_nearest_name_is_told():
+    with Capture(Backwards(), ["first", Tap("middle", "in")]) as run:
+        seen = run(torch.ones(2, 4))
+    layer = Layer(Tap("middle", "in"))
+    assert list(seen) == [Layer(Tap("first")), layer]
+    assert seen[layer] is seen[layer.tap] is seen["middle:in"]
+    with pytest.raises(KeyError, match=r"nothing was kept of 'midle:in'; did you mean 'middle:in'\?"):
+        seen["midle:in"]
+    with pytest.raises(KeyError, match=r"nothing was kept of 'last'; there are 'first', 'middle:in'"):
+        seen[Layer(Tap("last"))]
+    assert "midle:in" not in seen
+
+
+def test_a_tap_that_is_named_twice_is_read_once():
+    reads = []
+    taps = ["first", Tap("first"), Tap.of("first"), Tap("first", "in")]
+    with Capture(Backwards(), taps, lambda layer, _: reads.append(str(layer))) as run:
+        run(torch.ones(2, 4))
+    assert reads == ["first:in", "first"]
+
+
 def test_layers_come_in_order_of_execution_whatever_the_order_of_definition_or_of_taps():
-    with capture(Backwards(), ["last", "first", "middle"]) as run:
-        assert list(run(torch.randn(2, 4))) == ["first", "middle", "last"]
+    with Capture(Backwards(), ["last", "first", "middle"]) as run:
+        assert names(run(torch.randn(2, 4))) == ["first", "middle", "last"]
 
 
 def test_a_kept_activation_survives_a_later_in_place_operation():
     model = Overwriting().eval()
     images = torch.randn(2, 3, 4, 4)
-    with capture(model, ["norm"]) as run:
+    with Capture(model, ["norm"]) as run:
         seen = run(images)
     torch.testing.assert_close(seen["norm"], nn.functional.batch_norm(images, torch.zeros(3), torch.ones(3)))
 
 
 def test_the_input_of_a_module_is_read_before_the_module_runs():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True))
-    with capture(model, ["1:in", "1"]) as run:
+    with Capture(model, ["1:in", "1"]) as run:
         seen = run(torch.randn(5, 4))
-    assert list(seen) == ["1:in", "1"]
+    assert names(seen) == ["1:in", "1"]
     assert seen["1:in"].min() < 0 <= seen["1"].min()
 
 
 def test_the_empty_path_is_the_model_itself():
     images = torch.randn(2, 4)
-    with capture(Backwards(), [":in", ""]) as run:
+    with Capture(Backwards(), [":in", ""]) as run:
         seen = run(images)
     torch.testing.assert_close(seen[":in"], images)
     assert seen[""].shape == (2, 4)
@@ -73,12 +115,12 @@ def test_the_empty_path_is_the_model_itself():
 def test_a_module_that_runs_twice_gives_two_layers():
     shared = nn.ReLU()
     model = nn.Sequential(shared, nn.Linear(3, 2), shared)
-    with capture(model, ["0"]) as run:
-        assert {layer: tuple(x.shape) for layer, x in run(torch.randn(5, 3)).items()} == {
+    with Capture(model, ["0"]) as run:
+        assert {str(layer): tuple(x.shape) for layer, x in run(torch.randn(5, 3)).items()} == {
             "0": (5, 3),
             "0#2": (5, 2),
         }
-        assert list(run(torch.randn(5, 3))) == ["0", "0#2"]  # counted per pass
+        assert names(run(torch.randn(5, 3))) == ["0", "0#2"]  # counted per pass
 
 
 def test_a_module_that_never_runs_is_an_error_that_says_so():
@@ -87,8 +129,8 @@ def test_a_module_that_never_runs_is_an_error_that_says_so():
             return self.first(x)
 
     with (
-        capture(Lazy(), ["first", "middle"]) as run,
-        pytest.raises(RuntimeError, match="'middle' did not run"),
+        Capture(Lazy(), ["first", "middle"]) as run,
+        pytest.raises(Refusal, match="'middle' did not run"),
     ):
         run(torch.randn(2, 4))
 
@@ -97,8 +139,8 @@ def test_fused_attention_is_reported_not_ignored():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32).eval()
     assert model.blocks[0].attn.fused_attn
     with (
-        capture(model, ["blocks.0.attn.attn_drop"]) as run,
-        pytest.raises(RuntimeError, match=r"'blocks.0.attn.attn_drop' did not run"),
+        Capture(model, ["blocks.0.attn.attn_drop"]) as run,
+        pytest.raises(Refusal, match=r"'blocks.0.attn.attn_drop' did not run"),
     ):
         run(torch.randn(1, 3, 32, 32))
 
@@ -117,15 +159,15 @@ def test_tuples_and_mappings_give_one_layer_per_tensor(value, layers):
         def forward(self, x):
             return torch.zeros(1) if not isinstance(x, torch.Tensor) else x
 
-    with capture(nn.Sequential(Returning(value), Ending()), ["0"]) as run:
-        assert list(run(torch.randn(2, 4))) == layers
+    with Capture(nn.Sequential(Returning(value), Ending()), ["0"]) as run:
+        assert names(run(torch.randn(2, 4))) == layers
 
 
 def test_a_module_without_a_floating_point_output_is_an_error():
     model = nn.Sequential(Returning(lambda x: x.argmax(1)))
     with (
-        capture(model, ["0"]) as run,
-        pytest.raises(TypeError, match="'0' passes on Tensor without a floating-point tensor"),
+        Capture(model, ["0"]) as run,
+        pytest.raises(Refusal, match="'0' passes on Tensor without a floating-point tensor"),
     ):
         run(torch.randn(2, 4))
 
@@ -133,8 +175,51 @@ def test_a_module_without_a_floating_point_output_is_an_error():
 def test_a_misspelt_layer_is_an_error_with_the_nearest_right_names():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32)
     message = r"no layer 'blocks.3.atn' in VisionTransformer; did you mean 'blocks.3.attn'"
-    with pytest.raises(KeyError, match=message), capture(model, ["blocks.3.atn"]):
+    with pytest.raises(Refusal, match=message), Capture(model, ["blocks.3.atn"]):
         pass
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (nn.Sequential(nn.Linear(4, 4)), r"Sequential does not take images of 3 x 5 x 5: mat1 and mat2"),
+        (Returning(lambda _: 1 / 0), r"Returning does not take images of 3 x 5 x 5: division by zero$"),
+        (Returning(lambda _: {}["height"]), r"Returning does not take images of 3 x 5 x 5: 'height'$"),
+    ],
+)
+def test_what_fails_inside_a_model_is_a_sentence_about_the_model_and_its_images(model, sentence):
+    with Capture(model, [":in"]) as run, pytest.raises(Refusal, match=f"^{sentence}") as refused:
+        run(torch.zeros(2, 3, 5, 5))
+    assert refused.value.__cause__ is not None  # whoever wants to know where sees it
+
+
+def test_a_device_without_room_says_how_to_need_less():
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sentence = r"the memory of cpu is full with 2 images in Returning; lower images.batch"
+    with Capture(Returning(full), [":in"]) as run, pytest.raises(Refusal, match=sentence):
+        run(torch.zeros(2, 3, 5, 5))
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError("mine"), RuntimeError("mine"), KeyError("mine"), OSError("mine")]
+)
+def test_a_fault_of_the_reducer_is_not_told_as_one_of_the_model(fault):
+    def reduce(*_):
+        raise fault
+
+    with Capture(Backwards(), ["first"], reduce) as run, pytest.raises(type(fault)) as raised:
+        run(torch.ones(2, 4))
+    assert raised.value is fault
+
+
+def test_after_a_pass_that_failed_the_next_one_is_as_if_it_had_not_been():
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
+    with Capture(model, ["0"]) as run:
+        with pytest.raises(Refusal, match="does not take images of 5"):
+            run(torch.zeros(3, 5))
+        assert {str(layer): tuple(x.shape) for layer, x in run(torch.zeros(2, 4)).items()} == {"0": (2, 4)}
 
 
 def test_no_hook_stays_whatever_ends_the_block():
@@ -143,31 +228,33 @@ def test_no_hook_stays_whatever_ends_the_block():
     def hooks():
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
-    with pytest.raises(ZeroDivisionError), capture(model, ["first", "last:in"]):
+    with pytest.raises(ZeroDivisionError), Capture(model, ["first", "last:in"]):
         1 / (hooks() - 2)
     assert hooks() == 0
-    with pytest.raises(KeyError), capture(model, ["first", "nowhere"]):
+    with pytest.raises(Refusal), Capture(model, ["first", "nowhere"]):
         pass
     assert hooks() == 0
 
 
 def test_reduce_decides_what_is_kept_and_none_leaves_a_layer_out():
-    with capture(
-        Backwards(), ["first", "last"], lambda layer, x: x.sum().item() if layer == "last" else None
+    with Capture(
+        Backwards(),
+        ["first", "last"],
+        lambda layer, x: x.sum().item() if layer == Layer(Tap("last")) else None,
     ) as run:
-        assert list(run(torch.ones(2, 4))) == ["last"]
+        assert names(run(torch.ones(2, 4))) == ["last"]
 
 
 def test_the_gradient_flows_through_what_was_kept():
     model, images = Backwards(), torch.randn(2, 4, requires_grad=True)
-    with capture(model, ["middle"]) as run:
+    with Capture(model, ["middle"]) as run:
         run(images)["middle"].sum().backward()
     assert images.grad.abs().min() > 0
 
 
 def test_a_middle_residual_is_what_the_second_norm_is_given():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1).eval()
-    with capture(model, ["blocks.0:in", "blocks.0.attn", "blocks.0.norm2:in"]) as run, torch.inference_mode():
+    with Capture(model, ["blocks.0:in", "blocks.0.attn", "blocks.0.norm2:in"]) as run, torch.inference_mode():
         seen = run(torch.randn(2, 3, 32, 32))
     torch.testing.assert_close(seen["blocks.0:in"] + seen["blocks.0.attn"], seen["blocks.0.norm2:in"])
 
@@ -183,7 +270,7 @@ def test_evaluating_gives_every_module_its_own_mode_back():
 def test_an_edit_changes_what_the_rest_of_the_model_sees_and_is_undone():
     model = nn.Sequential(nn.Identity(), nn.Identity())
     images = torch.randn(2, 3)
-    with edited(model, {"0": lambda x: 10 * x}), capture(model, ["0", "1"]) as run:
+    with edited(model, {"0": lambda x: 10 * x}), Capture(model, ["0", "1"]) as run:
         seen = run(images)
     torch.testing.assert_close(seen["1"], 10 * images)
     torch.testing.assert_close(seen["0"], 10 * images)
@@ -194,7 +281,7 @@ def test_channels_last_changes_the_memory_and_not_the_numbers():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)).requires_grad_(False)
     weights, strides = [p.clone() for p in model.parameters()], [p.stride() for p in model.parameters()]
     expected = model(images := torch.randn(2, 3, 8, 8))
-    with channels_last(model), capture(model, ["0"]) as run:
+    with channels_last(model), Capture(model, ["0"]) as run:
         torch.testing.assert_close(model(images), expected)
         assert run(images)["0"].is_contiguous(memory_format=torch.channels_last)
     assert [p.stride() for p in model.parameters()] == strides

@@ -11,8 +11,12 @@ from doubles import Given, Layers
 from torch import Tensor, nn
 
 from vit_analysis import models
-from vit_analysis.reading import measure, state, stream
+from vit_analysis.layers import Tap
+from vit_analysis.reading import measure, processes, state, stream
+from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.state import Sums
+from vit_analysis.spelling import Refusal
+from vit_analysis.tensors import similarity
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ def fold(batch: stream.Pass) -> Total:
 def reading(images: Given, module: nn.Module | None = None) -> stream.Reading:
     module = module or Layers(out=lambda x: x)
     return stream.Reading(
-        models.named({"mine": module}), images, {"mine": ["out"]}, lambda _model, _layer, x: x.sum(0)
+        models.named({"mine": module}), images, {"mine": [Tap("out")]}, lambda own: own.values.sum(0)
     )
 
 
@@ -79,8 +83,8 @@ def test_convolutions_run_with_channels_last_unless_the_environment_says_no(monk
     own = stream.Reading(
         models.named({"mine": module}),
         Given(batch=2, pixels=torch.randn(2, 3, 5, 5)),
-        {"mine": ["0"]},
-        lambda _model, _layer, x: x.sum(0),
+        {"mine": [Tap("0")]},
+        lambda own: own.values.sum(0),
     )
     next(stream.stream(own))
     assert strides == [(12, 4, 2, 1) if plain else (12, 1, 6, 3)]
@@ -134,7 +138,7 @@ def test_another_command_does_not_pick_up_the_state(images, tmp_path):
     changed = [
         reading(replace(images, seed=1)),
         reading(images, nn.Sequential(OrderedDict(out=nn.Linear(3, 3)))),
-        replace(reading(images), taps={"mine": ["out", "more"]}),
+        replace(reading(images), taps={"mine": [Tap("out"), Tap("more")]}),
         replace(reading(images), settings={"tokens": "cls"}),
     ]
     assert len({place(own) for own in [reading(images), *changed]}) == 5
@@ -203,15 +207,15 @@ def test_one_file_more_in_a_folder_is_another_state():
 
 
 def test_fewer_batches_than_processes_are_refused_before_anything_waits(images, monkeypatch):
-    monkeypatch.setattr(running, "processes", lambda: (0, 7))
+    monkeypatch.setattr(processes, "rank_and_size", lambda: (0, 7))
     with pytest.raises(
-        ValueError, match=r"7 processes need at least 7 batches, there are 6; lower images.batch"
+        Refusal, match=r"7 processes need at least 7 batches, there are 6; lower images.batch"
     ):
         measured(reading(images))
 
 
 def test_nothing_usable_is_an_error(images):
-    with pytest.raises(ValueError, match="no batch of 6 could be used"):
+    with pytest.raises(Refusal, match="no batch of 6 could be used"):
         measured(reading(images), lambda _: None)
 
 
@@ -229,10 +233,11 @@ def test_measurements_share_a_pass_and_each_gets_what_it_would_alone(images):
     def one(model: models.Model, tap: str, reduce) -> measure.Measurement:
         def own(batch: stream.Pass) -> Total:
             ((name, seen),) = batch.seen.items()
-            assert (name, list(seen)) == (model.name, [tap])
-            return Total(seen[tap].double(), torch.tensor(batch.size))
+            assert (name, list(seen)) == (model.name, [Layer(Tap(tap))])
+            return Total(seen[Layer(Tap(tap))].double(), torch.tensor(batch.size))
 
-        read = stream.Reading({model.name: model}, images, {model.name: [tap]}, lambda _m, _l, x: reduce(x))
+        taps = {model.name: [Tap(tap)]}
+        read = stream.Reading({model.name: model}, images, taps, lambda own: reduce(own.values))
         return measure.Measurement(read, own, Total, finish)
 
     wanted = {
@@ -244,7 +249,7 @@ def test_measurements_share_a_pass_and_each_gets_what_it_would_alone(images):
     together = measure.tables(wanted)
     assert len(looked) == images.batches
     for name, measurement in wanted.items():
-        pd.testing.assert_frame_equal(together[name], measure.table(measurement))
+        pd.testing.assert_frame_equal(together[name], measurement.table())
     pd.testing.assert_frame_equal(together["twice"], 2 * together["sum"])
     pd.testing.assert_frame_equal(together["negative"], -together["sum"])
 
@@ -269,7 +274,7 @@ def test_a_measurement_that_keeps_nothing_of_a_layer_does_not_hide_it_from_other
         def count(batch: stream.Pass) -> Total:
             return Total(torch.tensor([float(len(batch.seen["mine"]))]), torch.tensor(1))
 
-        read = replace(shared, reduce=lambda _m, _l, x: x.sum() if layer_kept else None)
+        read = replace(shared, reduce=lambda own: own.values.sum() if layer_kept else None)
         return measure.Measurement(read, count, Total, finish)
 
     together = measure.tables({"kept": own(True), "dropped": own(False)})
@@ -281,17 +286,142 @@ def test_what_cannot_share_a_pass_says_why(images):
         return measure.Measurement(own, fold, Total, finish, alone=alone)
 
     same = reading(images)
-    with pytest.raises(ValueError, match="measurements of different images cannot share a pass: a, b"):
+    with pytest.raises(Refusal, match="measurements of different images cannot share a pass: a, b"):
         measure.tables({"a": plain(same), "b": plain(replace(same, images=replace(images, batch=5)))})
-    with pytest.raises(ValueError, match="two different models are called 'mine' in one pass"):
+    with pytest.raises(Refusal, match="two different models are called 'mine' in one pass"):
         measure.tables({"a": plain(same), "b": plain(reading(images))})
-    with pytest.raises(ValueError, match="b changes or differentiates its models and cannot share a pass"):
+    with pytest.raises(Refusal, match="b changes or differentiates its models and cannot share a pass"):
         measure.tables({"a": plain(same), "b": plain(same, alone=True)})
 
 
 def test_what_a_measurement_needs_before_the_pass_is_done_before_it(images):
     done = []
-    own = replace(reading(images), reduce=lambda _m, _l, x: done.append("read") or x.sum(0))
-    measure.table(measure.Measurement(own, fold, Total, finish, prepare=lambda: done.append("prepared")))
+    own = replace(reading(images), reduce=lambda own: done.append("read") or own.values.sum(0))
+    measure.Measurement(own, fold, Total, finish, prepare=lambda: done.append("prepared")).table()
     assert done[0] == "prepared"
     assert done.count("prepared") == 1
+
+
+def fault(*_):
+    """A plain ValueError of numpy, which says nothing to a user."""
+    return np.zeros(2) + np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "note"),
+    [
+        ("reduce", "mine", r"'out' of mine"),
+        ("fold", "mine", r"^in the sums of mine of batch 0$"),
+        ("fold", "", r"^in the sums of Total of batch 0$"),
+        ("finish", "mine", r"^in the table of mine$"),
+        ("finish", "", r"^in the table of Total$"),
+    ],
+)
+def test_a_fault_comes_out_as_it_is_and_says_where_it_happened(images, place, name, note):
+    own = reading(images)
+    if place == "reduce":
+        own = replace(own, reduce=fault)
+    parts = {"fold": fold, "finish": finish} | ({place: fault} if place != "reduce" else {})
+    broken = measure.Measurement(own, parts["fold"], Total, parts["finish"])
+    with pytest.raises(ValueError, match="could not be broadcast") as raised:
+        measure.tables({name: broken})
+    assert type(raised.value) is ValueError
+    assert any(re.search(note, told) for told in getattr(raised.value, "__notes__", [])), "no such note"
+
+
+def test_a_refusal_of_a_measurement_stays_one_sentence(images):
+    def refuse(*_):
+        raise Refusal("choose other images")
+
+    for broken in (
+        measure.Measurement(replace(reading(images), reduce=refuse), fold, Total, finish),
+        measure.Measurement(reading(images), refuse, Total, finish),
+        measure.Measurement(reading(images), fold, Total, refuse),
+    ):
+        with pytest.raises(Refusal) as refused:
+            broken.table()
+        assert str(refused.value) == "choose other images"
+
+
+def test_a_model_that_does_not_take_the_images_is_told_with_their_shape(images):
+    module = nn.Sequential(OrderedDict(out=nn.Linear(5, 5)))
+    with pytest.raises(Refusal, match="Sequential does not take images of 3: "):
+        measured(reading(images, module))
+
+
+def test_a_reducer_is_told_what_it_reads(images):
+    told = []
+    module = Layers(out=lambda x: x, pair=lambda x: x)
+    module.pair.register_forward_hook(lambda *_: (torch.ones(4, 2), torch.zeros(4, 3)))
+    own = replace(
+        reading(replace(images, pixels=images.pixels[:4]), module),
+        taps={"mine": [Tap("pair"), Tap("out", "in")]},
+        reduce=lambda own: told.append((own.model.name, own.layer, str(own), tuple(own.values.shape))),
+    )
+    next(stream.stream(own))
+    pair = Tap("pair")
+    assert told == [
+        ("mine", Layer(Tap("out", "in")), "'out:in' of mine", (4, 3)),
+        ("mine", Layer(pair, key="[0]"), "'pair[0]' of mine", (4, 2)),
+        ("mine", Layer(pair, key="[1]"), "'pair[1]' of mine", (4, 3)),
+    ]
+
+
+def test_what_was_kept_is_listed_model_after_model(images):
+    own = models.named({"mine": Layers(a=lambda x: x, b=lambda x: x), "other": Layers(a=lambda x: x)})
+    taps = {"mine": [Tap("b"), Tap("a")], "other": [Tap("a")]}
+    batch = next(stream.stream(stream.Reading(own, images, taps, lambda own: str(own.layer) * 2)))
+    assert [(name, str(layer), kept) for name, layer, kept in batch.kept()] == [
+        ("mine", "a", "aa"),
+        ("mine", "b", "bb"),
+        ("other", "a", "aa"),
+    ]
+
+
+def test_numbers_that_are_not_finite_are_told_by_the_first_name_that_has_some():
+    batch = stream.Pass(3, 4, {}, torch.full((4,), -1), [0, 1, 2, 3])
+    names = ["a", "b", "c"]
+    for values in (torch.ones(3), torch.ones(3, 2), torch.ones(3, 2, 2)):
+        batch.refuse_not_finite(values, names)
+        values[1:] = torch.tensor([torch.nan, torch.inf]).view(-1, *[1] * (values.ndim - 1))
+        with pytest.raises(Refusal, match=r"^b has values that are not finite in batch 3$"):
+            batch.refuse_not_finite(values, names)
+
+
+def test_measurements_that_share_a_pass_share_the_products_of_an_activation(images, monkeypatch):
+    made = []
+    real = similarity.gram
+    monkeypatch.setattr(similarity, "gram", lambda x: made.append(x.shape) or real(x))
+
+    def one(*selections: str) -> measure.Measurement:
+        def reduce(own: stream.Activation) -> Tensor:
+            return torch.stack([own.grams.of(name).sum(1) for name in selections]).sum(0)
+
+        def own(batch: stream.Pass) -> Total:
+            (value,) = batch.seen["mine"].values()
+            return Total(value.sum()[None], torch.tensor(batch.size))
+
+        return measure.Measurement(replace(shared, reduce=reduce), own, Total, finish)
+
+    shared = reading(images)
+    alone = one("all", "all").table()
+    assert len(made) == images.batches
+    made.clear()
+    together = measure.tables({"a": one("all"), "b": one("all"), "twice": one("all", "all")})
+    assert (
+        len(made) == images.batches
+    )  # and another batch, whose tensor may lie at the same place, has another
+    pd.testing.assert_frame_equal(together["twice"], alone)
+    pd.testing.assert_frame_equal(together["a"], together["b"])
+
+
+def test_a_reading_with_gradients_gives_what_is_made_of_them(images):
+    def gradients(model, numbers, pixels, seen):
+        assert (model.name, len(numbers)) == ("mine", len(pixels))
+        ((layer, value),) = seen.items()
+        (gradient,) = torch.autograd.grad(value.square().sum(), pixels)
+        return {layer: gradient.sum(0)}
+
+    own = replace(reading(images), reduce=lambda own: own.values, differentiate=gradients)
+    total = measured(own)
+    torch.testing.assert_close(total.total, 2 * images.pixels.double().sum(0), rtol=1e-5, atol=1e-5)

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import every_analysis
@@ -12,11 +14,15 @@ import forked
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from forked import ends
-from test_kill import RUN, batches_kept, slowly
+from test_kill import RUN, batches_kept, saving_always
+from torch import Tensor
 
 from vit_analysis import table
 from vit_analysis.reading import measure, processes
+from vit_analysis.reading.state import Sums
+from vit_analysis.spelling import Refusal
 
 
 def test_two_processes_give_the_tables_of_one(tmp_path):
@@ -46,113 +52,178 @@ def same(own: pd.Series, expected: pd.Series, what: str) -> None:
         assert own.tolist() == expected.tolist(), what
 
 
-def impatient() -> None:
-    processes.BEAT, processes.SILENCE = 0.2, 2.0
-    slowly()
+def lively() -> None:
+    """More signs of life than usual, so that whoever waits for one of them hears it soon; and sums after every batch."""
+    processes.BEAT = 0.2
+    saving_always()
 
 
 def first_killed() -> None:
-    killed(0)
+    ending(0, forked.die)
 
 
 def second_killed() -> None:
-    killed(1)
-
-
-def killed(rank: int) -> None:
-    impatient()
-    real = measure._add
-
-    def add(*arguments) -> None:
-        real(*arguments)
-        if processes.rank_and_size()[0] == rank:
-            forked.die()
-
-    measure._add = add
+    ending(1, forked.die)
 
 
 def second_fails() -> None:
-    impatient()
-    real = measure._add
+    def fail() -> None:
+        raise ValueError("I am broken")
 
-    def add(*arguments) -> None:
-        real(*arguments)
-        if processes.rank_and_size()[0] == 1:
-            raise ValueError("I am broken")
+    ending(1, fail)
 
-    measure._add = add
+
+def second_refuses() -> None:
+    def refuse() -> None:
+        raise Refusal("choose other images")
+
+    ending(1, refuse)
+
+
+ENDS_NOW = Path("ends now")
+
+
+def ending(rank: int, end: Callable[[], None]) -> None:
+    """One process ends in its first batch, but not before the other has written sums."""
+    lively()
+    add, heed = measure._add, processes.company.heed
+
+    def add_or_end(*arguments) -> None:
+        if processes.rank_and_size()[0] == rank:
+            forked.wait(lambda: any(Path("out").glob("[!.]*.state")))
+            ENDS_NOW.touch()
+            end()
+        add(*arguments)
+
+    def heed_impatiently() -> None:
+        # Not before: however slow a process is, it has to be heard as long as it lives.
+        if ENDS_NOW.exists():
+            processes.SILENCE = 2.0
+        heed()
+
+    measure._add = add_or_end
+    if end is forked.die:
+        processes.company.heed = heed_impatiently
 
 
 @pytest.mark.parametrize(
-    ("trouble", "who", "sentence"),
+    ("trouble", "who", "status", "sentence"),
     [
-        (second_fails, 1, "error: process 1 failed: I am broken"),
-        (second_killed, 1, "error: no sign of life from process 1 for 2 seconds"),
-        (first_killed, 0, f"error: {processes.GONE}"),
+        (second_fails, 1, 70, "error: process 1 failed: ValueError: I am broken"),
+        (second_refuses, 1, 2, "error: process 1 failed: choose other images"),
+        (second_killed, 1, -signal.SIGKILL, "error: no sign of life from process 1 for 2 seconds"),
+        (first_killed, 0, -signal.SIGKILL, f"error: {processes.GONE}"),
     ],
 )
 def test_a_process_that_dies_ends_the_run_and_the_others_say_why(
-    tmp_path, monkeypatch, trouble, who, sentence
+    tmp_path, monkeypatch, trouble, who, status, sentence
 ):
     # As a scheduler starts them, without torchrun's agent, which would end the others by itself.
     monkeypatch.chdir(tmp_path)
     runs, logs = forked.pair(tmp_path, "cka", RUN, first=trouble)
-    status = ends(runs[who])
-    began = time.monotonic()
-    assert status == (2 if trouble is second_fails else -signal.SIGKILL)
-    assert ends(runs[1 - who], within=60) == 2
-    assert time.monotonic() - began < 60
+    assert ends(runs[who]) == status, logs[who].read_text()
+    assert ends(runs[1 - who]) == 2
     said = logs[1 - who].read_text()
-    assert sentence in said.splitlines()
+    assert sentence in said.splitlines(), said
     assert "Traceback" not in said
-    # What the survivors had is kept, and the same command ends well.
-    assert len(list(Path("out").glob("[!.]*.state"))) >= 1
+    # What the survivor had is kept, and the same command ends well.
+    kept = batches_kept(Path("out"))
+    assert kept > 0
     runs, logs = forked.pair(tmp_path, "cka", RUN)
     assert [ends(run) for run in runs] == [0, 0], logs[0].read_text()
-    assert "going on after batch" in logs[1 - who].read_text()
+    assert f"going on after batch {kept} of 10" in logs[1 - who].read_text()
     assert {file.name for file in Path("out").glob("[!.]*")} == {"run.parquet", "run.png"}
 
 
 def late() -> None:
-    """The second process is far behind, as long as four times what a silent one gets."""
-    impatient()
-    processes.SILENCE = 1.0
-    real = measure._read
+    """The second process begins when the first has looked for it four times as long as a silent one gets.
 
-    def read(*arguments):
+    The first looks again whenever the second has given a sign of life, so that it does not matter who is faster.
+    """
+    lively()
+    processes.BEAT, processes.SILENCE, looks = 0.05, 0.5, 40
+    read, beat, heard = measure._read, processes.Company._beat, [b"0"]
+
+    def read_late(*arguments):
         if processes.rank_and_size()[0] == 1:
-            time.sleep(4)
-        return real(*arguments)
+            store = processes.company.store
+            forked.wait(lambda: int(store.get("alive 0")) >= looks, within=60)
+        return read(*arguments)
 
-    measure._read = read
+    def beat_in_turn(company: processes.Company, count: int) -> None:
+        beat(company, count)
+        store = company.store
+        if count and store and processes.rank_and_size()[0] == 0:
+            forked.wait(lambda: not company.store or store.get("alive 1") != heard[0])
+            heard[0] = store.get("alive 1")
+
+    measure._read, processes.Company._beat = read_late, beat_in_turn
 
 
 def test_a_process_that_is_late_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs, logs = forked.pair(tmp_path, "cka", RUN, first=late)
-    assert [ends(run) for run in runs] == [0, 0], logs[0].read_text()
+    assert [ends(run) for run in runs] == [0, 0], "".join(log.read_text() for log in logs)
+
+
+WAITS = Path("waits")
 
 
 def late_for_ever() -> None:
-    """The second process never comes, though it lives."""
-    impatient()
-    real = measure._read
+    """The second process never comes, though it lives, and the first waits for it."""
+    lively()
+    read, meet = measure._read, processes.company.meet
 
-    def read(*arguments):
+    def read_never(*arguments):
         while processes.rank_and_size()[0] == 1:
             processes.company.heed()
             time.sleep(0.1)
-        return real(*arguments)
+        return read(*arguments)
 
-    measure._read = read
+    def say_and_meet() -> None:
+        WAITS.touch()
+        meet()
+
+    measure._read, processes.company.meet = read_never, say_and_meet
 
 
 def test_a_signal_reaches_a_process_that_waits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs, logs = forked.pair(tmp_path, "cka", RUN, first=late_for_ever)
-    forked.wait(lambda: batches_kept(Path("out")) == 9)  # the first has every other one of ten
-    time.sleep(0.5)
+    forked.wait(lambda: WAITS.exists() or not runs[0].is_alive())
+    assert batches_kept(Path("out")) == 9  # the first has every other one of ten
     os.kill(runs[0].pid, signal.SIGTERM)
-    assert ends(runs[0], within=60) == 143
+    assert ends(runs[0]) == 143, logs[0].read_text()
     assert "stopped; the same command goes on from what it last wrote" in logs[0].read_text()
-    assert ends(runs[1], within=60) == 2
+    assert ends(runs[1]) == 2
+
+
+@dataclass(frozen=True)
+class Moments(Sums):
+    total: Tensor
+    count: Tensor
+    of: str = "x"
+
+
+THREE = Moments(torch.tensor([1.0, 2.0, 3.0]), torch.tensor(3))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(THREE, of="y"),
+        replace(THREE, total=torch.ones(4)),
+        replace(THREE, total=torch.ones(3).double()),
+    ],
+)
+def test_processes_with_sums_of_other_things_are_refused_before_they_add_up(monkeypatch, other):
+    # Two processes, of which the second is given.
+    def gather(shapes: list, mine: processes._Shape) -> None:
+        tensors = {name: (value.shape, value.dtype) for name, value in other.tensors().items()}
+        shapes[:] = [mine, processes._Shape(Moments, tensors, other.labels())]
+
+    monkeypatch.setattr(processes, "rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr(processes.dist, "all_gather_object", gather)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda _: pytest.fail("added up"))
+    with pytest.raises(ValueError, match="process 0 has sums of other things than process 1"):
+        processes.over_processes(THREE, torch.device("cpu"))

@@ -1,18 +1,18 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import Float64
 from torch import Tensor
 
-from vit_analysis.reading import processes, state
-from vit_analysis.reading.intervals import GROUPS, in_group, jackknife
-from vit_analysis.reading.state import Sums
+from vit_analysis.reading import state
+from vit_analysis.reading.state import GROUPS, Grouped, Sums
 
 finite = st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=3)
+numbers = st.integers(0, 3 * GROUPS)
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,33 @@ class Moments(Sums):
     of: str = "x"
 
 
+@dataclass(frozen=True)
+class Scores(Grouped):
+    score: Float64[Tensor, "group layer"]
+    """By group, as its annotation says; the next two are not."""
+    counted: Float64[Tensor, " layer"]
+    widths: Float64[Tensor, "layer group"]
+    layers: list[str]
+
+
 def moments(values: list[float], of: str = "x") -> Moments:
     return Moments(torch.tensor(values, dtype=torch.float64), torch.tensor(len(values)), of)
 
 
-def same(a: Moments, b: Moments) -> bool:
-    return torch.allclose(a.total, b.total, atol=1e-9) and a.count == b.count and a.of == b.of
+def scores(number: int, values: list[float], images: float = 4.0) -> Scores:
+    """Of one batch."""
+    score = torch.tensor(values, dtype=torch.float64)
+    images_in_batch = torch.tensor(images, dtype=torch.float64)
+    places = [f"layer {place}" for place in range(len(values))]
+    widths = score[:, None].expand(-1, 2).clone()
+    return Scores.of_batch(
+        number, images=images_in_batch, score=score, counted=score.abs(), widths=widths, layers=places
+    )
+
+
+def same(a: Sums, b: Sums) -> bool:
+    alike = [torch.allclose(value, b.tensors()[name], atol=1e-9) for name, value in a.tensors().items()]
+    return all(alike) and a.labels() == b.labels()
 
 
 @given(finite, finite, finite)
@@ -37,93 +58,90 @@ def test_merging_is_commutative_and_associative(a, b, c):
     assert same((a + b) + c, a + (b + c))
 
 
+@given(st.lists(st.tuples(numbers, finite), min_size=3, max_size=3))
+def test_merging_grouped_sums_is_commutative_and_associative_and_keeps_what_they_say(batches):
+    a, b, c = (scores(*batch) for batch in batches)
+    assert same(a + b, b + a)
+    assert same((a + b) + c, a + (b + c))
+    whole = a + b + c
+    assert whole.held == sorted({number % GROUPS for number, _ in batches})
+    assert same(whole.total, a.total + b.total + c.total)
+
+
 def test_sums_of_different_things_do_not_merge():
     with pytest.raises(ValueError, match=r"sums are of different things: {'of': 'x'} and {'of': 'y'}"):
         moments([1, 2, 3]) + moments([1, 2, 3], "y")
+    with pytest.raises(ValueError, match=r"sums are of different things: {'layers': \['layer 0'\]} and"):
+        scores(0, [1.0]) + scores(1, [1.0, 2.0])
 
 
 def test_a_saved_state_comes_back_exactly(tmp_path):
-    sums = moments([1 / 3, math.pi, 1e-300])
-    state.save(tmp_path / "a.state", {"one": sums, "other": moments([1, 2, 3], "y")}, done=7)
-    kinds = {"one": Moments, "other": Moments}
+    sums, grouped = moments([1 / 3, math.pi, 1e-300]), scores(7, [1 / 3, math.e])
+    parts = {"one": sums, "other": moments([1, 2, 3], "y"), "grouped": grouped}
+    state.save(tmp_path / "a.state", parts, done=7)
+    kinds = {"one": Moments, "other": Moments, "grouped": Scores}
     restored, done = state.restore(tmp_path / "a.state", kinds, torch.device("cpu"))
     assert done == 7
     assert torch.equal(restored["one"].total, sums.total)
     assert (restored["one"].of, restored["other"].of) == ("x", "y")
+    assert restored["grouped"].layers == grouped.layers
+    for name, value in grouped.tensors().items():
+        assert torch.equal(restored["grouped"].tensors()[name], value)
     assert [file.name for file in tmp_path.iterdir()] == ["a.state"]
 
 
+@pytest.mark.parametrize("contents", [b"", b"no state", bytes(100)], ids=["empty", "text", "zeros"])
+def test_a_file_that_is_no_state_is_an_error_of_the_disk(tmp_path, contents):
+    (tmp_path / "a.state").write_bytes(contents)
+    with pytest.raises(OSError, match=r"\w+"):
+        state.restore(tmp_path / "a.state", {"one": Moments}, torch.device("cpu"))
+
+
 def test_a_batch_counts_in_its_group_only():
-    grouped = in_group(torch.ones(2), GROUPS + 3)
-    assert grouped.sum() == 2
-    assert grouped[3].tolist() == [1, 1]
+    own = scores(GROUPS + 3, [1.0, -2.0])
+    assert Scores.grouped() == ["images", "score"]
+    assert own.score.shape == (GROUPS, 2)
+    assert own.score[3].tolist() == [1, -2]
+    assert own.score.abs().sum() == 3
+    assert own.images.tolist() == [0, 0, 0, 4] + [0] * (GROUPS - 4)
+    assert own.held == [3]
 
 
-def test_the_jackknife_of_a_mean_is_its_textbook_interval():
-    values = torch.randn(12, dtype=torch.float64)
-    groups = torch.stack([values, torch.ones(12, dtype=torch.float64)], dim=1)
-    mean = jackknife(lambda sums: sums[0] / sums[1], groups, torch.ones(12, dtype=torch.bool))
-    assert float(mean.value) == pytest.approx(float(values.mean()))
-    student = 2.2009851600829  # 97.5 % of Student's t with 11 degrees of freedom
-    half = student * float(np.std(values.numpy(), ddof=1)) / math.sqrt(12)
-    assert float(mean.high - mean.value) == pytest.approx(half)
-    assert float(mean.value - mean.low) == pytest.approx(half)
+def test_what_is_not_summed_by_group_is_taken_as_it_is():
+    own = scores(5, [1.0, -2.0])
+    assert own.counted.tolist() == [1, 2]
+    assert own.widths.tolist() == [[1, 1], [-2, -2]]
+    assert own.layers == ["layer 0", "layer 1"]
 
 
-def test_empty_groups_do_not_count():
-    groups = torch.randn(12, 2, dtype=torch.float64).abs()
-    padded = torch.cat([groups, torch.zeros(8, 2, dtype=torch.float64)])
-
-    def ratio(sums: Tensor) -> Tensor:
-        return sums[0] / sums[1]
-
-    short = jackknife(ratio, groups, torch.ones(12, dtype=torch.bool))
-    long = jackknife(ratio, padded, torch.arange(20) < 12)
-    torch.testing.assert_close(tuple(long), tuple(short))
-
-
-def test_one_group_has_a_value_and_no_interval():
-    interval = jackknife(
-        lambda sums: sums, torch.ones(3, 2, dtype=torch.float64), torch.tensor([True, False, False])
-    )
-    assert interval.low.isnan().all()
-    assert interval.high.isnan().all()
-    assert not interval.value.isnan().any()
+@given(st.lists(st.tuples(numbers, finite), min_size=1, max_size=30), st.data())
+def test_without_a_group_there_is_the_sum_of_the_other_groups(batches, data):
+    first, *rest = (scores(*batch) for batch in batches)
+    whole = sum(rest, first)
+    group = data.draw(st.sampled_from(whole.held))
+    left = whole.without(group)
+    others = [own for own in (first, *rest) if own.held != [group]]
+    expected = sum((own.score.sum(0) for own in others), torch.zeros(3, dtype=torch.float64))
+    assert left.score.shape == (1, 3)
+    torch.testing.assert_close(left.score[0], expected, atol=1e-9, rtol=0)
+    assert left.images.tolist() == [4.0 * len(others)]
+    # What is not by group stays whole, and the sums themselves are as they were.
+    assert torch.equal(left.counted, whole.counted)
+    assert left.layers == whole.layers
+    assert float(whole.images.sum()) == 4 * len(batches)
 
 
-def test_the_interval_of_a_ratio_covers_the_truth():
-    generator = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        x = generator.normal(2, 1, (20, 8))
-        y = x + generator.normal(2, 1, (20, 8))
-        groups = torch.from_numpy(np.stack([x.sum(1), y.sum(1)], axis=1))
-        interval = jackknife(lambda sums: sums[0] / sums[1], groups, torch.ones(20, dtype=torch.bool))
-        covered += bool(interval.low <= 0.5 <= interval.high)
-    assert 0.9 <= covered / 400 <= 0.99
+def test_the_total_is_all_groups_as_one():
+    whole = scores(0, [1.0, 2.0]) + scores(1, [10.0, 20.0], images=3.0) + scores(GROUPS, [100.0, 200.0])
+    assert whole.held == [0, 1]
+    assert whole.total.score.tolist() == [[111, 222]]
+    assert whole.total.images.tolist() == [11]
+    assert whole.total.held == [0]
+    assert torch.equal(whole.total.counted, whole.counted)
+    assert same(whole.total.total, whole.total)
 
 
-def test_a_difference_is_jackknifed_as_a_difference():
-    # Two statistics that share their noise: their intervals overlap, their difference is certain.
-    noise = torch.randn(20, dtype=torch.float64)
-    groups = torch.stack([noise + 1, noise + 1.1], dim=1)
-    held = torch.ones(20, dtype=torch.bool)
-    one, other = (jackknife(lambda sums, i=i: sums[i] / 20, groups, held) for i in (0, 1))
-    assert one.high > other.low
-    difference = jackknife(lambda sums: (sums[1] - sums[0]) / 20, groups, held)
-    assert float(difference.value) == pytest.approx(0.1)
-    assert float(difference.high - difference.low) < 1e-9
-
-
-@pytest.mark.parametrize("other", [moments([1, 2, 3], "y"), Moments(torch.ones(4), torch.tensor(3), "x")])
-def test_processes_with_sums_of_other_things_are_refused_before_they_add_up(monkeypatch, other):
-    # Two processes, of which the second is given.
-    def gather(shapes: list, mine: state._Shape) -> None:
-        tensors = {name: (value.shape, value.dtype) for name, value in other.tensors().items()}
-        shapes[:] = [mine, state._Shape(Moments, tensors, other.labels())]
-
-    monkeypatch.setattr(running, "processes", lambda: (0, 2))
-    monkeypatch.setattr(state.dist, "all_gather_object", gather)
-    monkeypatch.setattr(state.dist, "all_reduce", lambda _: pytest.fail("added up"))
-    with pytest.raises(ValueError, match="process 0 has sums of other things than process 1"):
-        processes.over_processes(moments([1, 2, 3]), torch.device("cpu"))
+def test_sums_of_an_odd_type_are_moved_as_they_are():
+    own = scores(2, [1.0]).to("meta")
+    assert {value.device.type for value in own.tensors().values()} == {"meta"}
+    assert own.layers == ["layer 0"]
