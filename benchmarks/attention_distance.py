@@ -49,7 +49,7 @@ def measure(model: models.Model, images: alternating.InMemory) -> tuple[float, f
     alternating.forward([model.module], images.pixels.split(images.batch))
     bare = time.process_time() - start
     start = time.process_time()
-    attention_distance.distances([model], images)
+    attention_distance.measure([model], images)
     return bare, time.process_time() - start
 
 

@@ -108,7 +108,7 @@ def ours(modules: Sequence[nn.Module], pixels, layers: Sequence) -> Callable[[],
     """The public function, intervals and massive tokens included."""
     images = alternating.InMemory(batch=BATCH, pixels=pixels)
     named = {"first": modules[0], "second": modules[1]}
-    return lambda: cka.compare(named, images, layers=[*layers[0], *layers[1]])
+    return lambda: cka.measure(named, images, layers=[*layers[0], *layers[1]])
 
 
 def batches_of(pixels) -> Iterator:

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,11 @@ import timm
 import torch
 from timm.models.vision_transformer import ParallelThingsBlock
 
-from vit_analysis import (
-    attention_distance,
-    cka,
-    lesions,
-    localization,
-    models,
-    probe,
-    receptive_field,
-    skip,
-    soft_nearest_neighbor,
-)
-from vit_analysis.command import MISTAKES
+from vit_analysis import models
+from vit_analysis.analyses import ANALYSES, Analysis
 from vit_analysis.images import Images
+from vit_analysis.probe import Shots
+from vit_analysis.spelling import Refusal
 
 HERE = Path(__file__).parent
 SCENES = Images(limit=8, batch=4)
@@ -165,18 +157,6 @@ FAMILIES: dict[str, Family] = {
     "hgnetv2": free("hgnetv2_b0"),
 }
 
-ANALYSES: dict[str, Callable[[models.Model], pd.DataFrame]] = {
-    "cka": lambda model: cka.compare([model], SCENES),
-    "attention_distance": lambda model: attention_distance.distances([model], SCENES),
-    "receptive_field": lambda model: receptive_field.compare([model], FEW, channels=1),
-    "skip": lambda model: skip.norm_ratios([model], SCENES),
-    "lesions": lambda model: lesions.lesions([model], FEW),
-    "localization": lambda model: localization.compare([model], SCENES),
-    "probe": lambda model: probe.compare([model], Images(limit=8, batch=8), probe.Shots(POOL, 1, 1)),
-    "soft_nearest_neighbor": lambda model: soft_nearest_neighbor.compare([model], pairs()),
-}
-
-
 TABLES = ("yes", "in part")
 WARNINGS: list[str] = []
 
@@ -195,23 +175,34 @@ def pairs() -> Images:
     return POOL.only([number for kind in (0, 1) for number in (shape == kind).nonzero()[:16, 0].tolist()])
 
 
-def answer(family: Family, only: list[str]) -> dict[str, str]:
-    """By analysis: "yes", "in part", or the sentence."""
+def measured(analysis: Analysis, model: models.Model) -> pd.DataFrame:
+    """The table of an analysis, with no more images than it needs."""
+    needs: dict[str, dict[str, Any]] = {
+        "receptive_field": {"images": FEW, "channels": 1},
+        "lesions": {"images": FEW},
+        "probe": {"images": Images(limit=8, batch=8), "shots": Shots(POOL, 1, 1)},
+        "soft_nearest_neighbor": {"images": pairs()},
+    }
+    return analysis.module.measure(model, **{"images": SCENES} | needs.get(analysis.name, {}))
+
+
+def answer(family: Family, only: Sequence[Analysis] = ANALYSES) -> dict[str, str]:
+    """By the name of an analysis: "yes", "in part", or the sentence."""
     try:
         model = family.make()
-    except MISTAKES as error:
-        return dict.fromkeys(only, f"not made: {error}")
+    except (Refusal, OSError) as error:
+        return {analysis.name: f"not made: {error}" for analysis in only}
     answers = {}
-    for name in only:
+    for analysis in only:
         try:
             told = len(WARNINGS)
-            table = ANALYSES[name](model)
+            table = measured(analysis, model)
             partly = any("skip connections, if any, are not known" in said for said in WARNINGS[told:])
-            answers[name] = ("in part" if partly else "yes") if len(table) else "AN EMPTY TABLE"
-        except MISTAKES as error:
-            answers[name] = str(error.args[0] if isinstance(error, KeyError) else error)
+            answers[analysis.name] = ("in part" if partly else "yes") if len(table) else "AN EMPTY TABLE"
+        except (Refusal, OSError) as error:
+            answers[analysis.name] = str(error)
         except Exception as error:  # what no user should see
-            answers[name] = f"{type(error).__name__.upper()}: {error}"
+            answers[analysis.name] = f"{type(error).__name__.upper()}: {error}"
     return answers
 
 
@@ -263,18 +254,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names = [analysis.name for analysis in ANALYSES]
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--analyses", nargs="+", choices=ANALYSES, default=list(ANALYSES))
+    parser.add_argument("--analyses", nargs="+", choices=names, default=names)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     logger = logging.getLogger("vit_analysis")
     logger.addHandler(Kept())
     logger.propagate = False
+    asked = [analysis for analysis in ANALYSES if analysis.name in arguments.analyses]
     start, answers = time.monotonic(), {}
     for family in arguments.only:
         before = time.monotonic()
-        answers[family] = answer(FAMILIES[family], arguments.analyses)
+        answers[family] = answer(FAMILIES[family], asked)
         told = {name: said for name, said in answers[family].items() if said != "yes"}
         print(f"{family} ({time.monotonic() - before:.0f} s): {told or 'yes'}", file=sys.stderr, flush=True)
     table = markdown(answers, time.monotonic() - start)

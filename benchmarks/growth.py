@@ -62,7 +62,9 @@ def models() -> dict[str, torch.nn.Module]:
 
 def chosen(every: int) -> dict[str, list[str]]:
     """Some of the paper's layers of each."""
-    return {name: own[::every] for name, own in layers.choose(models(), "paper").items()}
+    return {
+        name: [str(tap) for tap in own[::every]] for name, own in layers.choose(models(), "paper").items()
+    }
 
 
 def measure(contender: str, images: int, batch: int, every: int) -> None:
@@ -76,7 +78,7 @@ def measure(contender: str, images: int, batch: int, every: int) -> None:
     with channels_last(modules["resnet18"]):
         alternating.one(
             {
-                "cka": lambda: cka.compare(modules, given, layers=taps),
+                "cka": lambda: cka.measure(modules, given, layers=taps),
                 "forward": lambda: alternating.forward(list(modules.values()), parts),
             }[contender],
             lambda: alternating.forward(list(modules.values()), parts[:1]),

@@ -40,7 +40,7 @@ def main(
     for half in (False, True):
         start = clock()
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            tables.append(cka.compare(loaded, images))
+            tables.append(cka.measure(loaded, images))
         seconds.append(clock() - start)
     whole, half = (table["cka"] for table in tables)
     apart = (half - whole).abs()

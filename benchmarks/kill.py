@@ -35,7 +35,7 @@ from pathlib import Path
 from vit_analysis.reading import measure
 from vit_analysis import {name}
 measure.SAVE_EVERY = 0.0
-sys.argv[0] = measure.__file__.replace("measure", "{name}")
+sys.argv[0] = {name}.__file__
 Path("imported").touch()
 del sys.modules["vit_analysis.{name}"]
 runpy.run_module("vit_analysis.{name}", run_name="__main__", alter_sys=False)

@@ -19,6 +19,7 @@ import tyro
 
 from vit_analysis import command
 from vit_analysis.images import Batch, Images, Preprocessing
+from vit_analysis.layers import Tap
 from vit_analysis.models import Model, load_all
 from vit_analysis.reading import stream
 
@@ -80,7 +81,7 @@ class Kept(Images):
 
 def passes(loaded: Mapping[str, Model], images: Images) -> None:
     """Every image through every model, as every analysis has it, and nothing kept."""
-    reading = stream.Reading(loaded, images, {name: [":in"] for name in loaded}, lambda *_: None)
+    reading = stream.Reading(loaded, images, {name: [Tap("", "in")] for name in loaded}, lambda _: None)
     for _ in stream.stream(reading):
         pass
 

@@ -60,16 +60,18 @@ def evenly(labels: torch.Tensor, count: int) -> list[int]:
 
 def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None:
     """One contender."""
-    from vit_analysis.parts import Parts
-
-    from vit_analysis import command, measure, models, scenes, study
+    from vit_analysis import command, models
+    from vit_analysis.lab import scenes
+    from vit_analysis.reading.measure import tables
+    from vit_analysis.study import passes
+    from vit_analysis.study.parts import Parts
 
     torch.manual_seed(0)
     kind, _, settings = contender.partition(", ")
     modules = {vit: timm.create_model(vit), cnn: timm.create_model(cnn, zero_init_last=False)}
     modules = {name: module.eval().requires_grad_(False) for name, module in modules.items()}
     drawn = scenes.draw(evenly(scenes.truth(range(4 * images))["shape"], images), size=224)
-    given = study.balanced(alternating.InMemory(batch=batch, pixels=drawn.image, labels=drawn.shape.long()))
+    given = passes.balanced(alternating.InMemory(batch=batch, pixels=drawn.image, labels=drawn.shape.long()))
     parts = list(given.pixels.split(given.batch))
     if settings == "plain":
         os.environ["VIT_ANALYSIS_PLAIN"] = "1"
@@ -82,14 +84,12 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
         alternating.forward(list(modules.values()), parts[:1])
 
     def everything() -> None:
-        cast = study.Cast(Parts(vit=(vit,), cnn=(cnn,)), models.named(modules))
-        plans = study.plans(cast, given, given, given)
+        cast = passes.Cast(Parts(vit=(vit,), cnn=(cnn,)), models.named(modules))
+        plans = passes.plans(cast, given, given, given)
         # In small batches the loss has images of its own: batches with enough of some classes.
         wanted = {name: plans[name]() for name in TABLES}
         each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}
-        measure.tables(
-            {name: one for name, one in each.items() if one.reading.images.facts() == given.facts()}
-        )
+        tables({name: one for name, one in each.items() if one.reading.images.facts() == given.facts()})
 
     run = everything if kind == "study" else lambda: alternating.forward(list(modules.values()), parts)
     alternating.one(run, warm_up, given.pixels)

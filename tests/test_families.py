@@ -14,8 +14,10 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch import Tensor, nn
 
 from vit_analysis import attention_distance, cka, layers, lesions, localization, receptive_field, skip
-from vit_analysis.reading.capture import capture
-from vit_analysis.reading.intervene import Branch
+from vit_analysis.analyses import ANALYSES
+from vit_analysis.layers import Branch, Tap
+from vit_analysis.reading.capture import Capture
+from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import tokens
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "families.py"
@@ -81,7 +83,7 @@ def seen(module: nn.Module, taps: list[str], pixels: Tensor) -> dict[str, Tensor
 )
 def test_layers_are_compared_as_hooks_see_them_in_order_of_execution(kind):
     module, given = made(kind), images(kind)
-    found = cka.compare({"m": module}, given)
+    found = cka.measure({"m": module}, given)
     every = [path for path, part in module.named_modules() if not isinstance(part, nn.ModuleList)]
     parts = [
         seen(module, [*every, *(f"{unit}:in" for unit in every)], part) for part in given.pixels.split(5)
@@ -101,7 +103,7 @@ def test_layers_are_compared_as_hooks_see_them_in_order_of_execution(kind):
 )
 def test_distances_are_those_of_the_attention_that_timm_spells_out(kind):
     module, given = made(kind), images(kind, 4, 4)
-    found = attention_distance.distances({"m": module}, given)
+    found = attention_distance.measure({"m": module}, given)
     rows: dict[str, Tensor] = {}
     for block in layers.blocks(module):
         own = module.get_submodule(f"{block}.attn")
@@ -136,7 +138,7 @@ def test_distances_are_those_of_the_attention_that_timm_spells_out(kind):
 )
 def test_norm_ratios_are_of_what_goes_in_and_what_is_added(kind, norm):
     module, given = made(kind), images(kind, 4, 4)
-    found = skip.norm_ratios({"m": module}, given).set_index(["block", "sublayer", "token"])
+    found = skip.measure({"m": module}, given).set_index(["block", "sublayer", "token"])
     blocks = layers.blocks(module)
     taps = [
         tap for block in blocks for tap in (f"{block}:in", f"{block}.{norm}:in" if norm else block, block)
@@ -166,20 +168,20 @@ def test_norm_ratios_are_of_what_goes_in_and_what_is_added(kind, norm):
 )
 def test_blocks_that_add_in_another_way_are_refused_by_all_that_need_the_sum(kind):
     module, given = made(kind), images(kind, 4, 4)
-    for analysis in (skip.norm_ratios, lesions.lesions):
-        with pytest.raises(ValueError, match=r"is not z \+ f\(z\) with z from .* are not known"):
+    for analysis in (skip.measure, lesions.measure):
+        with pytest.raises(Refusal, match=r"is not z \+ f\(z\) with z from .* are not known"):
             analysis({"m": module}, given)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 def test_parallel_branches_have_no_norm_ratio():
-    with pytest.raises(ValueError, match="the skip connections of VisionTransformer are not known"):
-        skip.norm_ratios({"m": made("parallel")}, images("parallel", 4, 4))
+    with pytest.raises(Refusal, match="the skip connections of VisionTransformer are not known"):
+        skip.measure({"m": made("parallel")}, images("parallel", 4, 4))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
 def test_a_branch_that_hardly_adds_is_still_told_from_another_one(scale):
-    branch = Branch("block", "mlp", "block:in", "block.mlp", "block")
+    branch = Branch("block", "mlp", Tap("block", "in"), Tap("block.mlp"), Tap("block"))
     z, f, other = torch.randn(1, 16, 64), scale * torch.randn(1, 16, 64), scale * torch.randn(1, 16, 64)
     assert branch.is_sum(nn.Module(), z, f, z + f)
     assert branch.is_sum(nn.Module(), z, f, (z + f).unflatten(1, (4, 4)))
@@ -195,7 +197,7 @@ def test_strided_units_have_no_skip_and_the_others_do():
         module, [tap for unit in layers.blocks(module) for tap in (f"{unit}:in", unit)], given.pixels
     )
     alike = [unit for unit in layers.blocks(module) if getattr(module.get_submodule(unit), "has_skip", False)]
-    found = skip.norm_ratios({"m": module}, given)
+    found = skip.measure({"m": module}, given)
     assert list(dict.fromkeys(found["block"])) == alike
     for unit in alike:
         z, total = (streams[tap].flatten(2) for tap in (f"{unit}:in", unit))
@@ -207,7 +209,7 @@ def test_strided_units_have_no_skip_and_the_others_do():
 def test_maps_that_end_with_channels_lie_where_they_are(kind):
     module, given = made(kind), images(kind, 8, 4)
     block = layers.blocks(module)[-1]
-    found = localization.compare({"m": module}, given, layers=block)
+    found = localization.measure({"m": module}, given, layers=block)
     parts = [seen(module, [block], part)[block] for part in given.pixels.split(4)]
     side = parts[0].shape[1]
     assert found["token"].nunique() == side**2 == len(found) ** 0.5
@@ -271,21 +273,21 @@ def test_tokens_without_a_place_are_found(name, tap, shape, spatial, reads):
 def test_windows_are_no_images():
     module, pixels = made("windows"), images("windows").pixels[:2]
     with (
-        capture(module, ["layers.0.blocks.0.attn"]) as run,
+        Capture(module, ["layers.0.blocks.0.attn"]) as run,
         pytest.raises(
-            ValueError, match=r"'layers.0.blocks.0.attn' passes on 8 x 49 x 24 for 2 images, not one row per"
+            Refusal, match=r"'layers.0.blocks.0.attn' passes on 8 x 49 x 24 for 2 images, not one row per"
         ),
     ):
         run(pixels)
     taps = layers.paper(module)
-    assert "layers.0.blocks.0.drop_path1" in taps
-    assert "layers.0.blocks.0.attn" not in taps
+    assert Tap("layers.0.blocks.0.drop_path1") in taps
+    assert Tap("layers.0.blocks.0.attn") not in taps
 
 
 def test_only_what_is_added_is_a_long_branch():
     steps = {}
     for kind in ("windows, norm after", "pools", "strided units", "scaled units"):
-        found = receptive_field.compare({"m": made(kind)}, images(kind, 2, 2), channels=1)
+        found = receptive_field.measure({"m": made(kind)}, images(kind, 2, 2), channels=1)
         steps[kind] = found
     assert (steps["pools"]["branch"] == "residual").all()  # its last norm is not what it adds
     after = steps["windows, norm after"]
@@ -310,7 +312,8 @@ def test_the_benchmark_has_no_error_that_a_user_should_not_see():
         assert timm.is_model(family.name)
     expected = {"vit, registers": 8, "xcit": 3, "regnet": 7}
     for family, count in expected.items():
-        answers = families.answer(families.FAMILIES[family], list(families.ANALYSES))
+        answers = families.answer(families.FAMILIES[family])
+        assert list(answers) == [analysis.name for analysis in ANALYSES]
         assert sum(said == "yes" for said in answers.values()) == count, answers
         assert not any(said.partition(":")[0].isupper() for said in answers.values()), answers
     refusals = {

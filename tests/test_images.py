@@ -1,13 +1,21 @@
 import io
 import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
+import forked
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input
+from vit_analysis import cka, models, skip
+from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input, given
 from vit_analysis.lab import scenes
+from vit_analysis.spelling import Refusal
 
 SMALL = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
 OTHER = Preprocessing(input_size=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, crop_pct=1.0)
@@ -145,5 +153,269 @@ def test_an_unknown_source_names_what_lies_beside(folder):
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(Refusal, match=sentence):
         Images(**wrong)
+
+
+# What every analysis takes as its images -----------------------------------------------------------------------------
+
+
+VIT = "lab/vit@random"
+
+
+class Held(Dataset):
+    """A data set of items that are there."""
+
+    def __init__(self, items, **attributes) -> None:
+        self.items = items
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number):
+        return self.items[number]
+
+
+def plain(number: int) -> torch.Tensor:
+    """A model's input of one colour."""
+    return torch.full((3, 16, 16), number / 255)
+
+
+KINDS = {
+    "images with classes": lambda number: (coloured(number), number % 3),
+    "images alone": coloured,
+    "images in a tuple": lambda number: (coloured(number),),
+    "tensors": plain,
+    "tensors with classes": lambda number: (plain(number), torch.tensor(number % 3)),
+    "mappings": lambda number: {"image": coloured(number), "label": number % 3},
+    "mappings without classes": lambda number: {"image": plain(number)},
+    "arrays": lambda number: (np.asarray(coloured(number)), np.int64(number % 3)),
+}
+
+
+def read(images: Images, *wanted: Preprocessing) -> dict[int, list[torch.Tensor]]:
+    """The inputs of every image, by its number."""
+    return {
+        number: [inputs[place] for inputs in batch.inputs]
+        for batch in images.read(wanted)
+        for place, number in enumerate(batch.images)
+    }
+
+
+def same(found: dict[int, list[torch.Tensor]], expected: dict[int, list[torch.Tensor]]) -> bool:
+    return found.keys() == expected.keys() and all(
+        torch.equal(one, other)
+        for number in found
+        for one, other in zip(found[number], expected[number], strict=True)
+    )
+
+
+def test_images_are_given_as_they_are_or_by_their_path(folder):
+    images = Images(str(folder), limit=12, seed=3)
+    assert given(images) is images
+    assert given(str(folder)) == given(folder) == Images(str(folder))
+    assert given("lab") == Images()
+
+
+def of_a_path(folder: Path) -> tuple[Images, list[str]]:
+    images = Images(folder, limit=12)
+    return images, images.classes
+
+
+def test_a_path_is_as_good_as_its_name(folder):
+    """In a process without checks of types, as a user's is: to them the source is a text."""
+    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as pool:
+        images, classes = pool.submit(of_a_path, folder).result()
+    assert images == Images(str(folder), limit=12)
+    assert images.source == str(folder)
+    assert classes == ["class0", "class1"]
+
+
+def test_a_tensor_goes_into_every_model_as_it_is():
+    pixels = torch.randn(70, 3, 8, 8)
+    found = read(given(pixels), SMALL, OTHER)
+    assert same(found, {number: [pixels[number]] * 2 for number in range(70)})
+    assert {label for batch in given(pixels).read([SMALL]) for label in batch.labels.tolist()} == {-1}
+    assert given(pixels).targets == {}
+
+
+def test_a_tensor_is_measured_as_the_images_that_it_was_made_of():
+    images = Images(limit=12)
+    (batch,) = images.read([models.load(VIT).preprocessing])
+    pixels = batch.inputs[0]
+    expected = skip.measure(VIT, images)
+    for own in (pixels, pixels.to(memory_format=torch.channels_last), pixels.clone().requires_grad_()):
+        pd.testing.assert_frame_equal(skip.measure(VIT, own), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_data_set_of_any_kind_is_read_by_number(kind):
+    images = given(Held([KINDS[kind](number) for number in range(70)]))
+    numbers = []
+    for batch in images.read([SMALL]):
+        assert brightness(batch.inputs[0]) == batch.images
+        labels = (
+            [number % 3 for number in batch.images]
+            if "with classes" in kind or kind in ("mappings", "arrays")
+            else [-1] * len(batch.images)
+        )
+        assert batch.labels.tolist() == labels
+        numbers += batch.images
+    assert sorted(numbers) == list(range(70))
+    assert numbers != sorted(numbers)  # they may be sorted by class
+
+
+def test_images_of_a_data_set_are_made_an_input_as_those_of_a_folder_are(folder):
+    files = sorted(folder.rglob("*.png"))
+    data = Held([(Image.open(file).convert("RGB"), int(file.parent.name[-1])) for file in files])
+    found, expected = (read(images, SMALL, OTHER) for images in (given(data), Images(str(folder), workers=0)))
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["a tensor", *KINDS])
+def test_a_choice_of_given_images_keeps_their_data(kind):
+    whole = given(
+        torch.stack([plain(number) for number in range(20)])
+        if kind == "a tensor"
+        else Held([KINDS[kind](number) for number in range(20)])
+    )
+    everything = read(whole, SMALL)
+    chosen = whole.only([7, 2, 13], batch=2)
+    assert (chosen.order, chosen.batches) == ([7, 2, 13], 2)
+    assert list(read(chosen, SMALL)) == [7, 2, 13]
+    assert same(read(chosen, SMALL), {number: everything[number] for number in (7, 2, 13)})
+    assert same(read(chosen.only([13]), SMALL), {13: everything[13]})
+
+
+def key(images) -> str:
+    """What decides whether sums on disk are of these images."""
+    return cka.plan(VIT, images, layers="blocks").key()
+
+
+def test_another_tensor_has_another_key():
+    pixels = torch.randn(6, 3, 8, 16)
+    other = pixels.clone()
+    other[5, 2, 7, 15] += 1e-3
+    assert key(pixels) == key(pixels.clone())
+    assert key(pixels) == key(pixels.to(memory_format=torch.channels_last))
+    different = [
+        pixels,
+        other,
+        pixels.flip(0),
+        pixels.view(6, 3, 16, 8),
+        pixels.view(torch.int32),
+        given(pixels).only([0, 1]),
+        given(pixels).only([1, 0]),
+    ]
+    assert len({key(images) for images in different}) == len(different)
+
+
+def test_two_data_sets_never_share_a_key():
+    """Not even the same one: what it holds may have changed meanwhile."""
+    pixels = torch.randn(6, 3, 8, 8)
+    data = [Held(list(pixels)), Held(list(pixels)), TensorDataset(pixels)]
+    images = [*data, *data, pixels]
+    assert len({key(own) for own in images}) == len(images)
+    once = given(data[0])
+    assert key(once) == key(once)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with names", "without names"])
+def test_classes_of_a_data_set_are_known(named):
+    names = {"class_to_idx": {"disk": 0, "ring": 1, "star": 2}} if named else {}
+    images = given(Held([(coloured(number), number % 3) for number in range(12)], **names))
+    (answers,) = images.targets.values()
+    assert len(answers) == 3
+    assert not named or answers == ["disk", "ring", "star"]
+    assert images.truth([4, 2, 3])["class"].tolist() == [1, 2, 0]
+    assert images.only([5, 0]).truth([5, 0])["class"].tolist() == [2, 0]
+
+
+NO_CLASSES = {
+    "nothing": None,
+    "one of four": torch.eye(4)[1],
+    "a class for every pixel": torch.zeros(16, 16, dtype=torch.long),
+    "a name": "disk",
+    "boxes": {"boxes": []},
+    "a share": 0.5,
+    "a share in a tensor": torch.tensor(0.5),
+}
+
+
+@pytest.mark.parametrize("label", NO_CLASSES.values(), ids=NO_CLASSES)
+def test_what_is_no_number_of_a_class_is_no_class(label):
+    images = given(Held([(plain(number), label) for number in range(4)]))
+    (batch,) = images.read([SMALL])
+    assert batch.labels.tolist() == [-1] * 4
+    assert images.targets == {}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("items", "sentence"),
+    [
+        (
+            ["a.png"] * 4,
+            "the data set gives str where an image is expected: an image of PIL or a tensor, alone or with its class",
+        ),
+        ([plain(1), (3, 1), plain(1), plain(2)], "the data set gives int where an image is expected"),
+        ([plain(1), torch.zeros(3, 8, 8)] * 2, "3 x 8 x 8"),
+    ],
+    ids=["paths", "a number among tensors", "tensors of two sizes"],
+)
+def test_a_data_set_of_something_else_says_so_in_one_sentence(items, sentence, workers):
+    with pytest.raises(Refusal, match=f"^[^\n]*{sentence}[^\n]*$"):
+        list(replace(given(Held(items)), workers=workers).read([SMALL]))
+
+
+@pytest.mark.parametrize("nothing", [torch.zeros(0, 3, 8, 8), Held([])], ids=["a tensor", "a data set"])
+def test_nothing_at_all_is_refused(nothing):
+    with pytest.raises(Refusal, match="no images"):
+        given(nothing)
+
+
+def test_a_tensor_of_another_shape_is_refused():
+    with pytest.raises(Refusal, match=r"a tensor are image x channel x row x col, got \(3, 8, 8\)"):
+        given(torch.zeros(3, 8, 8))
+
+
+def no_images() -> dict[str, str]:
+    """What is said of things that are no images."""
+    wrong = {
+        "a loader": DataLoader(TensorDataset(torch.zeros(4, 3, 32, 32))),
+        "nothing": None,
+        "a number": 3,
+        "a mapping": {"images": torch.zeros(4, 3, 32, 32)},
+        "a model": models.load(VIT),
+        "a stream": iter([plain(0)]),
+    }
+    said = {}
+    for what, images in wrong.items():
+        for ask in (given, lambda images: skip.measure(VIT, images)):
+            with pytest.raises(Refusal) as refused:
+                ask(images)
+            assert said.setdefault(what, str(refused.value)) == str(refused.value)
+    return said
+
+
+def test_what_holds_no_images_is_answered_with_the_line_to_write():
+    """In a process without checks of types, as a user's is."""
+    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as pool:
+        said = pool.submit(no_images).result()
+    assert (
+        "every model has to see the same ones: give its data set, as in measure(models, loader.dataset)"
+        in said.pop("a loader")
+    )
+    kinds = {
+        "nothing": "NoneType",
+        "a number": "int",
+        "a mapping": "dict",
+        "a model": "Model",
+        "a stream": "list_iterator",
+    }
+    told = (
+        "images are Images(...), a path, a torch data set or a tensor, got {}. "
+        "Write measure(models, Images('FOLDER', limit=1024))"
+    )
+    assert said == {what: told.format(kind) for what, kind in kinds.items()}

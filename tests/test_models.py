@@ -1,11 +1,15 @@
+from concurrent.futures import ProcessPoolExecutor
+
+import forked
 import pytest
 import safetensors.torch
 import timm
 import torch
 from torch import nn
 
-from vit_analysis import models
-from vit_analysis.images import Preprocessing
+from vit_analysis import models, skip
+from vit_analysis.images import Images, Preprocessing
+from vit_analysis.spelling import Refusal
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def test_weights_fine_tuned_to_other_classes_are_recognised(tmp_path):
 
 def test_weights_of_another_architecture_say_which_keys_and_how_many(small):
     with pytest.raises(
-        ValueError, match=r"does not fit ResNet of 122 tensors: .* missing \(.*\.\.\.\).*of another shape"
+        Refusal, match=r"does not fit ResNet of 122 tensors: .* missing \(.*\.\.\.\).*of another shape"
     ):
         models.load(f"resnet18@{small}", device="cpu")
 
@@ -87,9 +91,9 @@ def test_a_broken_checkpoint_says_so(tmp_path, name):
 
 
 def test_unknown_names_bring_the_nearest_right_ones(small):
-    with pytest.raises(ValueError, match="no model 'resnet5'; did you mean 'resnet50'"):
+    with pytest.raises(Refusal, match="no model 'resnet5'; did you mean 'resnet50'"):
         models.load("resnet5")
-    with pytest.raises(ValueError, match="no lab model 'lab/vitt'; did you mean 'lab/vit'"):
+    with pytest.raises(Refusal, match="no lab model 'lab/vitt'; did you mean 'lab/vit'"):
         models.load("lab/vitt")
     with pytest.raises(
         FileNotFoundError, match=r"no checkpoint .*smal.safetensors'; did you mean .*small.safetensors"
@@ -114,7 +118,7 @@ def test_models_of_the_same_name_need_names_of_their_own(tmp_path, small):
     other.write_bytes(small.read_bytes())
     names = [f"resnet10t@{small}", f"resnet10t@{other}"]
     assert [model.name for model in models.load_all(names, device="cpu")] == names
-    with pytest.raises(ValueError, match="one or more different models"):
+    with pytest.raises(Refusal, match="give different models, or names of your own"):
         models.named([models.load(name, device="cpu") for name in names])
 
 
@@ -134,3 +138,109 @@ def test_any_module_gets_timms_defaults():
 )
 def test_the_untrained_twin_of_any_name(name, expected):
     assert models.twin(name) == expected
+
+
+# What every analysis takes as its models ----------------------------------------------------------------------------
+
+VIT, CNN = "lab/vit@random", "lab/resnet@random"
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return models.load_all([VIT, CNN])
+
+
+def known(given) -> list[tuple[str, str, str]]:
+    """Under which name, of which name and with which weights each model is known."""
+    return [(name, model.name, model.digest) for name, model in models.named(given).items()]
+
+
+def test_models_are_a_name_a_loaded_model_or_several_of_either(pair):
+    vit, cnn = pair
+    one, other = (VIT, VIT, vit.digest), (CNN, CNN, cnn.digest)
+    for given in (VIT, vit, [VIT], (vit,)):
+        assert known(given) == [one]
+    for given in ([VIT, CNN], (VIT, CNN), pair, (vit, CNN)):
+        assert known(given) == [one, other]
+    assert known([cnn, VIT]) == [other, one]
+    assert models.named(pair)[CNN] is cnn
+
+
+def test_names_of_your_own_are_of_names_loaded_models_and_modules(pair):
+    vit, cnn = pair
+    own = models.named({"name": VIT, "loaded": cnn, "module": vit.module})
+    expected = {"name": vit.digest, "loaded": cnn.digest, "module": vit.digest}
+    assert [(model.name, model.digest) for model in own.values()] == list(expected.items())
+    assert list(own) == list(expected)
+    assert own["loaded"].preprocessing == cnn.preprocessing == own["name"].preprocessing
+    assert own["module"].module is vit.module
+    assert (vit.name, cnn.name) == (VIT, CNN)  # those that were given keep their names
+
+
+def test_an_analysis_takes_models_in_any_of_these_ways(pair):
+    vit, _ = pair
+    images = Images(limit=8, batch=8)
+    tables = [skip.measure(given, images) for given in (VIT, vit, [vit], {VIT: vit}, {VIT: VIT})]
+    for table in tables[1:]:
+        assert table.equals(tables[0])
+        assert table.attrs["models"] == tables[0].attrs["models"]
+
+
+@pytest.mark.parametrize("nothing", [[], (), {}])
+def test_no_model_at_all_is_refused(nothing):
+    with pytest.raises(
+        Refusal, match=r"give one or more models, such as \['lab/vit', 'lab/resnet'\]; got none"
+    ):
+        models.named(nothing)
+
+
+def test_the_same_model_twice_needs_names_of_its_own(pair):
+    vit, _ = pair
+    with pytest.raises(
+        Refusal, match=r"names of your own as in \{'a': model, 'b': model\}; got \['lab/vit@ra"
+    ):
+        models.named([vit, VIT])
+    assert list(models.named({"a": vit, "b": vit})) == ["a", "b"]
+
+
+def no_models() -> dict[str, str]:
+    """What is said of things that are no models."""
+    net = nn.Linear(3, 2)
+    wrong = {
+        "a module": net,
+        "a module that has an order": nn.Sequential(net),
+        "modules": [VIT, net],
+        "nothing": None,
+        "a number": 3,
+        "numbers": [VIT, 3],
+        "a number with a name": {"mine": 3},
+    }
+    said = {}
+    for what, given in wrong.items():
+        for ask in (models.named, lambda models: skip.measure(models, Images(limit=4))):
+            with pytest.raises(Refusal) as refused:
+                ask(given)
+            assert said.setdefault(what, str(refused.value)) == str(refused.value)
+    return said
+
+
+def test_what_is_no_model_is_answered_with_the_line_to_write():
+    """In a process without checks of types, as a user's is."""
+    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as pool:
+        said = pool.submit(no_models).result()
+    for what, kind in {
+        "a module": "Linear",
+        "modules": "Linear",
+        "a module that has an order": "Sequential",
+    }.items():
+        assert f"got {kind}. Write measure({{'my {kind}': module}}, images)" in said[what]
+    assert list(models.named({"my Linear": nn.Linear(3, 2)})) == ["my Linear"]  # the line that is told works
+    for what, kind in {
+        "nothing": "NoneType",
+        "a number": "int",
+        "numbers": "int",
+        "a number with a name": "int",
+    }.items():
+        assert f"got {kind}. Write measure(['lab/vit', models.load('resnet50')], images)" in said[what]
+    for sentence in said.values():
+        assert sentence.startswith("models are names, loaded models or modules under names of your own; got")

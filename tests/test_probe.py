@@ -8,10 +8,12 @@ import torch
 from doubles import Labelled, Layers
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
+from torch.utils.data import TensorDataset
 
 from vit_analysis import models, plot, probe
-from vit_analysis.images import UNSEEN, Images
+from vit_analysis.images import UNSEEN, Images, given
 from vit_analysis.lab import scenes
+from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import ridge
 from vit_analysis.tensors.tokens import Layout, aligned
 
@@ -37,7 +39,7 @@ def measured(
     net=NET, images=TEST, train=TRAIN, shots=10, draws=2, tokens=("mean",), **kwargs
 ) -> pd.DataFrame:
     kwargs = {"layers": [name for name, _ in net.named_children()]} | kwargs
-    return probe.compare({"m": net}, images, probe.Shots(train, shots, draws), tokens=tokens, **kwargs)
+    return probe.measure({"m": net}, images, probe.Shots(train, shots, draws), tokens=tokens, **kwargs)
 
 
 def test_every_accuracy_is_that_of_sklearn():
@@ -109,10 +111,48 @@ def test_examples_are_never_among_the_images_they_are_judged_on():
     shots = probe.Shots(source, 10, 2)
     examples = set(shots.chosen()["class"].flatten().tolist())
     seen.clear()
-    probe.compare({"m": NET}, source, shots, layers=["telling"], tokens=["mean"])
+    probe.measure({"m": NET}, source, shots, layers=["telling"], tokens=["mean"])
     judged = {number for numbers in seen[-7:] for number in numbers}  # 310 images in batches of 50
     assert not judged & examples
     assert judged | examples == set(range(400))
+
+
+def data_set(images: Labelled, **attributes) -> TensorDataset:
+    """The same images and classes as a torch data set."""
+    data = TensorDataset(images.pixels, images.labels)
+    vars(data).update(attributes)
+    return data
+
+
+@pytest.mark.parametrize("names", [{}, {"class_to_idx": {"a": 0, "b": 1, "c": 2}}], ids=["no names", "names"])
+def test_a_data_set_is_probed_as_its_images_and_classes_are(names):
+    train, images = (given(data_set(own, **names)) for own in (TRAIN, TEST))
+    in_order = train.only(range(400))
+    expected, found = measured(), measured(images=images, train=in_order)
+    pd.testing.assert_frame_equal(*(own.drop(columns="accuracy_without") for own in (found, expected)))
+    assert found.attrs["chance"] == {"class": pytest.approx(1 / KINDS)}
+
+
+def test_examples_of_a_data_set_are_left_out_even_if_it_is_given_twice():
+    data = data_set(TRAIN, class_to_idx={"a": 0, "b": 1, "c": 2})
+    once = given(data)
+    counts = [
+        measured(images=images, train=once).attrs["images"]["count"] for images in (once, given(data), data)
+    ]
+    assert counts == [400 - 10 * KINDS * 3] * 3
+
+
+def test_images_to_learn_from_are_the_same_ones_unless_others_are_given():
+    data = data_set(labelled(600, seed=5), class_to_idx={"a": 0, "b": 1, "c": 2})
+    table = probe.measure({"m": NET}, data, layers=["telling"], tokens=["mean"])
+    assert (table["shots"].unique().tolist(), table["draw"].nunique()) == ([10], 5)
+    assert table.attrs["images"]["count"] == 600 - 10 * KINDS * 6
+    assert table.attrs["train"]["count"] == 10 * KINDS * 6
+    assert table["accuracy"].mean() > 0.5
+    scenes_alone = probe.plan("lab/vit@random", Images(limit=16), layers="last", tokens=["cls"])
+    train = scenes_alone.reading.settings["train"]
+    assert (train["source"], train["seed"]) == ("lab", 1)
+    assert scenes_alone.reading.settings["shots"] == 100
 
 
 def test_tokens_are_read_from_where_they_are():
@@ -184,7 +224,7 @@ def test_folders_and_tars_know_their_labels_without_reading(tmp_path):
 def test_the_untrained_lab_pair_on_three_questions():
     loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
     shots = probe.Shots(Images(limit=2000, seed=1), 2, 2)
-    table = probe.compare(loaded, Images(limit=40), shots, tokens=["cls", "mean", "0"])
+    table = probe.measure(loaded, Images(limit=40), shots, tokens=["cls", "mean", "0"])
     assert table["target"].unique().tolist() == ["shape", "texture", "position"]
     own = table.groupby("model", sort=False)["tokens"].unique()
     assert [own[model.name].tolist() for model in loaded] == [["cls", "mean", "0"], ["mean", "0"]]
@@ -199,7 +239,7 @@ def test_the_untrained_lab_pair_on_three_questions():
 def test_single_tokens_are_drawn_on_average_and_where_they_are():
     loaded = [models.load("lab/resnet@random", device="cpu")]
     shots = probe.Shots(Images(limit=2000, seed=1), 2, 1)
-    table = probe.compare(loaded, Images(limit=16), shots, layers="layer4.*", tokens=["mean", "each"])
+    table = probe.measure(loaded, Images(limit=16), shots, layers="layer4.*", tokens=["mean", "each"])
     assert [ax.get_title() for ax in plot.probe_tokens(table).axes] == [
         "shape: single tokens, on average (2 shots)",
         "shape: representations (2 shots)",
@@ -218,21 +258,21 @@ def test_what_cannot_be_probed_says_why(tmp_path):
         path.write_bytes(b"no image")
     folder = Images(str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"the classes of .*\(2: kind0, kind1\) .* judged on those of 'lab' \(10: disk"
+        Refusal, match=r"the classes of .*\(2: kind0, kind1\) .* judged on those of 'lab' \(10: disk"
     ):
         measured(images=Images(), train=folder, shots=1, draws=1)
-    with pytest.raises(ValueError, match="has no classes to probe: it needs a folder for each"):
+    with pytest.raises(Refusal, match="has no classes to probe: it needs a folder for each"):
         measured(train=Images(str(tmp_path / "kind0")))
     with pytest.raises(
-        ValueError, match=r"5 draws of 30 shots .* need 180 images of each class; of 'kind 0' there are"
+        Refusal, match=r"5 draws of 30 shots .* need 180 images of each class; of 'kind 0' there are"
     ):
         measured(shots=30, draws=5)
-    with pytest.raises(ValueError, match="at least 1 shot and 1 draw, got 0 and 2"):
+    with pytest.raises(Refusal, match="at least 1 shot and 1 draw, got 0 and 2"):
         measured(shots=0)
-    with pytest.raises(ValueError, match="no tokens 'means' to probe; did you mean 'mean'"):
+    with pytest.raises(Refusal, match="no tokens 'means' to probe; did you mean 'mean'"):
         measured(tokens=["means"])
-    with pytest.raises(ValueError, match="no chosen layer has any of the tokens cls"):
+    with pytest.raises(Refusal, match="no chosen layer has any of the tokens cls"):
         measured(tokens=["cls"])
     chosen = probe.Shots(TRAIN, 10, 2).chosen()["class"].flatten().tolist()
-    with pytest.raises(ValueError, match="all 90 images of 'lab' are examples"):
+    with pytest.raises(Refusal, match="all 90 images of 'lab' are examples"):
         measured(images=TRAIN.only(chosen))

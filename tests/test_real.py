@@ -6,7 +6,7 @@ from doubles import cell, oracle_cka
 
 from vit_analysis import cka, models
 from vit_analysis.images import Images
-from vit_analysis.reading.capture import capture
+from vit_analysis.reading.capture import Capture
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def kept(pair, photographs):
     for batch in photographs.read([model.preprocessing for model in pair]):
         for model, pixels in zip(pair, batch.inputs, strict=True):
             taps = [name for name, _ in model.module.named_modules() if name in WANTED]
-            with capture(model.module, taps) as run, torch.inference_mode():
+            with Capture(model.module, taps) as run, torch.inference_mode():
                 for layer, activation in run(pixels).items():
-                    seen.setdefault(layer, []).append(activation)
+                    seen.setdefault(str(layer), []).append(activation)
     return seen
 
 
@@ -39,7 +39,7 @@ WANTED = ("blocks.0", "blocks.6", "blocks.8", "blocks.11", "layer1.0", "layer2.3
 
 @pytest.fixture(scope="module")
 def table(pair, photographs):
-    return cka.compare(pair, photographs, layers=WANTED)
+    return cka.measure(pair, photographs, layers=WANTED)
 
 
 def test_the_names_are_those_of_the_models(pair):
@@ -74,7 +74,7 @@ def test_massive_activations_make_the_last_blocks_look_alike_and_normalizing_und
     assert shares["blocks.11"]["hsic"] > 0.9
     assert cell(table, "blocks.8", "blocks.11") > 0.99
     assert cell(table, "blocks.6", "blocks.11") < 0.3
-    normalized = cka.compare(
+    normalized = cka.measure(
         pair[:1], photographs, layers=[w for w in WANTED if "blocks" in w], tokens="normalized"
     )
     assert cell(normalized, "blocks.8", "blocks.11") < 0.95

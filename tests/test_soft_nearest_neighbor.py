@@ -11,10 +11,16 @@ from doubles import Labelled, Layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from torch.utils.data import TensorDataset
 
 from vit_analysis import models, plot
 from vit_analysis import soft_nearest_neighbor as snn
-from vit_analysis.images import Images
+from vit_analysis.images import AnyImages, Images
+from vit_analysis.images import given as as_images
+from vit_analysis.layers import Tap
+from vit_analysis.reading.capture import Layer
+from vit_analysis.reading.stream import Pass
+from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import similarity
 
 CHANCE = np.log(63 / 15)  # of 4 classes of 16
@@ -42,8 +48,8 @@ def brute(x: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
     return np.array(losses)
 
 
-def measured(images: Labelled, change=lambda x: x, **kwargs) -> pd.Series:
-    table = snn.compare({"m": Layers(x=lambda x: change(x.flatten(1)))}, images, layers=["x"], **kwargs)
+def measured(images: AnyImages, change=lambda x: x, **kwargs) -> pd.Series:
+    table = snn.measure({"m": Layers(x=lambda x: change(x.flatten(1)))}, images, layers=["x"], **kwargs)
     assert len(table) == 1
     return table.iloc[0]
 
@@ -99,6 +105,23 @@ def test_features_without_structure_have_the_loss_of_chance():
         assert losses[0, -1].item() / images == pytest.approx(loss, abs=0.01)  # at a large temperature
 
 
+@pytest.mark.parametrize(
+    "names", [{}, {"class_to_idx": {"a": 0, "b": 1, "c": 2, "d": 3}}], ids=["no names", "names"]
+)
+def test_classes_of_a_data_set_are_those_that_are_told_apart(names):
+    images = clusters(2.0)
+    data = TensorDataset(images.pixels, images.labels)
+    vars(data).update(names)
+    shuffled = measured(data)
+    assert shuffled["anchors"] == 640
+    assert shuffled["chance"] == pytest.approx(CHANCE)
+    in_order = measured(as_images(data).only(range(640), batch=64))
+    expected = measured(images)
+    for column in ("loss", "temperature", "loss_fixed", "low", "high"):
+        assert in_order[column] == pytest.approx(expected[column], rel=1e-6)
+        assert shuffled[column] == pytest.approx(expected[column], rel=0.2)
+
+
 def test_separated_classes_have_no_loss_and_the_bound_is_reported():
     row = measured(clusters(300.0))
     assert row["loss"] == pytest.approx(0, abs=1e-12)
@@ -152,7 +175,7 @@ def test_images_without_a_mate_are_left_out_and_counted(caplog):
 
     whole = clusters(1.0)
     torn = Torn(pixels=whole.pixels, labels=whole.labels, batch=64)
-    table = snn.compare({"m": Layers(x=lambda x: x.flatten(1))}, torn, layers=["x"])
+    table = snn.measure({"m": Layers(x=lambda x: x.flatten(1))}, torn, layers=["x"])
     assert table["anchors"].item() == 10 * 48
     assert table.attrs["dropped"] == 10
     assert table["chance"].item() == pytest.approx(np.log(48 / 15))
@@ -164,12 +187,12 @@ def single() -> list[snn.Curves]:
     """The sums of each of ten batches."""
     chosen = snn.balanced(clusters(2.0), "class")
     passes = [
-        snn.features.Pass(
+        Pass(
             batch.number,
             64,
             {
                 "m": {
-                    "x": (
+                    Layer(Tap("x")): (
                         similarity.squared_distances(similarity.gram(batch.inputs[0])),
                         torch.zeros(2).double(),
                     )
@@ -224,33 +247,31 @@ def test_massive_tokens_that_make_the_distances_are_said(caplog):
     images = Labelled(pixels=torch.randn(64, 10, 8), labels=torch.arange(64) % 2, batch=64)
     plain = Layers(x=lambda x: x)
     massive = Layers(x=lambda x: torch.cat([100 * x[:, :1], x[:, 1:]], dim=1))
-    assert snn.dominated(snn.compare({"m": plain}, images, layers=["x"])) == []
+    assert snn.dominated(snn.measure({"m": plain}, images, layers=["x"])) == []
     assert "massive" not in caplog.text
-    assert snn.dominated(snn.compare({"m": massive}, images, layers=["x"])) == ["x of m"]
+    assert snn.dominated(snn.measure({"m": massive}, images, layers=["x"])) == ["x of m"]
     assert "massive tokens make up most of the distances in 1 layers (x of m" in caplog.text
-    robust = [snn.compare({"m": net}, images, layers=["x"], tokens="normalized") for net in (plain, massive)]
+    robust = [snn.measure({"m": net}, images, layers=["x"], tokens="normalized") for net in (plain, massive)]
     assert robust[0]["loss"].item() == pytest.approx(robust[1]["loss"].item(), abs=1e-6)
 
 
 def test_what_cannot_be_measured_says_why():
     images = clusters(1.0)
-    with pytest.raises(
-        ValueError, match="needs 16 images of each of 2 classes or more; it has 20, and 4 of 4"
-    ):
+    with pytest.raises(Refusal, match="needs 16 images of each of 2 classes or more; it has 20, and 4 of 4"):
         measured(replace(images, batch=20))
-    with pytest.raises(ValueError, match="and 0 of 4 classes have 16 among 40 images"):
+    with pytest.raises(Refusal, match="and 0 of 4 classes have 16 among 40 images"):
         measured(clusters(1.0, images=40))
-    with pytest.raises(ValueError, match="no labels 'clas' in 'lab'; did you mean 'class'"):
+    with pytest.raises(Refusal, match="no labels 'clas' in 'lab'; did you mean 'class'"):
         measured(images, target="clas")
-    with pytest.raises(ValueError, match="no tokens 'meen'; did you mean 'mean'"):
+    with pytest.raises(Refusal, match="no tokens 'meen'; did you mean 'mean'"):
         measured(images, tokens="meen")
-    with pytest.raises(ValueError, match="'x' of m has values that are not finite in batch 0"):
+    with pytest.raises(Refusal, match="'x' of m has values that are not finite in batch 0"):
         measured(images, lambda x: x / 0)
 
 
 def test_the_untrained_lab_pair_with_provenance():
     loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
-    table = snn.compare(loaded, Images(limit=130, batch=32), target="texture")
+    table = snn.measure(loaded, Images(limit=130, batch=32), target="texture")
     assert list(table.columns) == [
         *("model", "layer", "depth", "loss", "temperature", "at_bound", "loss_fixed", "low", "high", "anchors", "chance"),
         "loss_without",

@@ -132,10 +132,7 @@ class Images:
         """Names of the classes, in order of their labels; empty where the source has none."""
         if self.source == LAB:
             return list(scenes.SHAPES)
-        reader = getattr(self._files.data, "reader", self._files.data)
-        # The first is an attribute of readers of folders, the second of readers of tars.
-        names = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", {})
-        return list(names) if len(names) > 1 else []
+        return self._files.classes
 
     @property
     def targets(self) -> dict[str, list[str]]:
@@ -179,7 +176,7 @@ class Images:
             pin_memory=torch.cuda.is_available(),
         )
         unreadable = 0
-        for number, part, batch in zip(numbers, parts, loader, strict=True):
+        for number, part, batch in zip(numbers, parts, batches_of(loader), strict=True):
             unreadable += len(batch.unreadable)
             self._refuse_unreadable(batch.unreadable, unreadable)
             if [image for image in part if image in set(batch.images)] != batch.images:
@@ -205,7 +202,8 @@ class Images:
     def _workers(self) -> int:
         if self.workers is not None:
             return self.workers
-        return 0 if self.source == LAB else min(8, max(1, (os.cpu_count() or 1) - 1))
+        at_hand = self.source == LAB or isinstance(self._files.data, Tensor)
+        return 0 if at_hand else min(8, max(1, (os.cpu_count() or 1) - 1))
 
     @cached_property
     def _files(self) -> "_Files":
@@ -251,10 +249,6 @@ class Given(Images):
     def _files(self) -> "_Files":
         return _Files(self.data)
 
-    @property
-    def _workers(self) -> int:
-        return 0 if isinstance(self.data, Tensor) else super()._workers
-
 
 AnyImages = Images | str | Path | Dataset[Any] | Tensor
 """What every analysis takes as its images, see `given`."""
@@ -275,12 +269,15 @@ def given(images: AnyImages) -> Images:
         return images
     if isinstance(images, str | Path):
         return Images(str(images))
+    if isinstance(images, Dataset | Tensor) and hasattr(images, "__len__") and not len(images):
+        raise Refusal(f"there are no images in this {type(images).__name__}")
     if isinstance(images, Tensor):
         if images.ndim != 4:
             raise Refusal(f"images in a tensor are image x channel x row x col, got {tuple(images.shape)}")
         pixels = images.detach().cpu().contiguous()
-        digest = hashlib.sha256(pixels.flatten().view(torch.uint8).numpy().data).hexdigest()[:16]
-        return Given(f"tensor {digest}", limit=None, data=pixels)
+        digest = hashlib.sha256(f"{tuple(pixels.shape)}{pixels.dtype}".encode())
+        digest.update(pixels.flatten().view(torch.uint8).numpy().data)
+        return Given(f"tensor {digest.hexdigest()[:16]}", limit=None, data=pixels)
     if isinstance(images, DataLoader):
         raise Refusal(
             "a DataLoader may shuffle and drop images, and every model has to see the same ones: give its data set, as in "
@@ -388,6 +385,16 @@ class _Files:
             raise OSError(str(error)) from error
 
     @cached_property
+    def classes(self) -> list[str]:
+        """Names of the classes, in order of their labels, or their numbers where a data set gives nothing else."""
+        reader = getattr(self.data, "reader", self.data)
+        # The first is an attribute of readers of folders, the second of readers of tars.
+        names = list(getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", {}))
+        if not names and reader is self.data and self.image(0)[1] >= 0:
+            names = [str(number) for number in range(int(self.labels.max()) + 1)]
+        return names if len(names) > 1 else []
+
+    @cached_property
     def labels(self) -> Int[Tensor, " image"]:
         """The class of every image, from the reader if it lists them; otherwise every image is read."""
         reader = getattr(self.data, "reader", self.data)
@@ -423,11 +430,12 @@ def _image_and_label(item: Any) -> tuple[Image.Image | Tensor, int]:
             f"the data set gives {type(item).__name__} where an image is expected: an image of PIL or a tensor, alone or with "
             f"its class"
         )
-    known = isinstance(label, int | np.integer | Tensor)
+    whole = isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point()
+    known = isinstance(label, int | np.integer) or whole
     return as_rgb(item) if isinstance(item, Image.Image) else item, int(label) if known else -1
 
 
-class _Decoder(Dataset[Batch]):
+class _Decoder(Dataset[Any]):
     """Files as batches: one decoding per image, one transform per preprocessing."""
 
     def __init__(self, wanted: tuple[Preprocessing, ...], files: _Files) -> None:
@@ -443,7 +451,13 @@ class _Decoder(Dataset[Batch]):
         ]
         self.files = files
 
-    def __getitems__(self, numbers: list[int]) -> Batch:
+    def __getitems__(self, numbers: list[int]) -> Batch | Refusal:
+        try:
+            return self._batch(numbers)
+        except Refusal as refusal:  # a worker process would wrap it into its traceback
+            return refusal
+
+    def _batch(self, numbers: list[int]) -> Batch:
         rows: list[list[Tensor]] = []
         labels, read, unreadable = [], [], []
         for number in numbers:
@@ -459,6 +473,9 @@ class _Decoder(Dataset[Batch]):
                 rows.append([coloured(transform(image), one) for one, transform in made])
             labels.append(label)
             read.append(number)
+        shapes = {" x ".join(map(str, row.shape)): None for row, *_ in rows}
+        if len(shapes) > 1:
+            raise Refusal(f"the data set gives tensors of {' and '.join(shapes)}; all have to be of one size")
         inputs = [torch.stack(column) for column in zip(*rows, strict=True)]
         return Batch(-1, inputs, torch.tensor(labels, dtype=torch.long), read, unreadable)
 
@@ -501,6 +518,18 @@ def coloured(
 ) -> Float[Tensor, "*image channel height width"]:
     """Give pixels as many channels as the model takes: three, or their mean as one."""
     return pixels if wanted.channels == 3 else pixels.mean(-3, keepdim=True)
+
+
+def batches_of(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """Yield what a loader reads.
+
+    Raises:
+        Refusal: as it was raised in a worker process, which hands it over as a batch.
+    """
+    for batch in loader:
+        if isinstance(batch, Refusal):
+            raise batch
+        yield batch
 
 
 def _as_is(batch: Any) -> Any:

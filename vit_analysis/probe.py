@@ -27,7 +27,7 @@ from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import LAB, AnyImages, Images, given
+from vit_analysis.images import FACTORY_PREFIXES, LAB, AnyImages, Images, given
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model, Models, load_all, named
 from vit_analysis.reading.capture import Capture, Layer
@@ -248,8 +248,11 @@ def _origin(images: Images) -> tuple[Any, ...]:
     """Return a key that is equal for two sources where the same number means the same image."""
     if images.source == LAB:
         return LAB, images.seed
+    if images.source.startswith(FACTORY_PREFIXES):
+        return images.source, images.root, images.split
     path = Path(images.source).expanduser()
-    return (path.resolve(),) if path.exists() else (images.source, images.root, images.split)
+    # A data set that was given twice has two names.
+    return (path.resolve(),) if path.exists() else (id(images._files.data),)
 
 
 def _told(targets: Mapping[str, Sequence[str]]) -> str:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vit_analysis import command, models
-from vit_analysis.images import LAB, UNSEEN, Images, Preprocessing, as_input
+from vit_analysis.images import LAB, UNSEEN, Images, Preprocessing, as_input, batches_of
 from vit_analysis.lab import scenes, zoo
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import VERSIONS, write_whole
@@ -125,7 +125,7 @@ class FileData:
         loader: DataLoader[Any] = DataLoader(
             dataset, batch_sampler=numbers, collate_fn=unchanged, num_workers=workers
         )
-        for batch in loader:
+        for batch in batches_of(loader):
             for name in batch.unreadable:
                 logger.warning("cannot read %s: left out", name)
             yield batch.inputs[0].to(self.device), batch.labels.to(self.device)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vit_analysis.lab import scenes
 from vit_analysis.lab.scenes import FACTORS, OUTLINES, RADIUS, REACH, SHAPES, TEXTURES, draw
+from vit_analysis.spelling import Refusal
 
 MANY = 4000
 FIRST_SHAPES = ["star", "bar", "square", "cross", "disk", "heart"]
@@ -167,7 +168,7 @@ def test_the_shape_is_not_in_the_pixels_as_they_are(many: scenes.Scenes) -> None
 
 
 def test_refuses_no_pixels() -> None:
-    with pytest.raises(ValueError, match="at least 1 pixel wide, got size=0"):
+    with pytest.raises(Refusal, match="at least 1 pixel wide, got size=0"):
         draw([0], size=0)
 
 

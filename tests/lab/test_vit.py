@@ -8,6 +8,7 @@ from torch import nn
 
 from vit_analysis.lab import zoo
 from vit_analysis.lab.vit import LAB, NOTES, Attention, Block, PatchEmbedding, ResidualAdd, ViT
+from vit_analysis.spelling import Refusal
 
 SMALL = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -233,7 +234,7 @@ def test_a_block_without_skips_forgets_its_input() -> None:
 
 def test_no_skip_names_one_block() -> None:
     assert [block.skip for block in make(depth=3, no_skip=1).blocks] == [True, False, True]
-    with pytest.raises(ValueError, match="no_skip names a block from 0 to 1, got 2"):
+    with pytest.raises(Refusal, match="no_skip names a block from 0 to 1, got 2"):
         make(no_skip=2)
 
 
@@ -279,13 +280,13 @@ def test_it_can_learn_what_the_broken_one_cannot() -> None:
     ],
 )
 def test_impossible_configurations_are_refused(changes: dict, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(Refusal, match=sentence):
         make(**changes)
 
 
 def test_an_image_of_another_size_is_refused() -> None:
     """The notes' `[:, : n + 1]` gave smaller images the positions of another grid, silently."""
     with pytest.raises(
-        ValueError, match=r"got images of 8 x 8 px.*built for 16 x 16: resize.*ViT\(img_size=8\)"
+        Refusal, match=r"got images of 8 x 8 px.*built for 16 x 16: resize.*ViT\(img_size=8\)"
     ):
         make()(images(size=8))
