@@ -1,54 +1,52 @@
 """Every analysis on a few tiny batches of untrained models: run by itself, or by torchrun, for test_processes.py."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from vit_analysis import (
-    attention_distance,
-    cka,
-    command,
-    lesions,
-    localization,
-    models,
-    probe,
-    receptive_field,
-    skip,
-    soft_nearest_neighbor,
-)
+from vit_analysis import attention_distance, cka, command, models, receptive_field
+from vit_analysis.analyses import ANALYSES
 from vit_analysis.images import Images
+from vit_analysis.models import Model
 from vit_analysis.probe import Shots
 from vit_analysis.study import passes
+from vit_analysis.study.parts import Parts
+
+IMAGES = Images(limit=34, batch=8)  # the last batch is too small for HSIC
+ONE_COUNTS = Images(limit=10, batch=8)
+FIELDS = Images(limit=6, batch=2)
+CLASSES = Images(limit=400, batch=64)
+
+
+def chosen(vit: Model, cnn: Model) -> Mapping[str, Mapping[str, Any]]:
+    """What an analysis is given instead of both models and `IMAGES`, where it would refuse them or take long."""
+    return {
+        "cka": {"layers": "blocks"},
+        "attention_distance": {"models": vit},
+        "receptive_field": {"images": FIELDS, "layers": "blocks", "channels": 2},
+        "lesions": {"models": cnn},
+        "localization": {"models": vit},
+        "probe": {"shots": Shots(Images(limit=400, batch=50, seed=1), 2, 2)},
+        "soft_nearest_neighbor": {"images": CLASSES},
+    }
 
 
 def tables(folder: Path) -> dict[str, pd.DataFrame]:
     vit, cnn = models.load("lab/vit@random"), models.load("lab/resnet@random")
-    images, both = Images(limit=34, batch=8), [vit, cnn]  # the last batch is too small for HSIC
-    one_counts = Images(limit=10, batch=8)
+    own = chosen(vit, cnn)
     found = {
-        "cka": cka.compare(both, images, layers="blocks"),
-        "cka, one process has nothing": cka.compare([vit], one_counts, layers="blocks"),
-        "attention_distance": attention_distance.distances([vit], images),
-        "head_subsets": attention_distance.head_subsets(vit, cnn, images),
-        "skip": skip.norm_ratios(both, images),
-        "lesions": lesions.lesions([cnn], images),
-        "localization": localization.compare([vit], images),
-        "probe": probe.compare(both, images, Shots(Images(limit=400, batch=50, seed=1), 2, 2)),
-        "soft_nearest_neighbor": soft_nearest_neighbor.compare(both, Images(limit=400, batch=64)),
+        one.name: one.module.measure(**{"models": [vit, cnn], "images": IMAGES} | own.get(one.name, {}))
+        for one in ANALYSES
     }
-    fields = Images(limit=6, batch=2)
-    found["receptive_field"], found["receptive_field_maps"] = receptive_field.with_maps(
-        both, fields, layers="blocks", channels=2
-    )
-    cast = passes.Cast.load(passes.Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
+    found["cka, one process has nothing"] = cka.measure(vit, ONE_COUNTS, layers="blocks")
+    found["head_subsets"] = attention_distance.head_subsets(vit, cnn, IMAGES)
+    _, found["receptive_field_maps"] = receptive_field.with_maps([vit, cnn], **own["receptive_field"])
+    cast = passes.Cast.load(Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
     wanted = ["cka", "skip", "soft_nearest_neighbor"]
-    found |= {
-        f"study's {name}": own
-        for name, own in passes.run(
-            cast, Images(limit=400, batch=100), passes.TRAIN, folder / "study", wanted
-        ).tables.items()
-    }
-    return found
+    study = passes.run(cast, Images(limit=400, batch=100), passes.TRAIN, folder / "study", wanted)
+    return found | {f"study's {name}": table for name, table in study.tables.items()}
 
 
 def main(folder: Path) -> None:

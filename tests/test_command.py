@@ -1,11 +1,14 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
-from vit_analysis import command, table
+from vit_analysis import cka, command, table
+from vit_analysis.spelling import Refusal
 
 TWIN = ["lab/vit@random", "--images.limit", "24", "--images.batch", "8", "--layers", "blocks"]
 
@@ -39,13 +42,91 @@ def test_a_command_writes_a_table_with_its_command_line_and_a_picture(tmp_path):
         ([*TWIN[:1], "--layer", "blocks"], r"--layers"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_not_a_traceback(arguments, sentence, tmp_path):
-    ran = analysis(*arguments, "--out", str(tmp_path / "x"))
-    assert ran.returncode == 2
-    said = ran.stderr + ran.stdout
+def test_a_mistake_is_one_sentence_and_not_a_traceback(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert forked.ends(forked.start("cka", [*arguments, "--out", "x"], Path("log"))) == command.MISTAKE == 2
+    said = Path("log").read_text()
     assert re.search(sentence, said, re.MULTILINE), said
     assert "Traceback" not in said
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "log"]
+
+
+def refusing() -> None:
+    ending(Refusal("choose other images"))
+
+
+def without_room() -> None:
+    ending(OSError("cannot write out: no space left"))
+
+
+def gone() -> None:
+    ending(ConnectionError("process 1 failed"))
+
+
+def ending(error: Exception) -> None:
+    def fail(*_, **__) -> None:
+        raise error
+
+    cka.measure = fail
+
+
+def faulty() -> None:
+    """An exception of numpy that no user could mend, in the middle of the pass."""
+    cka._fold = lambda _: np.zeros(2) + np.zeros(3)
+
+
+def of_a_library() -> None:
+    ending(KeyError("height"))
+
+
+@pytest.mark.parametrize(
+    ("first", "sentence"),
+    [
+        (refusing, "error: choose other images"),
+        (without_room, "error: cannot write out: no space left"),
+        (gone, "error: process 1 failed"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(tmp_path, monkeypatch, first, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert forked.ends(forked.start("cka", TWIN, Path("log"), first)) == command.MISTAKE == 2
+    assert Path("log").read_text().splitlines() == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (
+            faulty,
+            [
+                "ValueError: operands could not be broadcast together with shapes (2,) (3,) ",
+                "in the sums of PairSums of batch 0",
+            ],
+        ),
+        (of_a_library, ["KeyError: 'height'"]),
+    ],
+)
+def test_a_fault_of_ours_shows_where_it_happened_and_what_to_do(tmp_path, monkeypatch, first, last):
+    monkeypatch.chdir(tmp_path)
+    assert forked.ends(forked.start("cka", TWIN, Path("log"), first)) == command.FAULT == 70
+    said = Path("log").read_text().splitlines()
+    assert said[0] == "Traceback (most recent call last):"
+    assert any(f'{Path(__file__).name}", line' in line for line in said)  # where `first` raised it
+    assert said[-1 - len(last) : -1] == last
+    assert said[-1] == (
+        "this is a fault of vit_analysis and not of yours, in python -m vit_analysis.cka; please report the lines above"
+    )
+    assert not [line for line in said if line.startswith("error")]
+    assert not Path("figures").exists()
+
+
+def test_a_sentence_has_its_traceback_where_the_environment_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = forked.start("cka", TWIN, Path("log"), refusing, {"VIT_ANALYSIS_TRACEBACK": "1"})
+    assert forked.ends(run) == 1
+    said = Path("log").read_text()
+    assert "Traceback (most recent call last)" in said
+    assert "Refusal: choose other images" in said
 
 
 def test_two_processes_give_the_table_of_one(tmp_path):

@@ -4,16 +4,22 @@ Without a GPU this is seen with fake tensors, which know their device, refuse to
 anyone could wait for; what is sent to the device layer by layer is not seen. With a GPU, tables are those of the CPU.
 """
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from vit_analysis import attention_distance, cka, localization, models, skip, soft_nearest_neighbor
+from vit_analysis import attention_distance, cka, models
+from vit_analysis.analyses import ANALYSES
 from vit_analysis.images import Images
+from vit_analysis.layers import Branch
+from vit_analysis.models import Model
+from vit_analysis.probe import Shots
 from vit_analysis.reading import measure, stream
-from vit_analysis.reading.intervene import Branch
 from vit_analysis.reading.measure import Measurement
+from vit_analysis.study.controls import SELECTIONS
 from vit_analysis.tensors import similarity
 
 IMAGES = Images(limit=320, batch=160)
@@ -37,24 +43,57 @@ def on_fake_gpu(module: nn.Module) -> None:
                     kept[name] = torch.empty_like(tensor, device="cuda")
 
 
-def look(plan, *, late: bool) -> dict[str, dict[str, torch.Tensor]]:
+EXTRAS = {
+    "controls": lambda vit, cnn: cka.plan_controls([vit, cnn], IMAGES, SELECTIONS),
+    "head_subsets": lambda vit, cnn: attention_distance.plan_subsets(vit, cnn, IMAGES),
+}
+
+
+def plan(name: str, vit: Model, cnn: Model) -> Measurement:
+    """Of an analysis or of an extra table, with both models where it takes both."""
+    if name in EXTRAS:
+        return EXTRAS[name](vit, cnn)
+    (module,) = (one.module for one in ANALYSES if one.name == name)
+    own = {"attention_distance": [vit], "lesions": vit}.get(name, [vit, cnn])
+    few = {"probe": [Shots(Images(limit=400, batch=50, seed=1), 2, 2)]}
+    if hasattr(module, "plan"):
+        return module.plan(own, IMAGES, *few.get(name, []))
+    return module.plan_with_maps(own, IMAGES)[0]
+
+
+def only_reads(measurement: Measurement) -> bool:
+    """It changes no model, needs no gradients and has nothing to learn before the pass."""
+    (prepare,) = (own for own in fields(Measurement) if own.name == "prepare")
+    nothing_before = measurement.prepare is prepare.default
+    return nothing_before and not measurement.alone and measurement.reading.differentiate is None
+
+
+def two(device: str, suffix: str = "") -> list[Model]:
+    return [models.load(f"{name}{suffix}", device=device) for name in ("lab/vit", "lab/resnet")]
+
+
+READ = [
+    name
+    for name in [*(one.name for one in ANALYSES), *EXTRAS]
+    if only_reads(plan(name, *two("cpu", "@random")))
+]
+
+
+def look(name: str, *, late: bool) -> dict[str, dict[str, torch.Tensor]]:
     """What one batch leaves of every model; planned with real weights, or late, where a plan sends something to the device."""
-    both = [models.load("lab/vit@random", device="cpu"), models.load("lab/resnet@random", device="cpu")]
+    both = two("cpu", "@random")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    planned: Measurement | None = None if late else plan(*both)
+    planned: Measurement | None = None if late else plan(name, *both)
     with mode:
         for model in both:
             on_fake_gpu(model.module)
-        reading = measure.merged({"": planned or plan(*both)})
+        reading = measure.merged({"": planned or plan(name, *both)})
         seen = {}
-        for name, model in reading.models.items():
+        for own, model in reading.models.items():
             pixels = torch.empty(160, 3, 32, 32, device="cuda")
-            with stream.capture(
-                model.module, reading.taps[name], lambda *what, name=name: reading.reduce(name, *what)
-            ) as run:
-                seen[name] = {
-                    layer: kept[""] for layer, kept in stream._look(reading, name, run, pixels, []).items()
-                }
+            with stream.hooked(reading, model) as run:
+                kept = stream.look(reading, model, run, pixels, [])
+            seen[own] = {str(layer): parts[""] for layer, parts in kept.items()}
         return seen
 
 
@@ -65,24 +104,20 @@ def tensors(kept) -> list[torch.Tensor]:
     return [one for part in kept for one in tensors(part)] if isinstance(kept, tuple | list) else []
 
 
-PLANS = {
-    "cka": lambda vit, cnn: cka.plan([vit, cnn], IMAGES),
-    "controls": lambda vit, cnn: cka.plan_controls([vit, cnn], IMAGES),
-    "attention_distance": lambda vit, _: attention_distance.plan([vit], IMAGES),
-    "head_subsets": lambda vit, cnn: attention_distance.plan_subsets(vit, cnn, IMAGES),
-    "localization": lambda vit, cnn: localization.plan([vit, cnn], IMAGES),
-    "soft_nearest_neighbor": lambda vit, cnn: soft_nearest_neighbor.plan([vit, cnn], IMAGES),
-    "skip": lambda vit, cnn: skip.plan([vit, cnn], IMAGES),
-}
-
-
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", READ)
 def test_what_is_kept_is_made_on_the_device_and_nothing_waits_for_it(name, monkeypatch):
     monkeypatch.setattr(Branch, "is_sum", lambda *_: True)  # looked at once in a run
-    seen = look(PLANS[name], late=name in ("attention_distance", "head_subsets"))
+    seen = look(name, late=name in ("attention_distance", "head_subsets"))
     kept = [tensor for own in seen.values() for one in own.values() for tensor in tensors(one)]
     assert kept
     assert all(tensor.device.type == "cuda" for tensor in kept)
+
+
+def test_most_analyses_only_read():
+    assert {"cka", "attention_distance", "skip", "localization", "soft_nearest_neighbor", *EXTRAS} <= set(
+        READ
+    )
+    assert not {"lesions", "receptive_field"} & set(READ)  # change or differentiate their models
 
 
 def test_what_waits_would_be_seen():
@@ -95,20 +130,19 @@ def test_what_waits_would_be_seen():
 def test_cka_on_a_gpu_is_that_of_the_cpu(precision):
     tables = {}
     for device in ("cpu", "cuda"):
-        both = [models.load(name, device=device) for name in ("lab/vit", "lab/resnet")]
+        both = two(device)
         with torch.autocast(device, precision, enabled=precision != torch.float32 and device == "cuda"):
-            tables[device] = cka.compare(both, Images(limit=640, batch=64))
+            tables[device] = cka.measure(both, Images(limit=640, batch=64))
     worst = (tables["cuda"]["cka"] - tables["cpu"]["cka"]).abs().max()
     assert worst < (1e-3 if precision == torch.float32 else 3e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", READ)
 def test_every_table_of_a_gpu_is_that_of_the_cpu(name):
     tables = {}
     for device in ("cpu", "cuda"):
-        both = [models.load(model, device=device) for model in ("lab/vit", "lab/resnet")]
-        tables[device] = measure.table(PLANS[name](*both)).select_dtypes("number")
+        tables[device] = plan(name, *two(device)).table().select_dtypes("number")
     torch.testing.assert_close(
         torch.from_numpy(tables["cuda"].to_numpy()),
         torch.from_numpy(tables["cpu"].to_numpy()),

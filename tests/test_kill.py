@@ -36,17 +36,6 @@ def saving_always() -> None:
     measure.SAVE_EVERY = 0.0
 
 
-def slowly() -> None:
-    saving_always()
-    real = measure._add
-
-    def add(*arguments) -> None:
-        time.sleep(0.2)
-        real(*arguments)
-
-    measure._add = add
-
-
 def during_a_batch() -> None:
     saving_always()
     real, seen = measure._add, []
@@ -58,6 +47,36 @@ def during_a_batch() -> None:
         real(*arguments)
 
     measure._add = add
+
+
+PAUSED = Path("paused")
+
+
+def pausing_in_the_third_batch() -> None:
+    saving_always()
+    real, seen = measure._add, []
+
+    def add(*arguments) -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            forked.pause(PAUSED)
+        real(*arguments)
+
+    measure._add = add
+
+
+def pausing_when_the_third_sums_are_written() -> None:
+    """And nobody has noted it yet."""
+    saving_always()
+    real, written = state.save, []
+
+    def save(*arguments) -> None:
+        real(*arguments)
+        written.append(1)
+        if len(written) == 3:
+            forked.pause(PAUSED)
+
+    state.save = save
 
 
 def half_way(real: Callable) -> Callable:
@@ -150,27 +169,28 @@ def test_killed_where_it_hurts_most_a_run_goes_on_to_the_same_table(whole):
 
 
 def test_ctrl_c_and_a_clusters_sigterm_say_how_to_go_on(whole):
-    before = 0
-    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        run = forked.start("cka", RUN, Path("log"), slowly)
-        forked.wait(lambda known=before: batches_kept(Path("out")) > known)
+    for number, status, place, told, kept in (
+        (signal.SIGINT, 130, pausing_in_the_third_batch, 2, 2),
+        (signal.SIGTERM, 143, pausing_when_the_third_sums_are_written, 4, 5),
+    ):
+        run = forked.start("cka", RUN, Path("log"), place)
+        forked.wait(lambda run=run: PAUSED.exists() or not run.is_alive())
         os.kill(run.pid, number)
-        assert forked.ends(run) == status
+        assert forked.ends(run) == status, Path("log").read_text()
+        PAUSED.unlink()
         said = re.search(
             r"^stopped; the same command goes on after (\d+) of 10 batches$", Path("log").read_text(), re.M
         )
         assert said, Path("log").read_text()
-        kept = batches_kept(Path("out"))
-        # One fewer where the signal came between the writing of the sums and the note of it.
-        assert before <= int(said[1]) <= kept <= int(said[1]) + 1 <= 10
+        # One fewer where the signal came between the writing of the sums and the note of it: never one too many.
+        assert (int(said[1]), batches_kept(Path("out"))) == (told, kept)
         assert "Traceback" not in Path("log").read_text()
-        before = kept
     # Another command with the same --out does not take these sums for its own, nor harm them.
     assert forked.ends(forked.start("skip", SKIP, Path("log"))) == 0
     assert "going on" not in Path("log").read_text()
-    assert batches_kept(Path("out")) == before
+    assert batches_kept(Path("out")) == kept
     assert forked.ends(forked.start("cka", RUN, Path("log"))) == 0
-    assert f"going on after batch {before} of 10" in Path("log").read_text()
+    assert f"going on after batch {kept} of 10" in Path("log").read_text()
     assert Path("out/run.parquet").read_bytes() == whole
 
 

@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from vit_analysis import table
+from vit_analysis.spelling import Refusal
 
 
 def test_provenance_travels_with_the_table(tmp_path):
@@ -31,7 +32,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_a_misspelt_column_or_file_names_the_nearest_right_one(tmp_path):
-    with pytest.raises(KeyError, match="no column 'ckaa'; did you mean 'cka'"):
+    with pytest.raises(Refusal, match="no column 'ckaa'; did you mean 'cka'"):
         table.column(pd.DataFrame({"cka": [1.0]}), "ckaa")
     table.write(pd.DataFrame({"cka": [0.5]}), tmp_path / "cka.parquet")
     with pytest.raises(FileNotFoundError, match=r"no table .*ckq.parquet; did you mean 'cka.parquet'"):

@@ -14,8 +14,14 @@ from vit_analysis.spelling import did_you_mean
 
 def commands() -> dict[str, str]:
     """What every command does, by its name."""
-    analyses = {one.name: f"{one.measures} (figures {one.figures})" for one in ANALYSES}
-    return {name: words.replace("figures (", "(") for name, words in (analyses | OTHERS).items()}
+    return {one.name: f"{one.measures} ({_figures(one.figures)})" for one in ANALYSES} | OTHERS
+
+
+def _figures(numbers: str) -> str:
+    """Name the figures that an analysis makes: ``figures 1, 2``, ``figure 8``, or other words as they are."""
+    if not numbers[:1].isalnum():
+        return numbers.strip("()")
+    return f"figure{'s' if len(numbers) > 1 else ''} {numbers}"
 
 
 def overview() -> str:

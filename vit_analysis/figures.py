@@ -35,6 +35,9 @@ def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) ->
         path = out / f"figure_{drawing.id.replace(' ', '_')}.png"
         try:
             figure = drawing.draw(evidence)
+            if processes.rank_and_size()[0] == 0:
+                table.write_whole(path, figure.savefig)
+                logger.info("wrote %s", path)
         except Refusal as needed:
             drawn[drawing.id] = str(needed)
             logger.info("figure %s: %s", drawing.id, needed)
@@ -42,9 +45,6 @@ def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) ->
         except Exception as fault:
             fault.add_note(f"in figure {drawing.id}")
             raise
-        if processes.rank_and_size()[0] == 0:
-            table.write_whole(path, figure.savefig)
-            logger.info("wrote %s", path)
         drawn[drawing.id] = path
     return drawn
 

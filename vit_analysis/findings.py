@@ -128,6 +128,9 @@ def _control(claim: Claim, evidence: Evidence | None) -> dict[str, Any] | None:
         found = estimate(claim.compute, claim.tables, evidence)
     except Refusal:
         return None
+    except Exception as fault:
+        fault.add_note(f"in a control of claim {claim.id}")
+        raise
     if math.isnan(found.value):
         return None
     verdict = claim.rule.verdict(found.value, found.low, found.high)

@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import pandas as pd
 import pytest
 
 from vit_analysis import plot, table
+from vit_analysis.plot import axes
 from vit_analysis.plot.__main__ import main
 
 MODELS = {
@@ -107,6 +109,52 @@ def test_what_cannot_be_drawn_says_why(tmp_path):
     table.write(table.with_provenance(pd.DataFrame({"a": [1]}), "weather"), tmp_path / "a.parquet")
     with pytest.raises(SystemExit, match=r"is a table of 'weather'; there are pictures for cka"):
         main(tmp_path / "a.parquet", tmp_path / "a.png")
+    table.write(similarities("vit"), tmp_path / "cka.parquet")
+    with pytest.raises(SystemExit, match=r"error: .*a.xyz' is none of \*.png, \*.pdf, \*.svg"):
+        main(tmp_path / "cka.parquet", tmp_path / "a.xyz")
+
+
+def test_a_fault_in_a_picture_is_no_sentence(tmp_path, monkeypatch):
+    table.write(similarities("vit"), tmp_path / "cka.parquet")
+    monkeypatch.setattr(sys.modules[plot.cka.__module__], "Figure", lambda **_: np.zeros(2) + np.zeros(3))
+    with pytest.raises(ValueError, match="operands could not be broadcast"):
+        main(tmp_path / "cka.parquet", tmp_path / "a.png")
+
+
+# Functions of a table.
+DRAWING = [
+    name
+    for name in plot.__all__
+    if name != "PICTURES" and "table" in [next(iter(inspect.signature(getattr(plot, name)).parameters))]
+]
+
+
+def test_every_kind_of_table_is_drawn_by_its_picture():
+    for kind, picture in plot.PICTURES.items():
+        assert picture.__name__ in axes.FITTING[kind]
+    assert {name for own in axes.FITTING.values() for name in own} <= set(plot.__all__)
+    assert set(DRAWING) <= {name for own in axes.FITTING.values() for name in own}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_table_of_another_analysis_is_refused_with_what_draws_it(name):
+    other = next(kind for kind in plot.PICTURES if name not in axes.FITTING[kind])
+    rows = pd.DataFrame({"model": ["vit"]})
+    rows.attrs["analysis"] = other
+    with pytest.raises(
+        ValueError,
+        match=rf"plot\.{name} draws tables of \w+.*, and this is one of {other}; draw it with plot\.\w+",
+    ):
+        getattr(plot, name)(rows)
+
+
+@pytest.mark.parametrize("column", ["cka", "depth", "layer"])
+def test_a_column_that_a_picture_needs_is_named(column):
+    with pytest.raises(
+        ValueError,
+        match=rf"plot\.heatmap needs the column '{column}', which this table has not; it draws tables of cka",
+    ):
+        plot.heatmap(similarities("vit").drop(columns=column))
 
 
 def test_plot_imports_nothing_of_ours():

@@ -3,9 +3,9 @@ import timm
 import torch
 from torch import nn
 
-from vit_analysis.layers import Tap
+from vit_analysis.layers import Branch, Tap
 from vit_analysis.reading.capture import Capture, Layer, Seen
-from vit_analysis.reading.intervene import channels_last, edited, evaluating
+from vit_analysis.reading.intervene import channels_last, edited, evaluating, true_branches
 from vit_analysis.spelling import Refusal
 
 
@@ -191,6 +191,13 @@ def test_what_fails_inside_a_model_is_a_sentence_about_the_model_and_its_images(
     with Capture(model, [":in"]) as run, pytest.raises(Refusal, match=f"^{sentence}") as refused:
         run(torch.zeros(2, 3, 5, 5))
     assert refused.value.__cause__ is not None  # whoever wants to know where sees it
+
+
+def test_also_where_only_its_branches_are_looked_for():
+    model = nn.Sequential(nn.Linear(4, 4))
+    branch = Branch("0", "unit", Tap("0", "in"), Tap("0"), Tap("0"))
+    with pytest.raises(Refusal, match=r"^Sequential does not take images of 3 x 5 x 5: mat1 and mat2"):
+        true_branches(model, [branch], torch.zeros(2, 3, 5, 5))
 
 
 def test_a_device_without_room_says_how_to_need_less():

@@ -1,13 +1,23 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jaxtyping import Float64
 from scipy.stats import t as student
+from torch import Tensor
 
 from vit_analysis.reading import intervals
-from vit_analysis.study.evidence import Evidence, NotMeasured, estimate
+from vit_analysis.reading.state import Grouped
+from vit_analysis.spelling import Refusal
+from vit_analysis.study.evidence import Evidence, Study, estimate
 from vit_analysis.study.parts import Parts
-from vit_analysis.study.passes import Study
+
+
+@dataclass(frozen=True)
+class Totals(Grouped):
+    totals: Float64[Tensor, "group 2"]
 
 
 def table(without: np.ndarray, images: str = "a", **columns) -> pd.DataFrame:
@@ -23,14 +33,16 @@ def evidence(**tables: pd.DataFrame) -> Evidence:
 
 def test_the_interval_of_anything_computed_from_a_table_is_the_jackknife_of_its_sums():
     # Sums of 20 groups, and a table of the two means that they give, with the means without each group.
-    groups = torch.rand(20, 2, dtype=torch.float64)
-    interval = intervals.jackknife(lambda sums: sums / 20, groups, torch.ones(20, dtype=torch.bool))
+    sums = Totals(torch.ones(20, dtype=torch.float64), torch.rand(20, 2, dtype=torch.float64))
+    interval = intervals.jackknife(lambda own: own.totals.sum(0) / 20, sums)
     made = pd.DataFrame({"model": ["m", "m"], **interval.columns("x")})
     made.attrs = {"images": 1}
     found = estimate(lambda e: np.prod(e.rows("t", model="m")["x"]), ("t",), evidence(t=made))
-    expected = intervals.jackknife(lambda sums: (sums / 20).prod(), groups, torch.ones(20, dtype=torch.bool))
+    expected = intervals.jackknife(lambda own: (own.totals.sum(0) / 20).prod(), sums)
     assert found.value == pytest.approx(float(expected.value))
     assert (found.low, found.high) == pytest.approx((float(expected.low), float(expected.high)), abs=1e-6)
+    directly = intervals.of_table(lambda rows: torch.tensor(rows["x"].to_numpy()).prod(), made)
+    assert (found.low, found.high) == pytest.approx((float(directly.low), float(directly.high)), abs=1e-6)
 
 
 def test_tables_of_the_same_images_lose_the_same_groups_at_once():
@@ -76,13 +88,13 @@ def test_p_is_that_of_a_t_test():
 
 def test_what_is_not_there_is_said():
     own = evidence(t=table(np.ones((2, 3))))
-    with pytest.raises(NotMeasured, match=r"needs an MLP-Mixer \(--mixer\)"):
+    with pytest.raises(Refusal, match=r"needs an MLP-Mixer \(--mixer\)"):
         own.one("mixer")
-    with pytest.raises(NotMeasured, match=r"needs 2 times a Vision Transformer \(--vit\)"):
+    with pytest.raises(Refusal, match=r"needs 2 times a Vision Transformer \(--vit\)"):
         own.all("vit", 2)
-    with pytest.raises(NotMeasured, match="needs labels"):
+    with pytest.raises(Refusal, match="needs labels"):
         own.rows("lost")
-    with pytest.raises(NotMeasured, match="t holds nothing of other"):
+    with pytest.raises(Refusal, match="t holds nothing of other"):
         own.rows("t", model="other")
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import numbers as q
-from vit_analysis.study.evidence import Matrix, NotMeasured
+from vit_analysis.study.evidence import Matrix
 
 
 def square(values: np.ndarray, layers: list[str] | None = None) -> Matrix:
@@ -42,7 +43,7 @@ def test_stages_are_read_from_names_and_their_contrast_is_within_less_between():
     assert q.stages(matrix).tolist() == [-1, 1, 1, 2, 2]
     matrix.values[[1, 2, 3, 4], [2, 1, 4, 3]] = 0.9
     assert q.contrast(matrix, q.stages(matrix)) == pytest.approx(0.8)
-    with pytest.raises(NotMeasured, match="needs a CNN with stages"):
+    with pytest.raises(Refusal, match="needs a CNN with stages"):
         q.stages(square(np.eye(3)))
 
 
@@ -55,7 +56,7 @@ def test_a_grid_with_the_period_of_a_block_is_found_and_a_smooth_map_has_none():
     assert q.periodicity(square(grid.values + 3 * trend, layers)) > 0.5
     other = square(trend + 0.1 * (place[:, None] % 3 == place % 3), layers)  # a grid with another period
     assert q.periodicity(other) < 0
-    with pytest.raises(NotMeasured, match="needs several layers of each block"):
+    with pytest.raises(Refusal, match="needs several layers of each block"):
         q.periodicity(square(np.eye(6)))
 
 

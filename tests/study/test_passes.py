@@ -1,21 +1,36 @@
-"""The whole study on untrained models of the lab and few scenes: tables, passes, pictures, report."""
+"""The whole study on untrained models of the lab and few scenes: tables, passes, pictures, report, and faults in each."""
 
+import inspect
 import logging
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
+import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from vit_analysis import figures, findings, table
-from vit_analysis.images import Images
+from vit_analysis import figures, findings, plot, probe, skip, soft_nearest_neighbor, table
+from vit_analysis.analyses import ANALYSES, Analysis
+from vit_analysis.images import Images, Preprocessing
+from vit_analysis.models import Model
 from vit_analysis.reading import measure
+from vit_analysis.reading.state import Sums
+from vit_analysis.reading.stream import Pass
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes
 from vit_analysis.study.drawings import DRAWINGS
+from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
 from vit_analysis.study.passes import Cast
 
 IMAGES = Images(limit=40, batch=20)
-TRAIN = Images(limit=400, seed=1)
+FEW = Images(limit=8, batch=4)
+TRAIN = Images(limit=1000, seed=1)
 UNTRAINED = Parts(
     vit=("lab/vit@random",),
     cnn=("lab/resnet@random",),
@@ -31,10 +46,36 @@ def cast() -> Cast:
     return Cast.load(UNTRAINED, "cpu")
 
 
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """As few images, channels and examples as there can be."""
+    shrink(monkeypatch)
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FIELDS": 2, "CHANNELS": 1, "LESIONED": 8, "SHOTS": 2, "SINGLE": 1}.items():
+        patch.setattr(passes, name, value)
+    patch.setattr(soft_nearest_neighbor, "MATES", 2)
+
+
 @pytest.fixture(scope="module")
-def made(cast, tmp_path_factory):
-    out = tmp_path_factory.mktemp("study")
-    return passes.run(cast, IMAGES, TRAIN, out, QUICK), out
+def out(tmp_path_factory) -> Path:
+    """The folder of one run of the command, from which all else is read."""
+    folder = tmp_path_factory.mktemp("study")
+    coarse = mpl.rc_context({"savefig.dpi": 50})  # half of the time goes into drawing
+    with pytest.MonkeyPatch.context() as patch, coarse:
+        shrink(patch)
+        patch.setattr(passes, "LAB_PARTS", UNTRAINED)
+        figures.main(images=IMAGES, train=TRAIN, out=folder, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(cast, out) -> Study:
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        patch.setattr(measure, "stream", lambda *_, **__: pytest.fail("an image was read"))
+        return passes.run(cast, IMAGES, TRAIN, out)
 
 
 def test_parts_name_models_once_and_in_order():
@@ -59,16 +100,21 @@ def test_models_of_the_lab_that_are_not_there_are_left_out_with_the_command_that
     )
 
 
-def test_every_table_that_was_asked_for_is_there_and_lies_beside(made):
-    done, out = made
-    assert done.tables.keys() == QUICK
-    assert {path.stem for path in out.iterdir()} == QUICK
-    assert done.missing == {}
+def test_every_table_is_there_and_lies_beside(made, out):
+    assert list(made.tables) == list(passes.TABLES)
+    assert {path.stem for path in out.glob("*.parquet")} == {*passes.TABLES, "findings"}
+    assert made.missing == {}
     kept = table.read(out / "cka.parquet")
     assert kept.attrs["models"].keys() == {*UNTRAINED.names()}
+    assert not list(out.glob("*.state"))
 
 
-def test_each_image_goes_once_through_each_model(cast, tmp_path):
+def test_the_kinds_of_tables_are_those_that_the_analyses_name(made):
+    kinds = {own.attrs["analysis"] for own in made.tables.values()}
+    assert kinds == {"cka_controls", *(kind for analysis in ANALYSES for kind in analysis.tables)}
+
+
+def test_each_image_goes_once_through_each_model_and_only_what_was_asked_for_is_measured(cast, tmp_path):
     counts = dict.fromkeys(cast.models, 0)
     handles = [
         model.module.register_forward_hook(
@@ -76,53 +122,62 @@ def test_each_image_goes_once_through_each_model(cast, tmp_path):
         )
         for name, model in cast.models.items()
     ]
-    passes.run(cast, IMAGES, TRAIN, tmp_path, QUICK)
+    done = passes.run(cast, FEW, TRAIN, tmp_path, QUICK)
     for handle in handles:
         handle.remove()
-    assert counts == dict.fromkeys(cast.models, len(passes.balanced(IMAGES).order))
+    assert counts == dict.fromkeys(cast.models, len(passes.balanced(FEW).order))
+    assert done.tables.keys() == QUICK
+    assert {path.stem for path in tmp_path.iterdir()} == QUICK
 
 
+@pytest.mark.usefixtures("small")
 def test_a_table_of_the_shared_pass_is_the_table_of_the_analysis_alone(cast, made):
-    alone = measure.table(passes.plans(cast, IMAGES, passes.balanced(IMAGES), TRAIN)["skip"]()[0])
-    shared = made[0].tables["skip"]
-    columns = [name for name in alone if not name.endswith("_without")]
-    assert alone[columns].equals(shared[columns])
+    (alone,) = passes.plans(cast, IMAGES, passes.balanced(IMAGES), TRAIN)["skip"]()
+    shared = made.tables["skip"]
+    own = alone.table()
+    columns = [name for name in own if not name.endswith("_without")]
+    assert own[columns].equals(shared[columns])
 
 
-def test_tables_are_kept_until_a_model_or_the_images_change(cast, made, monkeypatch):
-    _, out = made
-    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+def test_tables_are_kept_until_a_model_or_the_images_change(cast, tmp_path, monkeypatch):
+    wanted = {"cka_controls", "attention_distance", "skip"}
+    passes.run(cast, FEW, TRAIN, tmp_path, wanted)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     with monkeypatch.context() as patched:
         patched.setattr(measure, "stream", lambda *_, **__: pytest.fail("an image was read"))
-        again = passes.run(cast, IMAGES, TRAIN, out, QUICK)
-    assert again.tables.keys() == QUICK
-    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+        again = passes.run(cast, FEW, TRAIN, tmp_path, wanted)
+    assert again.tables.keys() == wanted
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     model = cast.models["lab/vit@random"]
     other = replace(model, digest="changed")
     changed = Cast(cast.parts, {**cast.models, model.name: other})
-    passes.run(changed, IMAGES, TRAIN, out, {"skip"})
-    assert (out / "skip.parquet").stat().st_mtime_ns != before["skip.parquet"]
-    assert (out / "cka.parquet").stat().st_mtime_ns == before["cka.parquet"]
-    (out / "attention_distance.parquet").unlink()  # measured or kept, tables come in the same order
-    assert list(passes.run(cast, IMAGES, TRAIN, out, QUICK).tables) == [
-        n for n in passes.TABLES if n in QUICK
+    passes.run(changed, FEW, TRAIN, tmp_path, {"skip"})
+    assert (tmp_path / "skip.parquet").stat().st_mtime_ns != before["skip.parquet"]
+    assert (tmp_path / "cka_controls.parquet").stat().st_mtime_ns == before["cka_controls.parquet"]
+    passes.run(cast, replace(FEW, seed=1), TRAIN, tmp_path, {"attention_distance"})
+    assert (tmp_path / "attention_distance.parquet").stat().st_mtime_ns != before[
+        "attention_distance.parquet"
+    ]
+    (tmp_path / "attention_distance.parquet").unlink()  # measured or kept, tables come in the same order
+    assert list(passes.run(cast, FEW, TRAIN, tmp_path, wanted).tables) == [
+        n for n in passes.TABLES if n in wanted
     ]
 
 
 def test_an_analysis_that_does_not_apply_is_missing_with_its_reason(tmp_path):
     alone = Cast.load(Parts(cnn=("lab/resnet@random",)), "cpu")
     done = passes.run(
-        alone, IMAGES, TRAIN, tmp_path, {"attention_distance", "head_subsets", "lesions_trained", "skip"}
+        alone, FEW, TRAIN, tmp_path, {"attention_distance", "head_subsets", "lesions_trained", "skip"}
     )
     assert done.tables.keys() == {"skip"}
+    assert done.missing.keys() == {"attention_distance", "head_subsets", "lesions_trained"}
     assert done.missing["attention_distance"] == "needs a Vision Transformer (--vit)"
     assert done.missing["lesions_trained"] == "needs a Vision Transformer (--vit)"
     assert done.missing["head_subsets"] == "needs a Vision Transformer (--vit) and a CNN (--cnn)"
 
 
+@pytest.mark.usefixtures("small")
 def test_receptive_fields_and_their_sizes_come_of_one_pass_whichever_is_wanted(cast, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "FIELDS", 8)
-    monkeypatch.setattr(study, "CHANNELS", 1)
     fields = {"receptive_field", "receptive_field_maps"}
     assert passes.run(cast, IMAGES, TRAIN, tmp_path, {"receptive_field_maps"}).tables.keys() == fields
     read = []
@@ -148,52 +203,198 @@ def test_figures_are_chosen_by_number():
     assert [drawing.id for drawing in figures.choose(["8"])] == ["8", "8 accuracy", "8 lesions"]
     assert [drawing.id for drawing in figures.choose(["13", "B.1"])] == ["13a", "13b", "B.1"]
     assert figures.choose([]) == list(DRAWINGS)
-    with pytest.raises(ValueError, match=r"no figure 'B1'.*B\.1"):
+    with pytest.raises(Refusal, match=r"no figure 'B1'.*B\.1"):
         figures.choose(["B1"])
 
 
-def test_every_figure_is_a_picture_or_says_what_it_needs(made, tmp_path):
-    done, _ = made
-    drawn = figures.draw(findings.evidence(done), tmp_path)
-    assert drawn.keys() == {drawing.id for drawing in DRAWINGS}
-    pictures = {name for name, own in drawn.items() if not isinstance(own, str)}
-    assert pictures == {
-        "1",
-        "1 untrained",
-        "2",
-        "3",
-        "7",
-        "8",
-        "9",
-        "10",
-        "E.1",
-        "E.2",
-        "G.2",
-        "H.1",
-        "H.2",
-    }
-    assert drawn["12"] == "needs a Vision Transformer trained on less data (--less-data)"
-    assert drawn["13b"] == "needs the table 'probe'"
-    assert {path.stem for path in tmp_path.iterdir()} == {
-        f"figure_{name.replace(' ', '_')}" for name in pictures
-    }
+MISSING = {
+    "4": "needs a Vision Transformer trained on less data (--less-data)",
+    "12": "needs a Vision Transformer trained on less data (--less-data)",
+    "13a": "needs a Vision Transformer trained on less data (--less-data)",
+    "B.1": "needs a second Vision Transformer or CNN (--vit A B --cnn C D)",
+    "C.3": "needs a second model: a Vision Transformer (--vit)",
+    "C.5": "needs a Vision Transformer trained on less data (--less-data)",
+    "C.6": "needs a fine-tuned Vision Transformer (--tuned)",
+    "D.1": "needs a second model: a Vision Transformer (--vit)",
+    "G.1": "needs a fine-tuned Vision Transformer (--tuned)",
+}
 
 
-def test_one_command_makes_pictures_verdicts_and_a_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "LAB_PARTS", Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
-    monkeypatch.setattr(study, "FIELDS", 2)
-    monkeypatch.setattr(study, "CHANNELS", 1)
-    monkeypatch.setattr(study, "SHOTS", 2)
-    monkeypatch.setattr(study, "SINGLE", 2)
-    figures.main(images=IMAGES, train=replace(TRAIN, limit=1000), out=tmp_path, device="cpu")
-    found = findings.read(tmp_path / "findings.parquet").set_index("id")
+def test_every_figure_is_a_picture_or_says_what_it_needs(out):
+    pictures = {f"figure_{one.id.replace(' ', '_')}" for one in DRAWINGS if one.id not in MISSING}
+    assert {path.stem for path in out.glob("figure_*.png")} == pictures
+    assert all((out / f"{name}.png").stat().st_size > 1000 for name in pictures)
+    page = (out / "report.html").read_text()
+    for needed in MISSING.values():
+        assert f"This figure: {needed}." in page
+
+
+def test_what_a_figure_needs_is_said_in_its_place(made, tmp_path):
+    chosen = [drawing for drawing in DRAWINGS if drawing.id in MISSING]
+    assert figures.draw(Evidence(made), tmp_path, chosen) == MISSING
+    bare = Evidence(Study(UNTRAINED, {}, {"probe": "'photographs' has no classes to probe"}))
+    drawn = figures.draw(bare, tmp_path)
+    assert drawn["13b"] == "'photographs' has no classes to probe"
+    assert drawn["1"] == "needs the table 'cka'"
+    assert all(isinstance(needed, str) for needed in drawn.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_command_makes_pictures_verdicts_and_a_report(out):
+    found = findings.read(out / "findings.parquet").set_index("id")
     assert found.loc["F1a", "verdict"] != "not measured"
-    assert found.loc["F10", "reason"] == "needs a Vision Transformer trained with average pooling (--gap)"
-    page = (tmp_path / "report.html").read_text()
+    assert found.loc["F12a", "reason"] == "needs a Vision Transformer trained on less data (--less-data)"
+    page = (out / "report.html").read_text()
     for drawing in DRAWINGS:
         assert drawing.title in page
-    assert "needs an MLP-Mixer (--mixer)" in page
+    assert "needs a fine-tuned Vision Transformer (--tuned)" in page
     assert "mean over blocks of accuracy lost without their skip connections, V - R, points: " in page
-    assert (tmp_path / "findings.md").stat().st_size > 1000
-    assert (tmp_path / "figure_1.png").stat().st_size > 1000
+    assert (out / "findings.md").stat().st_size > 1000
+    assert (out / "verdicts.png").stat().st_size > 1000
     assert torch.is_grad_enabled()
+
+
+# Faults --------------------------------------------------------------------------------------------------------------
+
+# A numpy error, as a slip of ours makes one: a ValueError that is no Refusal.
+FAULT = "operands could not be broadcast"
+every_analysis = pytest.mark.parametrize("analysis", ANALYSES, ids=lambda one: one.name)
+
+
+def broken(*_: object, **__: object) -> np.ndarray:
+    return np.zeros(2) + np.zeros(3)
+
+
+def planning(analysis: Analysis) -> list[str]:
+    """The functions of its module that plan a table."""
+    own = vars(analysis.module)
+    return [name for name in own if name.startswith("plan") and inspect.isfunction(own[name])]
+
+
+def everyone() -> Cast:
+    """A model for every part, with nothing in it."""
+    parts = Parts(*(("v",), ("r",), "g", ("small",), ("few",), "seed", ("no",), "mixer", "tuned"))
+    names = [*parts.names(), *parts.twins()]
+    return Cast(parts, {name: Model(name, nn.Identity(), Preprocessing(), "0") for name in names})
+
+
+@cache
+def planned() -> dict[str, str]:
+    """By name of each table of the study, the analysis that plans it."""
+    asked: list[str] = []
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for analysis in ANALYSES:
+            for name in planning(analysis):
+                plan = lambda *_, own=analysis.name, **__: asked.append(own) or (None, None)  # noqa: E731
+                patch.setattr(analysis.module, name, plan)
+        for place in passes.TABLES:
+            asked.clear()
+            passes.plans(everyone(), FEW, FEW, TRAIN)[place]()
+            assert len(set(asked)) == 1, place
+            found[place] = asked[0]
+    return found
+
+
+def tables_of(analysis: Analysis) -> list[str]:
+    return [name for name, own in planned().items() if own == analysis.name]
+
+
+def changed(patch: pytest.MonkeyPatch, analysis: Analysis, **parts: Callable) -> None:
+    """All that an analysis plans has other parts."""
+
+    def other(plan: Callable) -> Callable:
+        def changing(*models: object, **settings: object) -> object:
+            found = plan(*models, **settings)
+            several = found if isinstance(found, tuple) else (found,)
+            made = tuple(replace(one, **parts) for one in several)
+            return made if isinstance(found, tuple) else made[0]
+
+        return changing
+
+    for name in planning(analysis):
+        patch.setattr(analysis.module, name, other(getattr(analysis.module, name)))
+
+
+def unread(reading: object, start: int = 0) -> Iterator[Pass]:
+    """One batch of which nothing was kept."""
+    yield Pass(start, 4, {name: {} for name in reading.models}, torch.zeros(4), [0, 1, 2, 3])
+
+
+def is_told(caught: pytest.ExceptionInfo, place: str) -> bool:
+    """Whether an error came out as itself, with a note that names the place."""
+    own = caught.value
+    return not isinstance(own, Refusal) and any(place in note for note in getattr(own, "__notes__", []))
+
+
+def test_every_analysis_is_in_the_study():
+    assert set(planned().values()) == {analysis.name for analysis in ANALYSES}
+
+
+@every_analysis
+def test_a_fault_in_a_plan_names_the_table_and_is_no_missing_one(analysis, tmp_path, monkeypatch):
+    for name in planning(analysis):
+        monkeypatch.setattr(analysis.module, name, broken)
+    for name in tables_of(analysis):
+        with pytest.raises(ValueError, match=FAULT) as caught:
+            passes.run(everyone(), FEW, TRAIN, tmp_path, {name})
+        shared = passes.TWO_OF_ONE.get(name, ())
+        assert any(is_told(caught, f"in the plan of the table '{own}'") for own in (name, *shared))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("part", ["fold", "finish"])
+@every_analysis
+def test_a_fault_in_sums_or_in_a_table_names_it_and_is_no_missing_one(
+    analysis, part, cast, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(measure, "stream", unread)
+    changed(monkeypatch, analysis, **{"prepare": lambda: None, "fold": lambda _: Sums()} | {part: broken})
+    place = {"fold": "in the sums of", "finish": "in the table of"}[part]
+    for name in tables_of(analysis):
+        with pytest.raises(ValueError, match=FAULT) as caught:
+            passes.run(cast, IMAGES, TRAIN, tmp_path / name, {name})
+        shared = passes.TWO_OF_ONE.get(name, ())
+        assert any(is_told(caught, f"{place} {own} ") for own in (name, *shared))
+        assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("table", "module", "function"), [("probe", probe, "_learn"), ("skip", skip, "ratios")]
+)
+def test_a_fault_before_a_pass_or_in_a_hook_names_the_table_and_is_no_missing_one(
+    table, module, function, cast, tmp_path, monkeypatch
+):
+    shrink(monkeypatch)
+    monkeypatch.setattr(module, function, broken)
+    with pytest.raises(ValueError, match=FAULT) as caught:
+        passes.run(cast, FEW, TRAIN, tmp_path, {table, "attention_distance"})
+    assert is_told(caught, table)
+
+
+def drawings_of(analysis: Analysis, made: Study) -> list:
+    """The figures that are drawn from its tables."""
+    own = {name for name, table in made.tables.items() if planned()[name] == analysis.name}
+    return [drawing for drawing in DRAWINGS if own & set(drawing.tables) and drawing.id not in MISSING]
+
+
+@every_analysis
+def test_a_fault_in_a_picture_names_the_figure_and_is_no_missing_one(analysis, made, tmp_path, monkeypatch):
+    for module in {plot.PICTURES[kind].__module__ for kind in analysis.tables}:
+        monkeypatch.setattr(sys.modules[module], "Figure", broken)
+    chosen = drawings_of(analysis, made)
+    assert chosen
+    for drawing in chosen:
+        with pytest.raises(ValueError, match=FAULT) as caught:
+            figures.draw(Evidence(made), tmp_path, [drawing])
+        assert is_told(caught, f"in figure {drawing.id}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_that_shows_only_when_a_picture_is_written_names_the_figure(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[plot.skip.__module__].Figure, "savefig", broken)
+    (drawing,) = figures.choose(["E.2"])
+    with pytest.raises(ValueError, match=FAULT) as caught:
+        figures.draw(Evidence(made), tmp_path, [drawing])
+    assert is_told(caught, "in figure E.2")
+    assert list(tmp_path.iterdir()) == []

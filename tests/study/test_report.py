@@ -17,8 +17,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import report
-from vit_analysis.study.report import Difference, Place
+from vit_analysis.study.claims import Difference
+from vit_analysis.study.report import Place
 
 EVIL = "<script>alert(1)</script> \"quoted\" 'it' & ../../x \u2028 ${style}"
 LAYERS = {
@@ -296,9 +298,9 @@ def test_the_same_study_gives_the_same_page_and_a_failed_one_leaves_it(tmp_path)
         ({"heatmaps": (("both", pd.concat([similarities("vit", "vit"), similarities("vit", "resnet")])),)},
          ValueError, "heat map 'both' must be one model with one model"),
         ({"heatmaps": (("shuffled", similarities("vit", "vit").iloc[::-1].iloc[[1, 0, *range(2, 16)]]),)},
-         ValueError, "rows of heat map 'shuffled' must stand as `cka.compare` makes them"),
+         ValueError, "rows of heat map 'shuffled' must stand as `cka.measure` makes them"),
         ({"heatmaps": (("lame", similarities("vit", "vit").rename(columns={"depth": "dept"})),)},
-         KeyError, "no column 'depth'; did you mean 'dept'"),
+         Refusal, "no column 'depth'; did you mean 'dept'"),
     ],
 )  # fmt: skip
 def test_a_place_that_cannot_be_shown_is_refused(tmp_path, change, kind, message):
@@ -306,8 +308,9 @@ def test_a_place_that_cannot_be_shown_is_refused(tmp_path, change, kind, message
     if isinstance(change.get("picture"), str):
         change = {"picture": tmp_path / change["picture"]}
     place = replace(Place("1", "a", "b", "c", picture(tmp_path), "d"), **change)
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as caught:
         report.write(tmp_path / "report.html", [place], findings(), [], {})
+    assert caught.type is kind  # what a user cannot mend is no Refusal, which is a ValueError too
 
 
 @pytest.mark.parametrize(
@@ -318,12 +321,13 @@ def test_a_place_that_cannot_be_shown_is_refused(tmp_path, change, kind, message
     ],
 )
 def test_findings_that_are_none_are_refused(tmp_path, change, kind, message):
-    with pytest.raises(kind, match=message):
+    with pytest.raises(kind, match=message) as caught:
         report.write(tmp_path / "report.html", [], findings().head(1).assign(**change), [], {})
+    assert caught.type is kind
 
 
 def test_missing_columns_and_findings_name_the_nearest(tmp_path):
-    with pytest.raises(KeyError, match="no column 'threshold'; did you mean 'treshold'"):
+    with pytest.raises(Refusal, match="no column 'threshold'; did you mean 'treshold'"):
         report.write(tmp_path / "a.html", [], findings().rename(columns={"threshold": "treshold"}), [], {})
     with pytest.raises(KeyError, match="difference 1 rests on 'F1b'; did you mean 'F1a'"):
         report.write(

@@ -1,10 +1,12 @@
 """Gram matrices of choices of tokens that need no product of their own are those of the definition."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
-from vit_analysis.tensors import grams, similarity
+from vit_analysis.tensors import similarity
 from vit_analysis.tensors.grams import Grams
 from vit_analysis.tensors.tokens import SELECTIONS, Layout
 
@@ -118,11 +120,15 @@ def test_normalized_tokens_may_come_in_pieces(monkeypatch, piece):
     assert_same_when_centred(Grams(x, VIT).of("normalized"), by_definition("normalized", x))
 
 
-def test_whoever_asks_within_shares_and_nothing_stays():
+def test_whoever_asks_again_gets_what_was_made_and_nothing_stays():
     x = activation("tokens")
-    with grams.shared():
-        own = grams.of(x, VIT)
-        assert grams.of(x, VIT) is own
-        assert grams.of(x, Layout()) is not own
-        assert grams.of(x.clone(), VIT) is not own
-    assert grams.of(x, VIT) is not own
+    grams = Grams(x, VIT)
+    own = grams.of("all")
+    assert grams.of("all") is grams.all is own
+    # Of another activation, or one that is arranged in another way, it is another one.
+    assert Grams(x, Layout()).of("spatial") is not grams.of("spatial")
+    assert Grams(x.clone(), VIT).of("all") is not own
+    gone = weakref.ref(own)
+    del own, grams
+    assert gone() is None
+    assert not torch.equal(Grams(2 * x, VIT).of("all"), Grams(x, VIT).of("all"))

@@ -5,6 +5,7 @@ from doubles import song
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import similarity
 
 
@@ -149,7 +150,7 @@ def test_non_finite_values_stay_visible():
 
 @pytest.mark.parametrize("images", [1, 2, 3])
 def test_too_few_images_are_refused(images):
-    with pytest.raises(ValueError, match=f"needs at least 4 images in a batch, got {images}"):
+    with pytest.raises(Refusal, match=f"needs at least 4 images in a batch, got {images}"):
         similarity.centred_gram(torch.randn(images, 5))
 
 

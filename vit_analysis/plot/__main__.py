@@ -9,6 +9,9 @@ import pandas as pd
 import tyro
 
 from vit_analysis.plot import PICTURES
+from vit_analysis.plot.axes import Undrawable
+
+ENDINGS = (".png", ".pdf", ".svg")
 
 
 def main(table: Path, picture: Path, /) -> None:
@@ -26,10 +29,14 @@ def main(table: Path, picture: Path, /) -> None:
         raise SystemExit(
             f"error: {str(table)!r} is a table of {analysis!r}; there are pictures for {', '.join(PICTURES)}"
         )
+    if picture.suffix.lower() not in ENDINGS:
+        raise SystemExit(
+            f"error: {str(picture)!r} is none of {', '.join(f'*{ending}' for ending in ENDINGS)}"
+        )
     picture.parent.mkdir(parents=True, exist_ok=True)
     try:
         PICTURES[analysis](rows).savefig(picture)
-    except (ValueError, OSError) as error:
+    except (Undrawable, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

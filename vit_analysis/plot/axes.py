@@ -19,6 +19,11 @@ from matplotlib.transforms import ScaledTranslation
 Given = ParamSpec("Given")
 Drawn = TypeVar("Drawn")
 
+
+class Undrawable(ValueError):  # noqa: N818  (it is no error of ours)
+    """A table that a function does not draw; the message says which function does, or what is missing."""
+
+
 FITTING: dict[str, list[str]] = {}
 """The functions that draw each kind of table."""
 
@@ -58,10 +63,10 @@ def draws(*kinds: str) -> Callable[[Callable[Given, Drawn]], Callable[Given, Dra
             try:
                 return picture(*args, **kwargs)
             except KeyError as missing:
-                name = missing.args[0] if missing.args else None
-                if not isinstance(table, pd.DataFrame) or not isinstance(name, str) or name in table:
+                name = _column(str(missing.args[0]) if missing.args else "")
+                if not isinstance(table, pd.DataFrame) or name in table:
                     raise
-                raise ValueError(
+                raise Undrawable(
                     f"plot.{picture.__name__} needs the column {name!r}, which this table has not; it draws tables of "
                     f"{' or '.join(kinds)}"
                 ) from missing
@@ -69,6 +74,12 @@ def draws(*kinds: str) -> Callable[[Callable[Given, Drawn]], Callable[Given, Dra
         return drawn
 
     return decorated
+
+
+def _column(message: str) -> str:
+    """The column that pandas misses: the message itself, or what it quotes first of ``['a', 'b'] not in index``."""
+    quoted = re.search(r"['\"](.+?)['\"]", message)
+    return quoted[1] if quoted and " " in message else message
 
 
 def _refuse_others(table: pd.DataFrame, name: str, kinds: Sequence[str]) -> None:
@@ -81,7 +92,7 @@ def _refuse_others(table: pd.DataFrame, name: str, kinds: Sequence[str]) -> None
         if fitting
         else "there is no picture of it"
     )
-    raise ValueError(f"plot.{name} draws tables of {' or '.join(kinds)}, and this is one of {kind}; {told}")
+    raise Undrawable(f"plot.{name} draws tables of {' or '.join(kinds)}, and this is one of {kind}; {told}")
 
 
 def depth_ticks(depth: np.ndarray) -> tuple[list[float], list[str]]:

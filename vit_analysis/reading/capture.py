@@ -134,7 +134,7 @@ class Capture:
         except Exception as error:
             if error is self._fault:
                 raise
-            raise _trouble(self.model, pixels, error) from error
+            raise trouble(self.model, pixels, error) from error
         finally:
             self._images = 0
         if silent := [tap for tap in self.taps if tap not in self._runs]:
@@ -169,17 +169,17 @@ class Capture:
         return tensors if len(tensors) > 1 else [("", tensors[0][1])]
 
 
-def _trouble(model: nn.Module, pixels: Tensor, error: Exception) -> Refusal:
+def trouble(model: nn.Module, pixels: Tensor, error: Exception) -> Refusal:
     """The refusal for a model that fails by itself, such as on images of another size."""
     if isinstance(error, torch.OutOfMemoryError):
         return Refusal(
-            f"the memory of {pixels.device} is full with {len(pixels)} images in {type(model).__name__}; lower images.batch"
+            f"the memory of {pixels.device} is full with {len(pixels)} images in {model._get_name()}; lower images.batch"
         )
     shape, reason = (
         " x ".join(map(str, pixels.shape[1:])),
         str(error).partition("\n")[0] or type(error).__name__,
     )
-    return Refusal(f"{type(model).__name__} does not take images of {shape}: {reason}")
+    return Refusal(f"{model._get_name()} does not take images of {shape}: {reason}")
 
 
 def _silence(model: nn.Module, silent: list[Tap]) -> Refusal:

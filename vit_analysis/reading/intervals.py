@@ -5,7 +5,7 @@ Rows (images) are never resampled: a duplicated image puts its own norm off the 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,6 @@ from vit_analysis.reading.state import GroupedType
 from vit_analysis.table import WITHOUT
 
 CONFIDENCE = 0.95
-
-Values = TypeVar("Values", Tensor, np.ndarray)
 
 
 class Interval(NamedTuple):
@@ -91,7 +89,7 @@ def interval(value: Tensor, without: Sequence[Tensor]) -> Interval:
     return Interval(value, value - half, value + half, each)
 
 
-def variance(without: Values) -> Values:
+def variance(without: Any) -> Any:
     """The variance of a statistic, from its values without each of two or more groups, one per row."""
     count = len(without)
     return (count - 1) / count * ((without - without.mean(0)) ** 2).sum(0)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vit_analysis.layers import Branch, Tap
-from vit_analysis.reading.capture import attach
+from vit_analysis.reading.capture import attach, trouble
+from vit_analysis.spelling import Refusal
 
 
 @contextmanager
@@ -76,7 +77,12 @@ def true_branches(model: nn.Module, branches: Sequence[Branch], images: Tensor) 
     with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
         for tap in {tap for one in branches for tap in (one.skip, one.long, one.joined)}:
             attach(model, tap, see, hooks)
-        model(images[:1])
+        try:
+            model(images[:1])
+        except Refusal:
+            raise
+        except Exception as error:
+            raise trouble(model, images[:1], error) from error
         return [one for one in branches if _is_sum(model, one, seen)]
 
 
@@ -173,6 +179,9 @@ class Repeated(nn.Module):
         super().__init__()
         self.model = model
         self.changes = list(changes)
+
+    def _get_name(self) -> str:
+        return self.model._get_name()
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the model under every change in turn."""

@@ -122,8 +122,9 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
     reading = merged(different)
     dealt(reading.images)
     path = state_path(state, different) if state else None
-    for measurement in different.values():
-        measurement.prepare()
+    for name, measurement in different.items():
+        with _naming(f"before the pass of {name or measurement.kind.__name__}"):
+            measurement.prepare()
     sums = _read(reading, different, path)
     place = next(iter(reading.models.values())).device
     merged_sums = {name: processes.over_processes(sums.get(name), place) for name in different}
@@ -189,7 +190,15 @@ def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
 
     def reduce(activation: Activation) -> dict[str, Any] | None:
         asked = asking(activation.model.name, activation.layer.tap)
-        kept = {name: readings[name].reduce(activation) for name in asked}
+        kept = {}
+        for name in asked:
+            try:
+                kept[name] = readings[name].reduce(activation)
+            except (
+                Exception
+            ) as fault:  # no `_naming`: a context for every layer, batch and measurement costs time
+                fault.add_note(f"in what {name or 'the measurement'} keeps")
+                raise
         return {name: value for name, value in kept.items() if value is not None} or None
 
     return Reading(models, first.images, taps, reduce, _differentiate(readings))

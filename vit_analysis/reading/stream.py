@@ -132,7 +132,12 @@ def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
     layout = layers.layout(model.module)
 
     def reduce(layer: Layer, values: Any) -> Any:
-        return reading.reduce(Activation(model, layer, values, layout))
+        activation = Activation(model, layer, values, layout)
+        try:
+            return reading.reduce(activation)
+        except Exception as fault:
+            fault.add_note(f"in what is kept of {activation}")
+            raise
 
     tuned = layers.is_convolutional(model.module) and not as_they_are()
     with (

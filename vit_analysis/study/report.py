@@ -82,7 +82,8 @@ def write(
 
     Raises:
         FileNotFoundError: a picture is not there; it names those that are.
-        KeyError: a column is missing, or a difference rests on a finding that is not there.
+        Refusal: a column is missing.
+        KeyError: a difference rests on a finding that is not there.
         ValueError: an unknown verdict, a place without picture or reason, a heat map of more than two models.
     """
     rows = _checked(findings)
@@ -270,7 +271,7 @@ def _axes(caption: str, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame
         raise ValueError(f"heat map {caption!r} must be one model with one model, every pair of layers once")
     if not pairs.equals(pd.MultiIndex.from_frame(table[["layer", "other_layer"]])):
         raise ValueError(
-            f"rows of heat map {caption!r} must stand as `cka.compare` makes them, in order of execution"
+            f"rows of heat map {caption!r} must stand as `cka.measure` makes them, in order of execution"
         )
     return rows, columns
 
