@@ -41,6 +41,9 @@ def _run(
 
     from vit_analysis.command import run
 
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs are started deaf to it
     os.chdir(folder)
     os.environ.update(environment)
     with log.open("w") as file:

@@ -249,6 +249,32 @@ def test_shipped_models_do_what_their_files_say() -> None:
         assert abs(share - claimed) < 5 * (claimed * (1 - claimed) / tested) ** 0.5 + 0.002, name
 
 
+def test_a_training_run_has_its_own_weights_images_and_file(monkeypatch, tmp_path) -> None:
+    plain, run = zoo.recipe("lab/vit_small_data"), zoo.recipe("lab/vit_small_data:2")
+    assert (run.seed, run.images, run.config, run.distinct) == (2, 2, plain.config, plain.distinct)
+    assert zoo.recipe("lab/vit:0") == zoo.recipe("lab/vit")
+    assert zoo.home("lab/vit:0") == zoo.home("lab/vit") != zoo.home("lab/vit:1")
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "zoo.py"))
+    for name in ("lab/vit", "lab/vit:1", "lab/resnet:3"):
+        zoo.home(name).touch()
+    assert zoo.names() == ["vit", "vit:1", "resnet:3"]
+    for name in ("lab/vit:", "lab/vit:one", "lab/vit:-1", "lab/vit:1.5"):
+        with pytest.raises(
+            Refusal, match=r"names a training run by its seed, a whole number, as in 'lab/vit:1'"
+        ):
+            zoo.recipe(name)
+
+
+def test_the_command_trains_a_run_on_its_own_images(monkeypatch, tmp_path) -> None:
+    called = []
+    monkeypatch.setattr(train, "train", lambda *arguments: called.append(arguments))
+    train.main("lab/vit_small_data:1", out=tmp_path / "a.safetensors")
+    train.main("lab/vit_other_seed", out=tmp_path / "b.safetensors")
+    seeds = [(plan.seed, data.images.seed, data.images.limit) for _, data, plan, *_ in called]
+    assert seeds == [(1, 1, zoo.SMALL), (1, 0, UNLIMITED)]
+
+
 def test_every_recipe_can_be_built() -> None:
     for recipe in zoo.RECIPES.values():
         config = json.loads(json.dumps(dict(recipe.config)))

@@ -218,9 +218,8 @@ def classes_of_labels(model: Model, images: Images) -> list[int] | None:
 
     None where it is not known that the images' labels are among the model's classes.
     """
-    if images.source == LAB and model.name.removesuffix(f"@{RANDOM}") in [
-        zoo.PREFIX + name for name in zoo.RECIPES
-    ]:
+    lab = [zoo.PREFIX + name for name in zoo.RECIPES]
+    if images.source == LAB and model.name.removesuffix(f"@{RANDOM}").partition(":")[0] in lab:
         return list(range(len(images.classes)))
     wnids = ImageNetInfo().label_names()
     known = {wnid: number for number, wnid in enumerate(wnids)}

@@ -353,7 +353,8 @@ def main(
     if seen < 1:
         raise Refusal(f"--seen is at least 1 image, got {seen}")
     recipe, out = zoo.recipe(name), out or zoo.home(name)
-    images = replace(images, limit=min(images.limit or UNLIMITED, recipe.distinct or UNLIMITED))
+    limit = min(images.limit or UNLIMITED, recipe.distinct or UNLIMITED)
+    images = replace(images, limit=limit, seed=images.seed or recipe.images)
     if images.source != LAB and out == zoo.home(name):
         raise Refusal(f"--out FILE is needed: {name} learned from scenes, and would be overwritten")
     data = SceneData(images, device) if images.source == LAB else FileData(images, device)

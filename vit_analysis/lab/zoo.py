@@ -6,7 +6,7 @@ A file of weights is a safetensors file whose metadata (all of them texts) say a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,21 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The parts of a lab model, how many distinct images it learns from (None: it sees none twice), and its weights' seed."""
+    """The parts of a lab model and what it learns from.
+
+    Attributes:
+        architecture: one of `ARCHITECTURES`.
+        config: its arguments.
+        distinct: how many distinct images it learns from; None: it sees none twice.
+        seed: of its initial weights.
+        images: seed of the images that it learns from.
+    """
 
     architecture: str
     config: Mapping[str, Any]
     distinct: int | None = None
     seed: int = 0
+    images: int = 0
 
 
 RECIPES: dict[str, Recipe] = {
@@ -93,19 +102,30 @@ def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def names() -> list[str]:
-    """The models whose weights are shipped, without `lab/`."""
-    return [name for name in RECIPES if _path(name).exists()]
+    """The models whose weights are shipped, without `lab/`; further training runs of one follow it as `NAME:SEED`."""
+    runs = {name: sorted(_path(name).parent.glob(f"{name}.seed*.safetensors")) for name in RECIPES}
+    return [
+        own
+        for name, files in runs.items()
+        for own in (name, *(f"{name}:{file.stem.removeprefix(f'{name}.seed')}" for file in files))
+        if _path(own).exists()
+    ]
 
 
 def recipe(name: str) -> Recipe:
-    """Return the recipe of `lab/...`.
+    """Return the recipe of `lab/NAME`, or of another training run of it: `lab/NAME:SEED` has other weights and other images.
 
     Raises:
         Refusal: there is no such model; the message has the nearest names.
     """
-    if not name.startswith(PREFIX) or name.removeprefix(PREFIX) not in RECIPES:
+    base, colon, seed = name.removeprefix(PREFIX).partition(":")
+    if not name.startswith(PREFIX) or base not in RECIPES:
         raise Refusal(f"no lab model {name!r}; {did_you_mean(name, [PREFIX + known for known in RECIPES])}")
-    return RECIPES[name.removeprefix(PREFIX)]
+    if colon and not (seed.isascii() and seed.isdigit()):
+        raise Refusal(
+            f"{name!r} names a training run by its seed, a whole number, as in '{PREFIX}{base}:1'; got {seed!r}"
+        )
+    return replace(RECIPES[base], seed=int(seed), images=int(seed)) if seed and int(seed) else RECIPES[base]
 
 
 def home(name: str) -> Path:
@@ -132,4 +152,6 @@ def lab_file(name: str) -> Path:
 
 
 def _path(name: str) -> Path:
-    return Path(__file__).parent / "weights" / f"{name}.safetensors"
+    base, _, seed = name.partition(":")
+    run = f".seed{int(seed)}" if seed and int(seed) else ""
+    return Path(__file__).parent / "weights" / f"{base}{run}.safetensors"

@@ -230,7 +230,8 @@ def _some(needed: list[Any], what: str) -> list[Any]:
 
 
 def _there(name: str) -> str | None:
-    if name in [zoo.PREFIX + own for own in zoo.RECIPES] and not zoo.home(name).exists():
+    known = [zoo.PREFIX + own for own in zoo.RECIPES]
+    if name.partition(":")[0] in known and not zoo.home(name).exists():
         logger.warning("no weights of %r yet: train it with python -m vit_analysis.train %s", name, name)
         return None
     return name
