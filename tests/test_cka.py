@@ -390,10 +390,11 @@ def test_measurements_of_one_pass_share_their_products(monkeypatch):
         similarity, "_gram", lambda x, gram=similarity._gram: made.append(x.shape[1]) or gram(x)
     )
     vit, images = models.load("lab/vit@random", device="cpu"), Images(limit=16, batch=16)
+    selections = ["all", "spatial", "normalized", "inliers", "typical", "biased", "shuffled"]
     measure.tables(
         {
             "cka": cka.plan([vit], images, layers="blocks"),
-            "controls": cka.plan_controls([vit], images, SELECTIONS),
+            "controls": cka.plan_controls([vit], images, selections),
         }
     )
     whole, width, blocks = 65 * 96, 96, 8

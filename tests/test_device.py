@@ -101,7 +101,8 @@ def tensors(kept) -> list[torch.Tensor]:
     """All of them, however they are put together."""
     if isinstance(kept, torch.Tensor):
         return [kept]
-    return [one for part in kept for one in tensors(part)] if isinstance(kept, tuple | list) else []
+    parts = kept.values() if isinstance(kept, dict) else kept if isinstance(kept, tuple | list) else ()
+    return [one for part in parts for one in tensors(part)]
 
 
 @pytest.mark.parametrize("name", READ)

@@ -310,15 +310,19 @@ def test_the_benchmark_has_no_error_that_a_user_should_not_see():
     assert len(families.FAMILIES) >= 25
     for family in families.FAMILIES.values():
         assert timm.is_model(family.name)
-    expected = {"vit, registers": 8, "xcit": 3, "regnet": 7}
-    for family, count in expected.items():
+    refused: dict[str, set[str]] = {
+        "vit, registers": set(),
+        "xcit": {"attention_distance", "receptive_field", "skip", "lesions", "localization"},
+        "regnet": {"attention_distance"},
+    }
+    for family, expected in refused.items():
         answers = families.answer(families.FAMILIES[family])
         assert list(answers) == [analysis.name for analysis in ANALYSES]
-        assert sum(said == "yes" for said in answers.values()) == count, answers
+        assert {name for name, said in answers.items() if said != "yes"} == expected, answers
         assert not any(said.partition(":")[0].isupper() for said in answers.values()), answers
     refusals = {
         family: {"cka": "yes", "skip": f"'a.b' of {families.FAMILIES[family].name} has 3 x 4"}
-        for family in expected
+        for family in refused
     }
     table = families.markdown(refusals, 60)
     assert "| xcit | `xcit_nano_12_p16_224` | yes | [1] |" in table

@@ -37,3 +37,33 @@ def test_a_misspelt_column_or_file_names_the_nearest_right_one(tmp_path):
     table.write(pd.DataFrame({"cka": [0.5]}), tmp_path / "cka.parquet")
     with pytest.raises(FileNotFoundError, match=r"no table .*ckq.parquet; did you mean 'cka.parquet'"):
         table.read(tmp_path / "ckq.parquet")
+
+
+def test_the_digest_of_the_code_changes_with_any_file_that_tables_come_from(tmp_path, monkeypatch):
+    for name in ("table.py", "cka.py", "reading/stream.py", "plot/axes.py", "study/claims.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(table, "__file__", str(tmp_path / "table.py"))
+    plain = table.code.__wrapped__()
+    for name, changes in {
+        "cka.py": True,
+        "reading/stream.py": True,
+        "plot/axes.py": False,
+        "study/claims.py": False,
+    }.items():
+        (tmp_path / name).write_text("2")
+        assert (table.code.__wrapped__() != plain) is changes, name
+        (tmp_path / name).write_text("1")
+
+
+def test_rows_of_one_layer_share_its_depth():
+    places = [
+        ["a", "x", "cls"],
+        ["a", "x", "spatial"],
+        ["a", "y", "cls"],
+        ["a", "z", "cls"],
+        ["b", "x", "cls"],
+    ]
+    placed = table.placed(places, "token")
+    assert list(placed.columns) == ["model", "layer", "depth", "token"]
+    assert placed["depth"].tolist() == [0, 0, 0.5, 1, 0]

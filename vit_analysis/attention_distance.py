@@ -120,8 +120,7 @@ def plan(models: Models, images: AnyImages, *, blocks: Sequence[int] | None = No
             for head in range(len(heads))
         ]
         batch.refuse_not_finite(totals, [f"{block} of {model}" for model, block, _ in places])
-        images = totals.new_tensor(float(batch.size))
-        return HeadSums.of_batch(batch.number, images=images, totals=totals, places=places)
+        return HeadSums.of_batch(batch.number, batch.size, totals=totals, places=places)
 
     def finish(sums: HeadSums) -> pd.DataFrame:
         uniform = {name: one.pixels.mean().item() for name, one in scales.items()}
@@ -249,7 +248,7 @@ def _fold_subsets(batch: Pass) -> SubsetSums | None:
     batch.refuse_not_finite(hsic.diagonal(), [*("a head" for _ in heads), *units])
     return SubsetSums.of_batch(
         batch.number,
-        images=hsic.new_tensor(float(batch.size)),
+        batch.size,
         hsic=batch.size * hsic,
         distance=distance,
         units=units,

@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from vit_analysis import command, layers, plot
-from vit_analysis.images import AnyImages, Images, given
-from vit_analysis.models import Models, load_all, named
+from vit_analysis import command, plot
+from vit_analysis.images import AnyImages, Images
+from vit_analysis.models import Models, load_all
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
@@ -194,14 +194,13 @@ def _reading(
     *,
     watched: bool = True,
 ) -> Reading:
-    loaded, images = named(models), given(images)
     if unknown := [name for name in selections if name not in (*SELECTIONS, *SPECIAL)]:
         raise Refusal(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], (*SELECTIONS, *SPECIAL))}")
-    taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
+    reading = Reading.of(models, images, chosen, _reducer(selections, watched), tokens=list(selections))
+    images = reading.images
     if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
-    reducer = _reducer(selections, watched)
-    return Reading(loaded, images, taps, reducer, settings={"tokens": list(selections)})
+    return reading
 
 
 def _reducer(
@@ -262,7 +261,7 @@ def _fold(batch: Pass) -> PairSums | None:
     nothing = hsic.new_zeros(4)
     return PairSums.of_batch(
         batch.number,
-        images=hsic.new_tensor(float(batch.size)),
+        batch.size,
         hsic=batch.size * hsic,
         massive=torch.stack([nothing if share is None else share for *_, (_, share) in kept]),
         places=[[model, str(layer)] for model, layer, _ in kept],

@@ -110,7 +110,7 @@ def verdict(claim: Claim, evidence: Evidence, under: Callable[[Control], Evidenc
     if math.isnan(found.value):
         return row | {"reason": "undefined here: layers that it needs are constant over images"}
     word = claim.rule.verdict(found.value, found.low, found.high)
-    controls = {control: own for control in claim.controls if (own := _control(claim, under(control)))}
+    controls = {control: own for control in claim.controls if (own := _control(claim, control, under))}
     return row | {
         **{"value": found.value, "low": found.low, "high": found.high, "verdict": word},
         **{"in_size": bool(claim.rule.in_size(found.value)), "p": found.p(claim.rule.threshold)},
@@ -121,15 +121,18 @@ def verdict(claim: Claim, evidence: Evidence, under: Callable[[Control], Evidenc
     }
 
 
-def _control(claim: Claim, evidence: Evidence | None) -> dict[str, Any] | None:
-    if evidence is None:
-        return None
+def _control(
+    claim: Claim, control: Control, under: Callable[[Control], Evidence | None]
+) -> dict[str, Any] | None:
     try:
+        evidence = under(control)
+        if evidence is None:
+            return None
         found = estimate(claim.compute, claim.tables, evidence)
     except Refusal:
         return None
     except Exception as fault:
-        fault.add_note(f"in a control of claim {claim.id}")
+        fault.add_note(f"in the control {control.name!r} of claim {claim.id}")
         raise
     if math.isnan(found.value):
         return None

@@ -200,7 +200,7 @@ def _fold_runs(
     expected = choices[0] if known is None else torch.tensor(known)[batch.labels].to(choices.device)
     return RunSums.of_batch(
         batch.number,
-        images=hsic.new_tensor(float(batch.size)),
+        batch.size,
         hsic=batch.size * hsic,
         right=(choices == expected).sum(1).double(),
     )

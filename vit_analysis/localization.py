@@ -253,7 +253,7 @@ def _fold(batch: Pass) -> PatchSums | None:
     hsic = torch.cat([pairs.hsic for *_, pairs in seen])
     return PatchSums.of_batch(
         batch.number,
-        images=hsic.new_tensor(float(batch.size)),
+        batch.size,
         hsic=batch.size * hsic,
         places=[[model, str(layer), pairs.rows, pairs.columns] for model, layer, pairs in seen],
     )

@@ -347,15 +347,12 @@ def _fold(images: Images, names: Mapping[Place, Sequence[str]], batch: Pass) -> 
             rows.append(right.sum(0).double().to(rows[0].device if rows else answer.device))
             probes += [[model, str(layer), target, token] for token in names[model, layer]]
     correct = torch.cat(rows)
-    images_in_batch = correct.new_tensor(float(batch.size))
-    return Correct.of_batch(batch.number, images=images_in_batch, correct=correct, probes=probes)
+    return Correct.of_batch(batch.number, batch.size, correct=correct, probes=probes)
 
 
 def _table(sums: Correct, shots: int) -> pd.DataFrame:
     interval = jackknife(lambda own: own.correct.sum(0).flatten() / own.images.sum(), sums)
-    probes = pd.DataFrame(sums.probes, columns=["model", "layer", "target", "tokens"])
-    depths = placed(probes[["model", "layer"]].drop_duplicates().to_numpy().tolist())
-    probes = probes.merge(depths, on=["model", "layer"], how="left")
+    probes = placed(sums.probes, "target", "tokens")
     draws = sums.correct.shape[2]
     table = probes.loc[probes.index.repeat(draws)].reset_index(drop=True)
     table = table.assign(shots=shots, draw=list(range(draws)) * len(probes), **interval.columns("accuracy"))

@@ -214,7 +214,7 @@ def _fold_ratios(batch: Pass) -> RatioSums:
     )
     return RatioSums.of_batch(
         batch.number,
-        images=means.new_tensor(float(batch.size)),
+        batch.size,
         totals=means,
         counts=torch.cat([count for *_, count in kept]),
         places=places,

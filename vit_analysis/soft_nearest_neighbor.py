@@ -23,7 +23,7 @@ temperature gives log C for C classes in any layer, and an anchor (image i) with
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,9 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from vit_analysis import command, layers, plot
+from vit_analysis import command, plot
 from vit_analysis.images import AnyImages, Images, given
-from vit_analysis.layers import Tap
-from vit_analysis.models import Model, Models, load_all, named
+from vit_analysis.models import Models, load_all
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
@@ -131,13 +130,13 @@ def plan(
     target: str | None = None,
 ) -> Measurement[Curves]:
     """Plan what `measure` computes without running it, so that one pass over `balanced` images can serve several analyses."""
-    loaded, images = named(models), given(images)
+    images = given(images)
     if tokens not in SELECTIONS:
         raise Refusal(f"no tokens {tokens!r}; {did_you_mean(tokens, SELECTIONS)}")
     target = _target(images, target)
     images = balanced(images, target)
     settings = {"tokens": tokens, "target": target}
-    reading = Reading(loaded, images, _taps(loaded, layers), partial(_distances, tokens), settings=settings)
+    reading = Reading.of(models, images, layers, partial(_distances, tokens), **settings)
 
     def finish(sums: Curves) -> pd.DataFrame:
         facts = {**settings, "layers": layers, "dropped": int(sums.dropped.sum()), "massive": _massive(sums)}
@@ -238,10 +237,6 @@ def _target(images: Images, asked: str | None) -> str:
     return asked or next(iter(targets))
 
 
-def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[Tap]]:
-    return layers.choose({name: model.module for name, model in models.items()}, chosen)
-
-
 def _distances(
     tokens: str, activation: Activation
 ) -> tuple[Float64[Tensor, "image image"], Float64[Tensor, "2"]] | None:
@@ -277,7 +272,7 @@ def _fold(images: Images, target: str, batch: Pass) -> Curves | None:
     count = losses.new_tensor(float(len(mates)))
     return Curves.of_batch(
         batch.number,
-        images=count,
+        count,
         loss=empty.scatter(1, places_on_grid, losses[:, 1:]),
         reached=empty.scatter(1, places_on_grid, count.expand_as(places_on_grid)),
         fixed=losses[:, 0],

@@ -1,10 +1,12 @@
 """Tables: tidy DataFrames that carry their provenance, written to disk whole or not at all."""
 
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,14 @@ PART = ".part-"
 ABANDONED = 3600.0  # seconds
 
 
+@cache
+def code() -> str:
+    """Sixteen hexadecimal digits that change with the code that tables come from: all but pictures and the study's words."""
+    package = Path(__file__).parent
+    files = sorted(file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.DataFrame:
     """The table with ``attrs`` that say which analysis made it, of what, and with which versions; `WITHOUT` columns last.
 
@@ -37,11 +47,18 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in VERSIONS}
 
 
-def placed(places: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """Make columns model, layer and depth from [model, layer] pairs in order of execution; depth is 0 to 1 in each model."""
-    table = pd.DataFrame(places, columns=["model", "layer"])
-    last = table.groupby("model")["layer"].transform("size") - 1
-    return table.assign(depth=table.groupby("model").cumcount() / last.clip(lower=1))
+def placed(places: Sequence[Sequence[str]], *more: str) -> pd.DataFrame:
+    """Columns model, layer, depth, from [model, layer, ...] in order of execution: each model's layers go from 0 to 1.
+
+    Args:
+        places: a row each; several rows of a layer have its depth.
+        more: names of what stands after model and layer.
+    """
+    table = pd.DataFrame(places, columns=["model", "layer", *more])
+    number = table.groupby("model")["layer"].transform(lambda own: own.factorize()[0]).astype(float)
+    last = number.groupby(table["model"]).transform("max").clip(lower=1)
+    table.insert(2, "depth", number / last)
+    return table
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

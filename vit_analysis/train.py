@@ -213,7 +213,7 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> F
     return loss.detach()
 
 
-def report(bar: "tqdm[Any]", step: int, loss: Float[Tensor, ""], plan: Plan) -> None:
+def report(bar: Any, step: int, loss: Float[Tensor, ""], plan: Plan) -> None:
     """Show the loss; only for some steps, because reading it waits for the device.
 
     Raises:

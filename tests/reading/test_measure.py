@@ -425,3 +425,15 @@ def test_a_reading_with_gradients_gives_what_is_made_of_them(images):
     own = replace(reading(images), reduce=lambda own: own.values, differentiate=gradients)
     total = measured(own)
     torch.testing.assert_close(total.total, 2 * images.pixels.double().sum(0), rtol=1e-5, atol=1e-5)
+
+
+def test_tables_and_states_of_other_code_are_not_picked_up(images, monkeypatch):
+    """A fault that is mended must not live on in what was kept; nor do sums of the old code add to those of the new."""
+    key = measured_key(images)
+    assert measured_key(images) == key
+    monkeypatch.setattr("vit_analysis.reading.measure.code", lambda: "other code")
+    assert measured_key(images) != key
+
+
+def measured_key(images) -> str:
+    return measure.Measurement(reading(images), lambda _: None, Total, lambda _: pd.DataFrame()).key()

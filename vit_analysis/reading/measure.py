@@ -27,7 +27,7 @@ from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.state import Sums, SumsType
 from vit_analysis.reading.stream import Activation, Pass, Reading, dealt, quiet, stream
 from vit_analysis.spelling import Refusal
-from vit_analysis.table import versions
+from vit_analysis.table import code, versions
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Measurement(Generic[SumsType]):
             "taps": {name: [str(tap) for tap in taps] for name, taps in self.reading.taps.items()},
             "sums": self.kind.__name__,
             "settings": dict(self.reading.settings),
+            "code": code(),
             # With one more file in a folder, the same seed chooses other files.
             "order": hashlib.sha256(str(self.reading.images.order).encode()).hexdigest(),
         }

@@ -83,9 +83,11 @@ class Grouped(Sums):
     """How many images each group holds."""
 
     @classmethod
-    def of_batch(cls: type[SameGrouped], number: int, **parts: Any) -> SameGrouped:
+    def of_batch(cls: type[SameGrouped], number: int, images: int | Tensor, **parts: Any) -> SameGrouped:
         """Return the sums of one batch, in the group of its number; grouped fields are given without their group axis."""
         grouped = cls.grouped()
+        first = next(parts[name] for name in grouped if name in parts)
+        parts["images"] = torch.as_tensor(images, dtype=torch.float64, device=first.device)
         return cls(
             **{name: _in_group(value, number) if name in grouped else value for name, value in parts.items()}
         )

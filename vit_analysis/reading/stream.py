@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_analysis import layers
-from vit_analysis.images import Images
+from vit_analysis.images import AnyImages, Images, given
 from vit_analysis.layers import Tap
-from vit_analysis.models import Model
+from vit_analysis.models import Model, Models, named
 from vit_analysis.reading import processes
 from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervene import channels_last, evaluating
@@ -104,6 +104,20 @@ class Reading:
         None
     )
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        models: Models,
+        images: AnyImages,
+        chosen: str | Sequence[str],
+        reduce: Callable[[Activation], Any],
+        **settings: Any,
+    ) -> "Reading":
+        """Read the chosen layers (`layers.choose`) of models and images in any form that an analysis takes."""
+        loaded = named(models)
+        taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
+        return cls(loaded, given(images), taps, reduce, settings=settings)
 
     def facts(self) -> dict[str, Any]:
         """What a table's provenance says of models and images, and what decides whether saved sums fit."""

@@ -25,12 +25,14 @@ class Control:
         words: its name for readers.
         turning: whether a finding that is reversed under it is fragile.
         apply: function from the evidence to what takes its place; None where nothing was measured for it.
+        measured: what `cka.plan_controls` has to measure for it; empty where other tables hold it already.
     """
 
     name: str
     words: str
     turning: bool
     apply: Callable[[Evidence], Evidence | None]
+    measured: str = ""
 
 
 def controlled(table: pd.DataFrame, control: str) -> pd.DataFrame:
@@ -88,7 +90,8 @@ def _other_seed(evidence: Evidence) -> Evidence | None:
 
 
 def _of_similarity(name: str, words: str, *, turning: bool = True) -> Control:
-    return Control(name, words, turning, partial(_similarity, "all" if name == "blocks" else name, name))
+    measured = "all" if name == "blocks" else name
+    return Control(name, words, turning, partial(_similarity, measured, name), measured)
 
 
 BLOCKS = _of_similarity("blocks", "block outputs only")
@@ -120,5 +123,5 @@ OF_BLOCKS = (SPATIAL, NORMALIZED, INLIERS, TYPICAL, BIASED, SHUFFLED)
 """The controls of claims about the similarity of block outputs."""
 OF_CKA = (BLOCKS, *OF_BLOCKS, UNTRAINED)
 """The controls of claims about the similarity of all sublayers: also block outputs alone, and untrained twins."""
-SELECTIONS = ("all", *(control.name for control in OF_BLOCKS))
+SELECTIONS = tuple(dict.fromkeys(control.measured for control in CONTROLS if control.measured))
 """What `cka.plan_controls` has to measure, the paper's estimator first."""
