@@ -171,9 +171,12 @@ def balanced(images: Images, target: str) -> Images:
         left = [place for place, numbers in enumerate(rich) if used[place] + MATES <= len(numbers)]
         if len(left) < classes:
             return images.only(chosen, batch=classes * MATES)
+        batch: list[list[int]] = []
         for place in sorted(left, key=lambda place: used[place])[:classes]:
-            chosen += rich[place][used[place] : used[place] + MATES]
+            batch.append(rich[place][used[place] : used[place] + MATES])
             used[place] += MATES
+        # Classes take turns, so that any part of a batch has images of several.
+        chosen += [number for turn in zip(*batch, strict=True) for number in turn]
 
 
 def curve(

@@ -16,7 +16,7 @@ from torch import nn
 
 from vit_analysis import figures, findings, plot, probe, skip, soft_nearest_neighbor, table
 from vit_analysis.analyses import ANALYSES, Analysis
-from vit_analysis.images import Images, Preprocessing
+from vit_analysis.images import Images, Preprocessing, given
 from vit_analysis.models import Model
 from vit_analysis.reading import measure
 from vit_analysis.reading.state import Sums
@@ -188,6 +188,43 @@ def test_receptive_fields_and_their_sizes_come_of_one_pass_whichever_is_wanted(c
     assert passes.run(cast, IMAGES, TRAIN, tmp_path, {"receptive_field_maps"}).tables.keys() == fields
     assert len(read) == 1
     assert {path.stem for path in tmp_path.iterdir()} == fields
+
+
+def classes_in(images, numbers) -> int:
+    return len(images.truth(numbers)[next(iter(images.targets))].unique())
+
+
+def batches_of(images) -> list[list[int]]:
+    return [images.order[start:][: images.batch] for start in range(0, len(images.order), images.batch)]
+
+
+@pytest.mark.parametrize("count", [40, 60, 320])
+def test_a_subset_of_ordered_images_has_several_classes_in_every_batch(count):
+    """Balanced images go by class: the first of them are all of one, and their similarity is that within a class."""
+    ordered = Images(limit=700, batch=160)
+    by_class = ordered.only(sorted(ordered.order, key=lambda number: int(ordered.truth([number])["shape"])))
+    for images in (by_class, passes.balanced(ordered), ordered):
+        few = passes.mixed(images, count)
+        assert len(few.order) == len(set(few.order)) == count
+        assert set(few.order) <= set(images.order)
+        assert all(classes_in(few, batch) >= min(4, len(batch)) for batch in batches_of(few))
+        assert few.order == passes.mixed(images, count).order
+    assert passes.mixed(replace(ordered, seed=1), count).order != passes.mixed(ordered, count).order
+
+
+def test_a_quarter_of_a_balanced_batch_has_as_many_classes_as_it_has_room_for():
+    """Massive tokens are looked for in the first images of a batch alone."""
+    images = passes.balanced(Images(limit=700, batch=160))
+    for batch in batches_of(images):
+        for part in (batch[:16], batch[: len(batch) // 4]):
+            assert classes_in(images, part) == 10
+
+
+def test_images_without_classes_are_chosen_at_random_and_not_cut():
+    images = given(torch.randn(200, 3, 4, 4))
+    few = passes.mixed(images, 60)
+    assert len(set(few.order)) == 60
+    assert few.order != images.order[:60]
 
 
 def test_batches_are_balanced_where_they_have_room_for_all_classes():

@@ -268,8 +268,10 @@ def transition(e: Evidence) -> float:
 
 def skips_carry(e: Evidence) -> float:
     """F7b: log of how much larger the ratio of skip to long branch is in V than in R."""
-    vit, cnn = (pd.Series(log_ratios(e, e.one(part), "spatial")).median() for part in ("vit", "cnn"))
-    return float(vit - cnn)
+    vit, cnn = (log_ratios(e, e.one(part), "spatial") for part in ("vit", "cnn"))
+    if np.isnan(vit).all() or np.isnan(cnn).all():
+        return float("nan")  # a branch that adds nothing, as in an untrained ResNet, has no finite ratio
+    return float(np.nanmedian(vit) - np.nanmedian(cnn))
 
 
 def updates_by_mlp(e: Evidence) -> float:

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, product, zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vit_analysis import (
@@ -184,7 +185,7 @@ def plans(
         "skip": lambda: [skip.plan([*main, *cast.twins], images, first=FIRST_TOKENS)],
         "receptive_field": lambda: [fields()[0]],
         "receptive_field_maps": lambda: [fields()[1]],
-        "lesions": lambda: [lesions.plan(model, first(images, LESIONED)) for model in main],
+        "lesions": lambda: [lesions.plan(model, mixed(images, LESIONED)) for model in main],
         "lesions_trained": lambda: [
             lesions.plan_trained(
                 _some(vits, parts_wanted("vit"))[0],
@@ -211,9 +212,18 @@ def plans(
     }
 
 
-def first(images: Images, count: int) -> Images:
-    """Choose the first ``count`` images, in as many batches as an interval has groups."""
-    few = images.order[:count]
+def mixed(images: Images, count: int) -> Images:
+    """Choose some images, in as many batches as an interval has groups, with images of several classes in each batch.
+
+    The order of images may go by class, and a batch of one class would measure what differs within it. So classes take turns.
+    """
+    order = np.random.default_rng(images.seed).permutation(images.order).tolist()
+    if targets := images.targets:
+        turns: dict[int, list[int]] = {}
+        for number, label in zip(order, images.truth(order)[next(iter(targets))].tolist(), strict=True):
+            turns.setdefault(label, []).append(number)
+        order = [number for turn in zip_longest(*turns.values()) for number in turn if number is not None]
+    few = order[:count]
     return images.only(few, batch=max(similarity.SMALLEST_BATCH, len(few) // state.GROUPS))
 
 
