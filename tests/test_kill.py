@@ -219,20 +219,23 @@ def test_a_disk_that_takes_no_more_is_one_sentence_and_costs_nothing_that_was_th
     assert not list(Path("out").glob(".*"))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs a device that is always full")
 @pytest.mark.parametrize(
     "write",
     [
-        lambda _: pd.DataFrame({"a": [0.0] * 9999}).to_parquet("/dev/full"),
-        lambda _: Path("/dev/full").write_bytes(bytes(9)),
-        lambda _: torch.save(torch.zeros(99999), "/dev/full"),
+        lambda full: pd.DataFrame({"a": [0.0] * 9999}).to_parquet(full),
+        lambda full: full.write_bytes(bytes(9)),
+        lambda full: torch.save(torch.zeros(99999), full),
     ],
 )
-def test_what_is_there_stays_when_the_disk_is_full(tmp_path, monkeypatch, write):
+def test_what_is_there_stays_when_the_disk_is_full(tmp_path, tmp_path_factory, monkeypatch, write):
     (tmp_path / "a").write_text("before")
+    # By a link: older pandas removes what it could not write, which as root would be the device itself.
+    full = tmp_path_factory.mktemp("full") / "device"
+    full.symlink_to("/dev/full")
     monkeypatch.setattr(table.tempfile, "TemporaryFile", lambda **_: open("/dev/full", "wb", 0))  # noqa: SIM115, PTH123
     with pytest.raises(OSError, match=r"cannot write .*/a: No space left on device; what was there before"):
-        table.write_whole(tmp_path / "a", write)
+        table.write_whole(tmp_path / "a", lambda _: write(full))
     assert (tmp_path / "a").read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 

@@ -223,7 +223,8 @@ def main(
     """
     found = measure(passes.of(parts, images, train, out.parent, device=device))
     write(found, out)
-    logger.info("%s", markdown(found))
+    logger.info("%s", markdown(found).partition("## Every claim")[0].strip())
+    logger.info("every claim: %s", command.beside(out, ".md"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL, draws, folded, legend_outside, literal
+from vit_analysis.plot.axes import COLOURS, LINES, PANEL, Undrawable, draws, folded, legend_outside, literal
 
 BRANCHES = {"residual": "after the addition", "long": "long branch alone"}
 FIELDS = 5  # steps of a model, as in figure 6
@@ -91,11 +91,11 @@ def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Fi
         steps: how many, spread from the first to the last; None shows all of them.
 
     Raises:
-        ValueError: there are no maps of that branch.
+        Undrawable: there are no maps of that branch.
     """
     held = maps[maps["branch"] == branch]
     if held.empty:
-        raise ValueError(f"no receptive fields of branch {branch!r}; there are {maps['branch'].unique()}")
+        raise Undrawable(f"no receptive fields of branch {branch!r}; there are {maps['branch'].unique()}")
     blocks: list[Block] = []
     for model, own in held.groupby("model", sort=False):
         names = list(own["step"]) if steps is None else _spread(list(own["step"]), steps, branch)

@@ -16,6 +16,7 @@ from vit_analysis.plot.axes import (
     COLOURS,
     LINES,
     PANEL,
+    Undrawable,
     band,
     depth_ticks,
     dominated,
@@ -68,7 +69,7 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
         panels: for each square a model (up) and another or the same one (to the right).
 
     Raises:
-        ValueError: the table does not compare two of the models.
+        Undrawable: the table does not compare two of the models.
     """
     shown = [between(table, model, other) for model, other in panels]
     titles = [model if model == other else f"{model} and {other}" for model, other in panels]
@@ -122,10 +123,10 @@ def corresponding(
         labels: what the lines are called instead of the names of both models.
 
     Raises:
-        ValueError: the table does not compare the models of a pair, or labels and pairs differ in number.
+        Undrawable: the table does not compare the models of a pair, or labels and pairs differ in number.
     """
     if labels and len(labels) != len(pairs):
-        raise ValueError(f"{len(labels)} labels for {len(pairs)} pairs of models")
+        raise Undrawable(f"{len(labels)} labels for {len(pairs)} pairs of models")
     figure = Figure(figsize=(PANEL + 1, PANEL + 0.4), layout="constrained", dpi=200)
     ax = figure.subplots()
     for number, (model, other) in enumerate(pairs):
@@ -149,7 +150,7 @@ def between(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
     """Return the rows that compare two models, the first one as ``model``, whichever way the table holds them.
 
     Raises:
-        ValueError: there are none.
+        Undrawable: there are none.
     """
     held = (table["model"] == model) & (table["other_model"] == other)
     if held.any():
@@ -158,7 +159,7 @@ def between(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
     if turned.empty:
         pairs = table[["model", "other_model"]].drop_duplicates().itertuples(index=False, name=None)
         told = ", ".join(" and ".join(pair) for pair in pairs)
-        raise ValueError(f"the table does not compare {model!r} with {other!r}; it has {told}")
+        raise Undrawable(f"the table does not compare {model!r} with {other!r}; it has {told}")
     swapped = {f"other_{name}": name for name in ("model", "layer", "depth")}
     return turned.rename(columns=swapped | {name: side for side, name in swapped.items()})
 

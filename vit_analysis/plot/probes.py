@@ -12,6 +12,7 @@ from vit_analysis.plot.axes import (
     COLOURS,
     LINES,
     PANEL,
+    Undrawable,
     band,
     chance_line,
     dominated,
@@ -128,12 +129,12 @@ def accuracy_maps(table: pd.DataFrame) -> Figure:
         table: columns model, layer, target, tokens, draw, accuracy, with attrs ``grids``.
 
     Raises:
-        ValueError: the table has no single tokens.
+        Undrawable: the table has no single tokens.
     """
     rows = table[(table["target"] == table["target"].iloc[0]) & table["tokens"].str.isdigit()]
     models = _mapped(rows)
     if not models:
-        raise ValueError("no single tokens in this table: they are measured with tokens 'each'")
+        raise Undrawable("no single tokens in this table: they are measured with tokens 'each'")
     rows = rows[rows["model"].isin(models)]
     top = 100 * rows.groupby(["model", "layer", "tokens"])["accuracy"].mean().max()
     size = (1.5 * MAPS + 0.8, 1.85 * len(models) + 0.2)

@@ -14,6 +14,7 @@ from vit_analysis.plot.axes import (
     COLOURS,
     LINES,
     PANEL,
+    Undrawable,
     draws,
     folded,
     legend_outside,
@@ -155,11 +156,11 @@ def token_norm_ratios(table: pd.DataFrame) -> Figure:
         table: columns model, block, sublayer, token, norm_ratio.
 
     Raises:
-        ValueError: the table has no numbered tokens.
+        Undrawable: the table has no numbered tokens.
     """
     vits = _transformers(table)
     if not vits:
-        raise ValueError(
+        raise Undrawable(
             "no numbered tokens in this table: a model that has tokens, and how many are kept (first)"
         )
     size = (2.6 * PANEL, (PANEL + 0.2) * len(vits))
