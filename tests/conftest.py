@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A shared machine may stall for a second: how long an example takes says nothing.
-settings.register_profile("unhurried", deadline=None)
+# A shared machine may stall for a second: how long an example takes says nothing. Where changes are judged, examples are the
+# same each time; a developer's are new ones.
+settings.register_profile("unhurried", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("unhurried")
 
 ASSETS = Path(__file__).parents[2] / "shared" / "assets"

@@ -68,6 +68,8 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
         OSError: timm's weights cannot be had, or the file is no checkpoint.
     """
     base, at, weights = name.rpartition("@")
+    if at and not weights:
+        raise Refusal(f"{name!r} names no weights after the @; give a checkpoint file, {RANDOM!r}, or no @")
     if not at or (base.startswith("hf-hub:") and weights != RANDOM and not _is_file(_path(weights))):
         base, weights = name, ""  # a hub name may carry a revision of its own
     if base.startswith("lab/"):
