@@ -13,7 +13,7 @@ from vit_analysis.spelling import did_you_mean
 
 
 def commands() -> dict[str, str]:
-    """What every command does, by its name."""
+    """Return what every command does, by its name."""
     return {one.name: f"{one.measures} ({_figures(one.figures)})" for one in ANALYSES} | OTHERS
 
 

@@ -299,7 +299,7 @@ def main(
     out: Path = Path("figures/attention_distance"),
     device: str | None = None,
 ) -> None:
-    """How far attention heads look (figures 3, 4, C.5 and C.6 of Raghu et al. 2021); with CNNs, figure 5 too.
+    """Measure how far attention heads look (figures 3, 4, C.5 and C.6 of Raghu et al. 2021); with CNNs, figure 5 too.
 
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random". Models

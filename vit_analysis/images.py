@@ -36,7 +36,7 @@ FACTORY_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a model's input: timm's data configuration. The defaults are timm's for an unknown model.
+    """The steps from an image to a model's input: timm's data configuration. The defaults are timm's for an unknown model.
 
     An input of one channel is the mean of the three colours, normalised by the averages of `mean` and of `std`.
     """
@@ -80,7 +80,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Images:
-    """Which images, and how they are read.
+    """The choice of images, and the way they are read.
 
     Attributes:
         source: ``lab`` (procedural scenes), a folder or a tar of images, or a name timm's dataset factory knows, such as
@@ -124,7 +124,7 @@ class Images:
 
     @property
     def batches(self) -> int:
-        """How many batches there are, the last one perhaps smaller."""
+        """The number of batches, the last one perhaps smaller."""
         return -(-len(self.order) // self.batch)
 
     @property
@@ -187,7 +187,7 @@ class Images:
                 yield batch._replace(number=number)
 
     def facts(self) -> dict[str, Any]:
-        """What a table's provenance says of its images."""
+        """Return what a table's provenance says of its images."""
         root = str(self.root) if self.root else None
         facts = {
             "source": self.source,
@@ -234,7 +234,7 @@ class Listed(Images):
         return list(self.numbers)
 
     def facts(self) -> dict[str, Any]:
-        """What a table's provenance says of its images, with a digest of their numbers."""
+        """Return what a table's provenance says of its images, with a digest of their numbers."""
         digest = hashlib.sha256(np.array(self.numbers, dtype=np.int64).tobytes()).hexdigest()[:16]
         return {**super().facts(), "numbers": digest}
 

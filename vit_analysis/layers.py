@@ -103,7 +103,7 @@ class Branch(NamedTuple):
         return total if self.activation is None else model.get_submodule(self.activation).forward(total)
 
     def is_sum(self, model: nn.Module, skip: Tensor, long: Tensor, joined: Tensor) -> bool:
-        """Whether the output is activation(z + f(z)); NaN counts as equal, as other checks find it."""
+        """Return whether the output is activation(z + f(z)); NaN counts as equal, as other checks find it."""
         if not skip.numel() == long.numel() == joined.numel():
             return False
         expected = self.join(model, skip.reshape(joined.shape) + long.reshape(joined.shape))
@@ -193,7 +193,7 @@ def blocks(model: nn.Module) -> list[str]:
 
 
 def layout(model: nn.Module) -> Layout:
-    """How the model arranges tokens and channels, read from the model and never assumed."""
+    """Return how the model arranges tokens and channels, read from the model and never assumed."""
     embed = getattr(model, "patch_embed", getattr(model, "stem", None))  # a Mixer's is its stem
     grid = getattr(embed, "grid_size", None)
     # Class tokens: a CrossViT has one for each size of patch, a CoaT one for each stage.
@@ -209,7 +209,7 @@ def layout(model: nn.Module) -> Layout:
 
 
 def grid(model: nn.Module) -> Grid:
-    """Where the model's spatial tokens lie in its input.
+    """Return where the model's spatial tokens lie in its input.
 
     Raises:
         Refusal: it has no fixed grid of patches.
@@ -329,7 +329,7 @@ def sublayers(model: nn.Module) -> list[Sublayer]:
 
 
 def is_padded(model: nn.Module) -> bool:
-    """Whether position i of a map lies at pixel i x stride of the input, as odd kernels padded by half put it.
+    """Return whether position i of a map lies at pixel i x stride of the input, as odd kernels padded by half put it.
 
     Otherwise the model is taken to cut its input into patches: a position lies in the middle of its cell.
     """
@@ -352,7 +352,7 @@ def last_block(model: nn.Module) -> list[str]:
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether most of the model is convolutions: such a model runs faster with its channels last in memory."""
+    """Return whether most of the model is convolutions: such a model runs faster with its channels last in memory."""
     kinds = [
         isinstance(module, nn.Conv2d)
         for module in model.modules()
@@ -381,7 +381,7 @@ def _sublayers(path: str, unit: nn.Module) -> Iterator[Tap]:
 
 
 def _has_skip(unit: nn.Module) -> bool:
-    """Whether a block has skip connections; some of the lab's and the strided ones of an EfficientNet say they have none."""
+    """Return whether a block has skip connections; some of the lab's and an EfficientNet's strided ones say they have none."""
     return getattr(unit, "skip", True) is not False and getattr(unit, "has_skip", True) is not False
 
 
@@ -431,7 +431,7 @@ def _richest(model: nn.Module) -> str:
 
 
 def _is_unit(module: nn.Module) -> bool:
-    """Whether a module is composite, and neither a sequence of units nor a stage that holds one."""
+    """Return whether a module is composite, and neither a sequence of units nor a stage that holds one."""
     sequences = (nn.Sequential, nn.ModuleList)
     is_stage = any(isinstance(getattr(module, name, None), sequences) for name in ("blocks", "layers"))
     return any(module.children()) and not isinstance(module, sequences) and not is_stage

@@ -246,7 +246,7 @@ def main(
     out: Path = Path("figures/lesions"),
     device: str | None = None,
 ) -> None:
-    """What happens without the skip connections of a block (figure 8 of Raghu et al. 2021).
+    """Measure what happens without the skip connections of a block (figure 8 of Raghu et al. 2021).
 
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".

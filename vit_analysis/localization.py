@@ -195,7 +195,7 @@ def chances(rows: int, columns: int) -> list[float]:
 
 
 def neighbours(rows: int, columns: int) -> tuple[Bool[Tensor, "token patch"], Bool[Tensor, " token"]]:
-    """Which patches are a token's own or touch it, and which tokens lie at the edge of the grid."""
+    """Return which patches are a token's own or touch it, and which tokens lie at the edge of the grid."""
     row, column = (
         part.flatten() for part in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     )

@@ -185,7 +185,7 @@ def drawn(numbers: Sequence[int], channels: int, draws: int | None) -> Int[Tenso
 def offsets(
     size: int, count: int, *, padded: bool
 ) -> tuple[Float64[Tensor, " pixel"], Bool[Tensor, " pixel"]]:
-    """Along one axis: each pixel's distance from the middle one of ``count`` positions, and whether it is in that one's patch.
+    """Return each pixel's distance along one axis from the middle of ``count`` positions, and whether it is in its patch.
 
     Position i lies at pixel i x stride where convolutions are ``padded``, otherwise in the middle of its patch.
     """
@@ -196,7 +196,7 @@ def offsets(
 
 
 class Step(NamedTuple):
-    """Which step of the residual stream a layer is, at what depth and on which branch; any other layer is its own step."""
+    """The step of the residual stream that a layer is, at what depth and on which branch; any other layer is its own step."""
 
     name: str
     depth: float

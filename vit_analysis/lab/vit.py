@@ -129,7 +129,7 @@ class Attention(nn.Module):
         )
 
     def attention_weights(self, x: Tokens) -> Float[Tensor, "image head query key"]:
-        """How much each query attends to each key, per head; the rows sum to 1. `x` is what `forward` takes."""
+        """Return how much each query attends to each key, per head; the rows sum to 1. `x` is what `forward` takes."""
         q, k, _ = self.queries_keys_values(x)
         return self.softmax(q, k)
 

@@ -129,7 +129,7 @@ def recipe(name: str) -> Recipe:
 
 
 def home(name: str) -> Path:
-    """Where the weights of `lab/...` belong, whether or not they are there.
+    """Return the path where the weights of `lab/...` belong, whether or not they are there.
 
     Raises:
         Refusal: there is no such model.

@@ -53,7 +53,7 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 @draws("receptive_field")
 @literal
 def receptive_field(table: pd.DataFrame) -> Figure:
-    """How wide receptive fields are and how much of them is their own patch, over depth (figures 6 and C.1-C.4 in numbers)."""
+    """Draw the width of receptive fields and the share of their own patch over depth (figures 6 and C.1-C.4 in numbers)."""
     figure = Figure(figsize=(2 * (PANEL + 0.6), PANEL + 0.5), layout="constrained", dpi=200)
     left, right = figure.subplots(1, 2)
     radius_over_depth(table, left)

@@ -224,7 +224,7 @@ def _ratio_bar(figure: Figure, axes: Sequence[Axes], table: pd.DataFrame) -> Non
 @draws("lesions", "lesions_trained")
 @literal
 def lesions(table: pd.DataFrame) -> Figure:
-    """What becomes of accuracy, and of similarity across a block, without that block's skip connections (figure 8)."""
+    """Draw accuracy, and similarity across a block, without that block's skip connections (figure 8)."""
     figure = Figure(figsize=(2.6 * PANEL, PANEL + 0.6), layout="constrained", dpi=200)
     left, right = figure.subplots(1, 2)
     trained = table.attrs.get("analysis") == "lesions_trained"

@@ -63,7 +63,7 @@ class Heads:
 
 
 class Seen(dict[Layer, Any]):
-    """What the taps saw in one pass, by layer in order of execution; a layer may also be looked up by its name."""
+    """The record of what the taps saw in one pass, by layer in order of execution; a layer's name finds it too."""
 
     def __missing__(self, name: Any) -> Any:
         named = {str(layer): value for layer, value in self.items()}

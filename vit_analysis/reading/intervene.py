@@ -98,8 +98,8 @@ def without_skips(model: nn.Module, branches: Sequence[Branch]) -> Iterator[nn.M
     """Make blocks pass on activation(f(z)) instead of activation(z + f(z)); taps see it, even those attached before.
 
     Raises:
-        Refusal: there is no module of that path in the model.
-        Refusal: from within the model, in the first pass: the output of a branch is not activation(z + f(z)).
+        Refusal: there is no module of that path in the model; or, from within the model and in the first pass, the output of a
+            branch is not activation(z + f(z)).
     """
     held: dict[Branch, Tensor] = {}
     skips: dict[Branch, Tensor] = {}

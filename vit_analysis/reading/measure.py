@@ -36,7 +36,7 @@ SAVE_EVERY = 10.0  # seconds between two writings of the sums; at most that much
 
 @dataclass(frozen=True)
 class Measurement(Generic[SumsType]):
-    """What an analysis reads, how that is summed, and how sums become a table.
+    """The plan of an analysis: what it reads, how that is summed, and how sums become a table.
 
     Attributes:
         reading: what is read of which models on which images.
@@ -56,7 +56,7 @@ class Measurement(Generic[SumsType]):
 
     @property
     def sums(self) -> tuple[Any, ...]:
-        """What identifies the sums: the same for measurements that differ in ``finish`` alone, which are summed once."""
+        """The identity of the sums: the same for measurements that differ in ``finish`` alone, which are summed once."""
         return id(self.reading), self.fold, self.kind, self.prepare, self.alone
 
     def key(self) -> str:

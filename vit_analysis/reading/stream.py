@@ -26,7 +26,7 @@ from vit_analysis.tensors.tokens import Layout
 
 @dataclass(frozen=True)
 class Activation:
-    """What a reducer is given: one activation, of one batch of images.
+    """One activation of one batch of images, as a reducer is given it.
 
     Attributes:
         model: the model that it comes from.
@@ -84,7 +84,7 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of which models on which images: the input of every analysis.
+    """The input of every analysis: what is read of which models on which images.
 
     Attributes:
         models: the models, by name.
@@ -120,7 +120,7 @@ class Reading:
         return cls(loaded, given(images), taps, reduce, settings=settings)
 
     def facts(self) -> dict[str, Any]:
-        """What a table's provenance says of models and images, and what decides whether saved sums fit."""
+        """Return what a table's provenance says of models and images, and what decides whether saved sums fit."""
         models = {name: model.digest for name, model in self.models.items()}
         return {"models": models, "images": self.images.facts()}
 
@@ -163,7 +163,7 @@ def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
 
 
 def as_they_are() -> bool:
-    """Whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
+    """Return whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
     return os.environ.get("VIT_ANALYSIS_PLAIN", "0") not in ("", "0")
 
 
@@ -264,5 +264,5 @@ def dealt(images: Images) -> tuple[int, int]:
 
 
 def quiet(rank: int) -> bool | None:
-    """Whether to hide the progress bar: on all processes but the first, and there (None) unless it runs in a terminal."""
+    """Return whether to hide the progress bar: on all processes but the first, and there (None) without a terminal."""
     return True if rank else None

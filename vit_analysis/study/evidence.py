@@ -26,7 +26,7 @@ DRAW = "draw"
 
 
 class Study(NamedTuple):
-    """What figures and findings are made of.
+    """The material of figures and findings.
 
     Attributes:
         parts: the models by the part they play, under the names that tables use.
@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
 
 
 class Evidence:
-    """What statistics are computed from: parts and tables, whole or without one group.
+    """The material of statistics: parts and tables, whole or without one group.
 
     Args:
         study: parts, tables, and why others are missing.

@@ -97,7 +97,7 @@ def nearest(matrix: Matrix) -> Float64[np.ndarray, " row"]:
 
 
 def layers_until(matrix: Matrix, middle: float = 0.5) -> int:
-    """How many layers of the rows' model it takes to be nearly (90 %) as like the other's middle layer as it ever is."""
+    """The number of the rows' layers until one is nearly (90 %) as like the other's middle layer as any is."""
     column = matrix.values[:, np.abs(matrix.other_depth - middle).argmin()]
     return int((column >= 0.9 * np.nanmax(column)).argmax()) + 1
 

@@ -29,7 +29,7 @@ class Above:
         )
 
     def in_size(self, value: float) -> bool:
-        """Whether the effect is as large as the paper's words suggest."""
+        """Return whether the effect is as large as the paper's words suggest."""
         return self.size is None or value >= self.size
 
 
@@ -48,7 +48,7 @@ class Below:
         return Above(-self.threshold).verdict(-value, -high, -low)
 
     def in_size(self, value: float) -> bool:
-        """Whether the effect is as large as the paper's words suggest."""
+        """Return whether the effect is as large as the paper's words suggest."""
         return self.size is None or value <= self.size
 
 
@@ -72,7 +72,7 @@ class Near:
         )
 
     def in_size(self, value: float) -> bool:
-        """Whether the value itself lies in [low, high]."""
+        """Return whether the value itself lies in [low, high]."""
         return self.low <= value <= self.high
 
 
@@ -92,7 +92,7 @@ class Falling:
         return "not reproduced" if low > 0 or low > -0.8 else "inconclusive"
 
     def in_size(self, value: float) -> bool:
-        """Whether it falls as clearly as in the paper."""
+        """Return whether it falls as clearly as in the paper."""
         return value <= -0.8
 
 

@@ -69,7 +69,7 @@ class Grams:
 
     @cached_property
     def massive(self) -> Bool[Tensor, "image token"]:
-        """Which tokens are massive activations."""
+        """The tokens that are massive activations, as a mask."""
         return tokens.massive(self.norms)
 
 

@@ -65,7 +65,7 @@ def gram(features: Float[Tensor, "image ..."]) -> Float64[Tensor, "image image"]
 
 
 def is_precise(gram: Float64[Tensor, "image image"], rounded: Float64[Tensor, "image image"]) -> bool:
-    """Whether a Gram matrix that carries the rounding of another, larger one is right to 1e-5 when centred (see `OFFSET`)."""
+    """Return whether a Gram matrix with the rounding of another, larger one is right to 1e-5 when centred (see `OFFSET`)."""
     above = _above(len(gram), gram.device).place
     return bool(rounded.take(above).norm() <= OFFSET * u_centre(gram).norm())
 
@@ -153,7 +153,7 @@ def cka(hsic: Float64[Tensor, "*group layer layer"]) -> Float64[Tensor, "*group 
 
 
 def piece(device: torch.device) -> int:
-    """How many numbers to work on at once."""
+    """Return how many numbers to work on at once."""
     return GPU_PIECE if device.type == "cuda" else CPU_PIECE
 
 

@@ -26,7 +26,7 @@ TINY = 1e-12  # tokens are divided by their norm or by this, whichever is larger
 
 @dataclass(frozen=True)
 class Grid:
-    """Where spatial tokens lie: row by row from the top left, ``height`` and ``width`` pixels of the input apart."""
+    """The places of spatial tokens: row by row from the top left, ``height`` and ``width`` pixels of the input apart."""
 
     rows: int
     columns: int
@@ -42,7 +42,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model arranges its activations.
+    """The way a model arranges its activations.
 
     Attributes:
         spatial: number of spatial tokens of a token layer; None for a model without a fixed token grid.
@@ -66,7 +66,7 @@ class Layout:
         return min(self.prefix, activation.shape[1]) if has_prefix else 0
 
     def ends_with_channels(self, map: Float[Tensor, "image a b c"]) -> bool:
-        """Whether this map is ``image row col channel``: some models have such blocks and do not declare it."""
+        """Return whether this map is ``image row col channel``: some models have such blocks and do not declare it."""
         _, first, middle, last = map.shape
         if self.by_shape and (first == middle) != (middle == last):
             return first == middle
@@ -215,7 +215,7 @@ def norms(tokens: Float[Tensor, "image token channel"]) -> Float32[Tensor, "imag
 
 
 def massive(norms: Float[Tensor, "image token"]) -> Bool[Tensor, "image token"]:
-    """Which tokens are massive activations (Darcet et al. 2024; Sun et al. 2024): norm above 5 times the batch's median."""
+    """Return which tokens are massive (Darcet et al. 2024; Sun et al. 2024): norm above 5 times the batch's median."""
     return norms > MASSIVE * norms.median()
 
 
