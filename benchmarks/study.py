@@ -85,7 +85,7 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
 
     def everything() -> None:
         cast = passes.Cast(Parts(vit=(vit,), cnn=(cnn,)), models.named(modules))
-        plans = passes.plans(cast, given, given, given)
+        plans = passes.plans(cast, given, given, given, given)
         # In small batches the loss has images of its own: batches with enough of some classes.
         wanted = {name: plans[name]() for name in TABLES}
         each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}

@@ -86,6 +86,16 @@ def song(k: np.ndarray, l: np.ndarray) -> float:
     return (trace + product - 2 / (n - 2) * (ones @ k @ l @ ones)) / (n * (n - 3))
 
 
+def u_centred(x: np.ndarray) -> np.ndarray:
+    """By its definition: off-diagonal entries whose every row sums to zero, least squares away from the Gram matrix."""
+    n = len(x)
+    k = x @ x.T
+    np.fill_diagonal(k, 0)
+    rows = k.sum(1) / (n - 2)
+    a = k - rows[:, None] - rows + k.sum() / ((n - 1) * (n - 2))
+    return a[np.triu_indices(n, 1)]
+
+
 def oracle_cka(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> float:
     """Minibatch CKA of two layers, batch by batch, in float64 numpy with the formula above."""
 

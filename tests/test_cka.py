@@ -5,16 +5,17 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from doubles import Given, Layers, cell, oracle_cka
+from doubles import Given, Layers, cell, oracle_cka, u_centred
 from torch import nn
 
 from vit_analysis import cka, models
+from vit_analysis.cka import View
 from vit_analysis.images import Images
 from vit_analysis.reading import intervals, measure
 from vit_analysis.reading.capture import Capture
 from vit_analysis.spelling import Refusal
-from vit_analysis.study.controls import SELECTIONS
-from vit_analysis.tensors import similarity
+from vit_analysis.study.controls import VIEWS
+from vit_analysis.tensors import measures, similarity
 
 FEATURES = 192  # 3 x 8 x 8
 
@@ -262,7 +263,7 @@ def test_the_untrained_lab_pair_in_one_pass_with_provenance():
     table = cka.measure(loaded, Images(limit=48, batch=16), layers="blocks")
     assert list(table.columns) == [
         *("model", "layer", "depth", "other_model", "other_layer", "other_depth"),
-        *("cka", "low", "high", "cka_without"),
+        *("measure", "cka", "low", "high", "cka_without"),
     ]  # fmt: skip
     assert set(table["model"]) == set(table["other_model"]) == {"lab/vit@random", "lab/resnet@random"}
     assert len(table) == (8 + 8) ** 2
@@ -319,8 +320,8 @@ def test_controls_are_what_their_names_say():
     dominant[::64] = 60.0
     own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.flip(1) + pixels)}
     images = Given(batch=64, pixels=shared + dominant * torch.randn(1, 1, 8))
-    table = cka.plan_controls(own, images, SELECTIONS, layers=["x", "y"]).table()
-    assert list(table["control"].unique()) == list(SELECTIONS)
+    table = cka.plan_controls(own, images, VIEWS, layers=["x", "y"]).table()
+    assert list(table["control"].unique()) == list(VIEWS)
     found = {name: cell(rows, "x", "y") for name, rows in table.groupby("control")}
     pd.testing.assert_series_equal(
         table.loc[table["control"] == "all", "cka"], cka.measure(own, images, layers=["x", "y"])["cka"]
@@ -333,8 +334,10 @@ def test_controls_are_what_their_names_say():
 def test_a_table_of_some_controls_holds_those_in_their_order_and_what_all_together_do():
     own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.relu())}
     images = Given(batch=24, pixels=torch.randn(48, 5, 8))
-    every = cka.plan_controls(own, images, SELECTIONS, layers=["x", "y"])
-    some = cka.plan_controls(own, images, ["shuffled", "all"], layers=["x", "y"])
+    every = cka.plan_controls(own, images, VIEWS, layers=["x", "y"])
+    some = cka.plan_controls(
+        own, images, {name: VIEWS[name] for name in ("shuffled", "all")}, layers=["x", "y"]
+    )
     assert some.key() != every.key()
     table, whole = some.table(), every.table()
     assert table["control"].tolist() == ["shuffled"] * 4 + ["all"] * 4
@@ -344,13 +347,15 @@ def test_a_table_of_some_controls_holds_those_in_their_order_and_what_all_togeth
 
 def test_a_control_that_is_none_is_refused_with_the_nearest_right_ones(gaussian):
     with pytest.raises(Refusal, match="no tokens 'normalised'; did you mean 'normalized'"):
-        cka.plan_controls({"m": pair()}, gaussian, ["all", "normalised"], layers="*")
+        cka.plan_controls({"m": pair()}, gaussian, {"one": View(), "other": View("normalised")}, layers="*")
+    with pytest.raises(Refusal, match="no measure 'rank'; did you mean 'rank_cka'"):
+        cka.plan_controls({"m": pair()}, gaussian, {"one": View(measure="rank")}, layers="*")
 
 
 def test_the_biased_control_is_the_formula_of_the_paper():
     own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.relu())}
     images = Given(batch=24, pixels=3 + torch.randn(24, 5, 8))
-    table = cka.plan_controls(own, images, SELECTIONS, layers=["x", "y"]).table()
+    table = cka.plan_controls(own, images, VIEWS, layers=["x", "y"]).table()
     x = images.pixels.double().flatten(1).numpy()
     centring = np.eye(24) - 1 / 24
     k, l = (centring @ (rows @ rows.T) @ centring for rows in (x, x.clip(0)))
@@ -390,20 +395,129 @@ def test_measurements_of_one_pass_share_their_products(monkeypatch):
         similarity, "_gram", lambda x, gram=similarity._gram: made.append(x.shape[1]) or gram(x)
     )
     vit, images = models.load("lab/vit@random", device="cpu"), Images(limit=16, batch=16)
-    selections = ["all", "spatial", "normalized", "inliers", "typical", "biased", "shuffled"]
     measure.tables(
         {
             "cka": cka.plan([vit], images, layers="blocks"),
-            "controls": cka.plan_controls([vit], images, selections),
+            "controls": cka.plan_controls([vit], images, VIEWS),
         }
     )
     whole, width, blocks = 65 * 96, 96, 8
-    # One of everything for both, one of the class token, and normalised tokens in pieces that add up to everything.
+    # One of everything for both, one of the class token, and normalised tokens in pieces that add up to everything: second
+    # measures need no product of their own, but for the pixels.
     assert made.count(width) == blocks
-    assert sum(made) == blocks * (2 * whole + width)
+    assert sum(made) == blocks * (2 * whole + width) + 3 * 32**2
+
+
+# Second measures -------------------------------------------------------------------------------------------------------
+
+
+def shared_pixels(images: int = 240) -> tuple[dict[str, Layers], Given]:
+    """Two layers that have nothing in common but the pixels, and the pixels."""
+    pixels = torch.randn(images, 3, 4, 4)
+    noise = {name: torch.randn(images, 48) for name in "xy"}
+    place = {float(image[0, 0, 0]): number for number, image in enumerate(pixels)}
+
+    def layer(name: str):
+        return lambda x: x.flatten(1) + noise[name][[place[float(image[0, 0, 0])] for image in x]]
+
+    return {"mine": Layers(x=layer("x"), y=layer("y"))}, Given(batch=24, pixels=pixels)
+
+
+def test_given_the_pixels_layers_that_share_nothing_else_are_not_alike():
+    own, images = shared_pixels()
+    found = {
+        name: cell(cka.measure(own, images, layers=["x", "y"], measure=name), "x", "y")
+        for name in ("cka", "partial_cka")
+    }
+    assert found["cka"] > 0.2
+    assert abs(found["partial_cka"]) < 0.05
+
+
+def test_partial_cka_is_the_partial_correlation_of_u_centred_gram_matrices():
+    own, images = shared_pixels(24)
+    table = cka.measure(own, images, layers=["x", "y"], measure="partial_cka")
+    rows = [own["mine"].functions[name](images.pixels).double().numpy() for name in "xy"]
+    x, y, z = (u_centred(each) for each in (*rows, images.pixels.flatten(1).double().numpy()))
+    x, y = (each - (each @ z) / (z @ z) * z for each in (x, y))
+    assert cell(table, "x", "y") == pytest.approx(x @ y / np.sqrt((x @ x) * (y @ y)), abs=1e-5)
+    assert cell(table, "x", "x") == pytest.approx(1)
+    assert set(table["layer"]) == {"x", "y"}  # the pixels are taken away, and compared with nothing
+
+
+def test_what_is_shared_with_twins_is_taken_away_with_the_pixels():
+    own, images = shared_pixels()
+    twin = {"twin": Layers(x=own["mine"].functions["x"])}
+    table = cka.plan_controls(
+        own | twin, images, {"given": View(given="pixels and twins")}, layers=["x", "y"], twins=["twin"]
+    ).table()
+    mine = table[(table["model"] == "mine") & (table["other_model"] == "mine")]
+    assert np.isnan(cell(mine, "x", "x")) or abs(cell(mine, "x", "y")) < 0.05  # nothing is left of x
+    assert cell(mine, "y", "y") == pytest.approx(1)
+    assert table[table["model"] == "twin"]["cka"].isna().all()
+
+
+@pytest.mark.parametrize("name", ["rank_cka", "mutual_knn"])
+def test_a_table_says_what_was_measured_and_second_measures_are_those_of_their_vectors(name):
+    own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.relu())}
+    images = Given(batch=24, pixels=torch.randn(24, 5, 8))
+    table = cka.measure(own, images, layers=["x", "y"], measure=name)
+    assert set(table["measure"]) == {name}
+    assert table.attrs["measure"] == name
+    rows = images.pixels.flatten(1)
+    x, y = (measures.MEASURES[name](similarity.gram(each)).double() for each in (rows, rows.relu()))
+    assert cell(table, "x", "y") == pytest.approx(float(x @ y / (x.norm() * y.norm())), abs=1e-5)
+
+
+def test_neighbours_need_batches_that_have_some_and_a_small_last_batch_counts_for_nothing():
+    own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.relu())}
+    pixels = torch.randn(56, 5, 8)
+    with pytest.raises(Refusal, match="mutual nearest neighbours need batches of 16 images or more, got 8"):
+        cka.measure(own, Given(batch=8, pixels=pixels), layers="*", measure="mutual_knn")
+    whole, first = (
+        cka.measure(own, Given(batch=24, pixels=some), layers=["x", "y"], measure="mutual_knn")
+        for some in (pixels, pixels[:48])
+    )
+    assert cell(whole, "x", "y") == pytest.approx(cell(first, "x", "y"), abs=1e-6)
+
+
+def test_images_of_a_model_in_another_order_leave_its_own_layers_alike_and_nothing_across_models():
+    run = {"x": lambda pixels: pixels, "y": lambda pixels: pixels.relu()}
+    images = Given(batch=48, pixels=torch.randn(192, 5, 8))
+    own = {"one": Layers(**run), "other": Layers(**run)}
+    views = {"same": View(), "model": View(order="model"), "layer": View(order="layer")}
+    table = cka.plan_controls(own, images, views, layers=["x", "y"]).table()
+
+    def of(view: str, model: str, other: str) -> float:
+        rows = table[(table["control"] == view) & (table["model"] == model) & (table["other_model"] == other)]
+        return cell(rows, "x", "y")
+
+    assert of("model", "one", "one") == pytest.approx(of("same", "one", "one"))
+    assert abs(of("model", "one", "other")) < 0.1 < of("same", "one", "other")
+    assert abs(of("layer", "one", "one")) < 0.1
 
 
 def test_an_order_of_images_is_kept_where_it_is_needed():
     order = cka._shuffle("vit blocks.0", 8, torch.device("meta"))
     assert order.device.type == "meta"
     assert cka._shuffle("vit blocks.0", 8, torch.device("meta")) is order
+
+
+@pytest.mark.parametrize("view", [*VIEWS.values()], ids=[*VIEWS])
+def test_values_that_are_not_finite_are_refused_by_every_measure(view):
+    broken = torch.randn(48, 5, 8)
+    broken[3, 2, 1] = torch.nan
+    own = {"mine": Layers(x=lambda pixels: pixels, y=lambda pixels: pixels.sin())}
+    plan = cka.plan_controls(own, Given(batch=24, pixels=broken), {"one": view}, layers=["x", "y"])
+    with pytest.raises(Refusal, match="has values that are not finite in batch 0"):
+        plan.table()
+
+
+def test_a_selection_that_no_layer_has_is_refused_with_the_pixels_too():
+    with pytest.raises(Refusal, match="no chosen layer has what --tokens asks for"):
+        cka.measure("lab/vit_gap@random", Images(limit=16, batch=16), tokens="cls", measure="partial_cka")
+
+
+def test_too_few_images_for_a_neighbour_are_refused_however_large_the_batch_may_be():
+    own = {"mine": Layers(x=lambda pixels: pixels)}
+    with pytest.raises(Refusal, match="need batches of 16 images or more, got 10"):
+        cka.measure(own, Given(batch=32, pixels=torch.randn(10, 5, 8)), layers="x", measure="mutual_knn")

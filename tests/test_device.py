@@ -20,7 +20,7 @@ from vit_analysis.probe import Shots
 from vit_analysis.reading import measure, stream
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.spelling import Refusal
-from vit_analysis.study.controls import SELECTIONS
+from vit_analysis.study.controls import VIEWS
 from vit_analysis.tensors import similarity
 
 IMAGES = Images(limit=320, batch=160)
@@ -45,7 +45,7 @@ def on_fake_gpu(module: nn.Module) -> None:
 
 
 EXTRAS = {
-    "controls": lambda vit, cnn: cka.plan_controls([vit, cnn], IMAGES, SELECTIONS),
+    "controls": lambda vit, cnn: cka.plan_controls([vit, cnn], IMAGES, VIEWS),
     "head_subsets": lambda vit, cnn: attention_distance.plan_subsets(vit, cnn, IMAGES),
 }
 

@@ -208,7 +208,7 @@ def test_the_untrained_lab_pair_and_its_picture():
     loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
     table = measure(loaded, Images(limit=16, batch=8))
     assert list(table.columns) == [
-        *("model", "block", "reference", "accuracy", "drop", "low", "high"),
+        *("model", "block", "reference", "accuracy", "accuracy_low", "accuracy_high", "drop", "low", "high"),
         *("across", "across_intact", "across_drop", "across_low", "across_high"),
         *("drop_without", "across_drop_without"),
     ]
@@ -216,3 +216,7 @@ def test_the_untrained_lab_pair_and_its_picture():
     left, right = plot.lesions(table).axes
     assert (left.get_ylabel(), right.get_ylabel()) == ("accuracy", "mean CKA across the block")
     np.testing.assert_array_equal(left.lines[1].get_ydata(), table["accuracy"][:8])
+    # Accuracies of so few images have wide intervals, and none leaves [0, 1] or is a point.
+    assert table["accuracy_low"].between(0, table["accuracy"]).all()
+    assert table["accuracy_high"].between(table["accuracy"], 1).all()
+    assert (table["accuracy_high"] - table["accuracy_low"] > 0.1).all()

@@ -10,8 +10,10 @@ from torch import nn
 from vit_analysis import localization, models, plot
 from vit_analysis.images import Images
 from vit_analysis.localization import (
+    SHARES,
     STATISTICS,
     chances,
+    coarser,
     grid_maps,
     measure,
     neighbours,
@@ -223,6 +225,54 @@ def test_a_grid_without_an_interior_has_no_interior_statistics():
     assert statistics(torch.rand(4, 4, dtype=torch.float64), 2, 2)[:4].isnan().all()
 
 
+def test_a_coarser_map_holds_the_means_of_blocks():
+    fine = torch.rand(48, 48, dtype=torch.float64)  # 8 x 6
+    found = coarser(fine, (8, 6), (4, 2))
+    blocks = fine.numpy().reshape(4, 2, 2, 3, 4, 2, 2, 3).mean((1, 3, 5, 7))
+    np.testing.assert_allclose(found, blocks.reshape(8, 8))
+
+
+def test_cells_that_do_not_divide_are_weighted_by_what_they_have_in_common():
+    line = np.zeros((4, 7))
+    line[0, :2] = 4 / 7, 3 / 7  # each of four cells is as wide as 1.75 of seven
+    line[1, 1:4] = 1 / 7, 4 / 7, 2 / 7
+    line[2, 3:6] = 2 / 7, 4 / 7, 1 / 7
+    line[3, 5:] = 3 / 7, 4 / 7
+    fine = torch.rand(7, 7, dtype=torch.float64)
+    np.testing.assert_allclose(coarser(fine, (7, 1), (4, 1)), line @ fine.numpy() @ line.T)
+    np.testing.assert_allclose(coarser(fine, (1, 7), (1, 4)), line @ fine.numpy() @ line.T)
+    square = torch.rand(49, 49, dtype=torch.float64)
+    both = np.kron(line, line)
+    np.testing.assert_allclose(coarser(square, (7, 7), (4, 4)), both @ square.numpy() @ both.T)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [((8, 8), (4, 4)), ((7, 7), (4, 4)), ((5, 3), (3, 2)), ((7, 4), (4, 4))]
+)
+def test_coarser_maps_keep_a_constant_and_the_mean(size, wanted):
+    count, cells_wanted = size[0] * size[1], wanted[0] * wanted[1]
+    flat = coarser(torch.full((count, count), 0.3, dtype=torch.float64), size, wanted)
+    np.testing.assert_allclose(flat, np.full((cells_wanted, cells_wanted), 0.3))
+    fine = torch.rand(count, count, dtype=torch.float64)
+    assert coarser(fine, size, wanted).mean().item() == pytest.approx(fine.mean().item())
+
+
+def test_a_map_on_its_own_grid_is_as_it_was_and_twice_coarser_is_once():
+    fine = torch.rand(64, 64, dtype=torch.float64)
+    np.testing.assert_allclose(coarser(fine, (8, 8), (8, 8)), fine)
+    twice = coarser(coarser(fine, (8, 8), (4, 4)), (4, 4), (2, 2))
+    np.testing.assert_allclose(twice, coarser(fine, (8, 8), (2, 2)))
+
+
+@pytest.mark.parametrize("wanted", [(4, 4), (2, 2)])
+def test_a_constant_token_leaves_cells_that_it_is_not_in_as_they_were(wanted):
+    fine = torch.rand(16, 16, dtype=torch.float64)
+    spoilt = fine.clone()
+    spoilt[0] = torch.nan
+    found, whole = (coarser(maps, (4, 4), wanted) for maps in (spoilt, fine))
+    np.testing.assert_allclose(found[1:], whole[1:])
+
+
 def test_patches_are_cut_row_by_row():
     pixels = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6).float()
     cut = patches(pixels, 2, 3)
@@ -249,8 +299,24 @@ def test_the_summary_holds_the_statistics_of_each_layer_with_their_interval_and_
         without = torch.stack([statistics(maps_of(rows, group), 4, 4) for group in range(10)])
         variance = 0.9 * (without - without.mean(0)).square().sum(0)
         half = 2.2621572 * variance.sqrt()  # Student's t with 9 degrees of freedom
-        np.testing.assert_allclose(own["high"] - own["value"], half, rtol=1e-6, atol=1e-12)
-        np.testing.assert_allclose(own["value"] - own["low"], half, rtol=1e-6, atol=1e-12)
+        smooth = ~own["statistic"].isin(SHARES).to_numpy()
+        np.testing.assert_allclose((own["high"] - own["value"])[smooth], half[smooth], rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose((own["value"] - own["low"])[smooth], half[smooth], rtol=1e-6, atol=1e-12)
+
+
+def test_shares_have_wilsons_interval_of_no_more_trials_than_there_are_tokens():
+    table = measure({"a": Layers(x=cells, y=noisy), "b": Layers(x=noisy)}, given(), layers=["x", "y"])
+    found = summary(table)
+    shares = found[found["statistic"].isin(SHARES)]
+    assert len(shares) == 6
+    assert shares["value"].max() == 1
+    for row in shares.itertuples():
+        assert 0 <= row.low <= row.value <= row.high <= 1
+        assert row.high - row.low > 0.1  # also where every token is right
+        for bound in (bound for bound in (row.low, row.high) if 0 < bound < 1):
+            # (bound - share)^2 = t^2 bound (1 - bound) / trials
+            trials = 2.2621572**2 * bound * (1 - bound) / (bound - row.value) ** 2
+            assert trials <= 16.001
 
 
 def test_a_difference_of_two_layers_has_an_interval_of_its_own():

@@ -9,6 +9,7 @@ from torch import nn
 from vit_analysis import layers, models, plot
 from vit_analysis.images import Images
 from vit_analysis.lab import zoo
+from vit_analysis.reading.intervals import of_table
 from vit_analysis.skip import MEANS, RatioSums, measure, medians, ratios
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import Layout
@@ -143,6 +144,40 @@ def test_a_median_beyond_the_counts_is_said_to_be():
     assert medians(counts).tolist() == [0, torch.inf, pytest.approx(2 ** (0.5 / 32))]
 
 
+def test_medians_without_each_batch_are_medians_of_the_ratios_of_all_others():
+    module, given = vit(depth=1), images(12, 4)
+    table = measure({"m": module}, given, first=2).set_index(["sublayer", "token"])
+    for (_, sublayer), (z, f) in steps(module, given.pixels).items():
+        ratio = z.norm(dim=-1) / f.norm(dim=-1)
+        for token, chosen in {"cls": slice(0, 1), "spatial": slice(1, None)}.items():
+            found = table.loc[(sublayer, token), "median_without"]
+            assert len(found) == 3
+            for batch, own in enumerate(found):
+                left = np.delete(ratio[:, chosen].reshape(3, -1).numpy(), batch, axis=0)
+                ordered = np.sort(left.flatten())
+                assert 0.98 * ordered[(len(ordered) - 1) // 2] < own < 1.02 * ordered[len(ordered) // 2]
+        # Of a numbered token the batches are not kept apart.
+        for token in "01":
+            row = table.loc[(sublayer, token)]
+            assert row["median_without"] == pytest.approx([row["median"]] * 3)
+
+
+def test_a_median_has_the_interval_of_its_values_without_each_batch():
+    table = measure({"m": vit(depth=1)}, images(40, 4), first=0)
+    _, low, high, without = of_table(lambda rows: torch.tensor(rows["median"].to_numpy()), table)
+    np.testing.assert_allclose(without.T, np.stack(table["median_without"]))
+    assert (low < torch.tensor(table["median"])).all()
+    assert (high > torch.tensor(table["median"])).all()
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_one_batch_has_no_values_without_it_in_any_column(first):
+    table = measure({"m": vit(depth=1)}, images(4, 4), first=first)
+    of_table(lambda rows: torch.tensor(rows["norm_ratio"].to_numpy()), table)  # stacks every column
+    for column in (name for name in table if name.endswith("_without")):
+        assert [len(own) for own in table[column]] == [0] * len(table)
+
+
 def test_neither_order_nor_batches_of_images_matter_and_sums_merge():
     module, given = vit(depth=1), images(12, 4)
     table = measure({"m": module}, given)
@@ -155,6 +190,7 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge():
             images=torch.tensor(5.0).double(),
             totals=torch.rand(2, 6).double(),
             counts=torch.rand(2, 768).double(),
+            named=torch.rand(2, 768).double(),
             places=[["m", "b", "mlp", "cls"], ["m", "b", "mlp", "spatial"]],
         )
         for batch in range(3)

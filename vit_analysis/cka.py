@@ -13,29 +13,32 @@ incomplete last batch counts for what it holds. Intervals are a delete-one-group
 
 import logging
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+import tyro
 from jaxtyping import Float64, Int
 from torch import Tensor
 
 from vit_analysis import command, plot
 from vit_analysis.images import AnyImages, Images
+from vit_analysis.layers import INPUT
 from vit_analysis.models import Models, load_all
+from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
 from vit_analysis.reading.stream import Activation, Pass, Reading
 from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tensors import similarity
-from vit_analysis.tensors.grams import Grams
+from vit_analysis.tensors import measures, similarity
+from vit_analysis.tensors.grams import Gram, Grams
 from vit_analysis.tensors.similarity import SMALLEST_BATCH
 from vit_analysis.tensors.tokens import SELECTIONS
 
@@ -43,10 +46,36 @@ logger = logging.getLogger(__name__)
 
 Tokens = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers", "typical"]
 
+Measure = Literal["cka", "partial_cka", "rank_cka", "mutual_knn"]
+Shared = Literal["", "pixels", "pixels and twins"]
+
 ROBUST: tuple[Tokens, ...] = ("all", "normalized", "standardized", "inliers")
-# What `plan_controls` can measure besides token selections: the biased estimator; and CKA with the images of every layer in
-# another order, which must give 0.
-SPECIAL = ("biased", "shuffled")
+# What turns a Gram matrix into a vector; the biased estimator serves as a control only.
+VECTORS = {**measures.MEASURES, "biased": similarity.biased}
+
+
+class View(NamedTuple):
+    """What of two layers is compared, and how.
+
+    Attributes:
+        tokens: one of `tokens.SELECTIONS`.
+        measure: one of `VECTORS`.
+        order: the images that are compared: ``same``, as they are; or in an order of its own for each ``layer`` or each
+            ``model``, within a batch: images that do not belong together, whose similarity is that of nothing with nothing.
+        given: what is taken away first (`measures.given`): the pixels, or those and all layers of untrained twins.
+    """
+
+    tokens: str = "all"
+    measure: str = "cka"
+    order: Literal["same", "layer", "model"] = "same"
+    given: Shared = ""
+
+    @property
+    def name(self) -> str:
+        """The measure, as tables name it."""
+        return f"partial_{self.measure}" if self.given else self.measure
+
+
 # Massive tokens are looked for in this share of every batch, the watched images: it costs little, and all batches add up. From
 # 8 images the HSIC of a few tokens is too noisy to show that they dominate, so at least 16 are watched.
 WATCHED, LEAST_WATCHED = 0.25, 16
@@ -56,9 +85,9 @@ DOMINANT = 0.5
 
 @dataclass(frozen=True)
 class PairSums(Grouped):
-    """The sums over batches from which CKA is computed."""
+    """The sums over batches from which CKA, or another measure, is computed."""
 
-    hsic: Float64[Tensor, "group selection layer layer"]
+    hsic: Float64[Tensor, "group view layer layer"]
     massive: Float64[Tensor, "layer 4"]
     """Over the watched images: tokens, massive tokens, HSIC(K, K), and HSIC(K, K) with massive tokens replaced (`inliers`)."""
     places: list[list[str]]
@@ -71,6 +100,7 @@ def measure(
     *,
     layers: str | Sequence[str] = "paper",
     tokens: Tokens = "all",
+    measure: Measure = "cka",
     state: Path | None = None,
 ) -> pd.DataFrame:
     """CKA of every ordered pair of layers of all models, in one pass over the images.
@@ -80,16 +110,19 @@ def measure(
         images: which images: `Images`, a path, a torch data set or a tensor.
         layers: ``paper``, ``blocks``, or one or several glob patterns over module paths.
         tokens: which values of a layer are compared, see `tokens.SELECTIONS`; ``all`` is the paper's choice.
+        measure: ``cka`` is the paper's; ``partial_cka`` takes away what layers share with the pixels, ``rank_cka`` and
+            ``mutual_knn`` are not moved by a few images or directions (`tensors.measures`).
         state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
-        Columns model, layer, depth, other_model, other_layer, other_depth, cka, low, high: one row per ordered pair of layers,
-        in order of execution, with the 95 % interval. NaN where a layer is constant over images. cka_without holds the values
-        without each group of batches, from which the interval of anything computed from this table follows.
+        Columns model, layer, depth, other_model, other_layer, other_depth, measure, cka (of whatever measure), low, high: one
+        row per ordered pair of layers, in order of execution, with the 95 % interval. NaN where a layer is constant over
+        images. cka_without holds the values without each group of batches, from which the interval of anything computed from
+        this table follows.
 
     >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
-    return plan(models, images, layers=layers, tokens=tokens).table(state)
+    return plan(models, images, layers=layers, tokens=tokens, measure=measure).table(state)
 
 
 def plan(
@@ -98,49 +131,66 @@ def plan(
     *,
     layers: str | Sequence[str] = "paper",
     tokens: Tokens = "all",
+    measure: Measure = "cka",
     pairs: Collection[tuple[str, str]] | None = None,
 ) -> Measurement[PairSums]:
     """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses.
 
     Where ``pairs`` of model names are given, the table holds only those pairs of models.
     """
+    partial = measure == "partial_cka"
+    view = View(tokens, "cka" if partial else measure, given="pixels" if partial else "")
 
     def finish(sums: PairSums) -> pd.DataFrame:
-        interval = jackknife(lambda own: _cka(own)[0], sums)
+        interval = jackknife(lambda own: _similarities(own, (view,), ())[0], sums)
         _warn_of_constant_layers(sums.places, sums.total.hsic[0, 0])
         shares = massive_shares(sums)
         _warn_of_massive_tokens(shares, tokens)
         facts = {"layers": layers, "tokens": tokens, "massive": shares.to_dict("records")}
-        return with_provenance(_pairs(sums.places, interval, pairs), "cka", **reading.facts(), **facts)
+        table = _pairs(sums.places, interval, pairs, view.name)
+        return with_provenance(table, "cka", **reading.facts(), measure=measure, **facts)
 
-    reading = _reading(models, images, layers, (tokens,))
+    reading = _reading(models, images, layers, (view,))
     if pairs is not None:  # so that no table of other pairs is taken from the cache
         reading = replace(reading, settings={**reading.settings, "pairs": [list(pair) for pair in pairs]})
     return Measurement(reading, _fold, PairSums, finish)
 
 
 def plan_controls(
-    models: Models, images: AnyImages, controls: Sequence[str], *, layers: str | Sequence[str] = "blocks"
+    models: Models,
+    images: AnyImages,
+    views: Mapping[str, View],
+    *,
+    layers: str | Sequence[str] = "blocks",
+    twins: Collection[str] = (),
+    pairs: Collection[tuple[str, str]] | None = None,
 ) -> Measurement[PairSums]:
-    """Plan CKA under several controls, each one of `tokens.SELECTIONS` or `SPECIAL`; it can share a pass with other analyses.
+    """Plan similarity under several views, by name, usually of block outputs; it can share a pass with other analyses.
 
-    Its table has the columns of `measure` and ``control``.
+    Its table has the columns of `measure` and ``control``, the view's name. Where ``pairs`` of model names are given, it holds
+    only those pairs of models. ``twins`` are the models that views take away whose `View.given` says so.
     """
 
     def finish(sums: PairSums) -> pd.DataFrame:
-        interval = jackknife(_cka, sums)
+        interval = jackknife(lambda own: _similarities(own, list(views.values()), twins), sums)
         parts = [
-            _pairs(sums.places, Interval(*(part[..., place, :, :] for part in interval))).assign(
-                control=control
-            )
-            for place, control in enumerate(controls)
+            _pairs(
+                sums.places, Interval(*(part[..., place, :, :] for part in interval)), pairs, view.name
+            ).assign(control=name)
+            for place, (name, view) in enumerate(views.items())
         ]
         return with_provenance(
             pd.concat(parts, ignore_index=True), "cka_controls", **reading.facts(), layers=layers
         )
 
-    reading = _reading(models, images, layers, controls, watched=False)
-    return Measurement(reading, _fold, PairSums, finish)
+    reading = _reading(models, images, layers, list(views.values()), watched=False)
+    settings: dict[str, Any] = {
+        "views": {name: list(view) for name, view in views.items()},
+        "twins": sorted(twins),
+    }
+    if pairs is not None:
+        settings["pairs"] = [list(pair) for pair in pairs]
+    return Measurement(replace(reading, settings={**reading.settings, **settings}), _fold, PairSums, finish)
 
 
 def robustness(
@@ -157,7 +207,7 @@ def robustness(
         owns = [torch.tensor([model == name for model, _ in sums.places]) for name in names]
 
         def means(own: PairSums) -> Float64[Tensor, " row"]:
-            values = _cka(own)
+            values = similarity.cka(own.hsic.sum(0))
             return torch.stack([_mean_off_diagonal(one[rows][:, rows]) for rows in owns for one in values])
 
         interval = jackknife(means, sums.to("cpu"))
@@ -168,7 +218,7 @@ def robustness(
             rows.assign(**interval.columns("cka")), "cka_robustness", **reading.facts(), layers=layers
         )
 
-    reading = _reading(models, images, layers, ROBUST)
+    reading = _reading(models, images, layers, [View(tokens) for tokens in ROBUST])
     return Measurement(reading, _fold, PairSums, finish).table(state)
 
 
@@ -190,50 +240,82 @@ def _reading(
     models: Models,
     images: AnyImages,
     chosen: str | Sequence[str],
-    selections: Sequence[str],
+    views: Sequence[View],
     *,
     watched: bool = True,
 ) -> Reading:
-    if unknown := [name for name in selections if name not in (*SELECTIONS, *SPECIAL)]:
-        raise Refusal(f"no tokens {unknown[0]!r}; {did_you_mean(unknown[0], (*SELECTIONS, *SPECIAL))}")
-    reading = Reading.of(models, images, chosen, _reducer(selections, watched), tokens=list(selections))
+    for view in views:
+        for what, name, known in (
+            ("tokens", view.tokens, tuple(SELECTIONS)),
+            ("measure", view.measure, tuple(VECTORS)),
+        ):
+            if name not in known:
+                raise Refusal(f"no {what} {name!r}; {did_you_mean(name, known)}")
+    summed = _summed(views)
+    reading = Reading.of(
+        models, images, chosen, _reducer(summed, watched), views=[list(own) for own in summed]
+    )
     images = reading.images
     if images.batches > 1 and 0 < len(images.order) % images.batch < SMALLEST_BATCH:
         logger.warning("the last batch has fewer than %d images and is left out", SMALLEST_BATCH)
+    most = min(images.batch, len(images.order))
+    if most < measures.NEAR and any(view.measure == "mutual_knn" for view in views):
+        raise Refusal(f"mutual nearest neighbours need batches of {measures.NEAR} images or more, got {most}")
+    if any(view.given for view in views):  # the pixels, as the first model receives them
+        name, own = next(iter(reading.taps.items()))
+        reading = replace(reading, taps={**reading.taps, name: [INPUT, *own]})
     return reading
 
 
-def _reducer(
-    selections: Sequence[str], watched: bool
-) -> Callable[[Activation], tuple[list[Tensor], Tensor | None] | None]:
-    """Return a reducer: an activation to a centred Gram vector per selection and, if watched, a row of `PairSums.massive`."""
+def _summed(views: Sequence[View]) -> list[View]:
+    """The views that need sums of their own: what is taken away is taken from the sums."""
+    return list(dict.fromkeys(view._replace(given="") for view in views))
 
-    def vector(selection: str, activation: Activation) -> Tensor | None:
-        own = activation.grams
-        if selection == "biased":
-            return similarity.biased(own.all)
-        if selection == "shuffled":
-            place = f"{activation.model.name} {activation.layer}"
-            order = _shuffle(place, len(own.all), own.all.device)
-            return similarity.centred(own.all[order][:, order])
-        found = own.of(selection)
-        return None if found is None else similarity.centred(found)
+
+def _reducer(
+    views: Sequence[View], watched: bool
+) -> Callable[[Activation], tuple[list[Tensor], Tensor | None] | None]:
+    """Return a reducer: an activation to a vector per view and, if watched, a row of `PairSums.massive`."""
+
+    def vector(view: View, activation: Activation) -> Tensor | None:
+        found = activation.grams.all if _is_input(activation.layer) else activation.grams.of(view.tokens)
+        if found is None:
+            return None
+        if (
+            view.measure == "mutual_knn" and len(found) < measures.NEAR
+        ):  # the last batch of a run: it counts for nothing
+            return torch.zeros(len(found) ** 2, device=found.device)
+        return VECTORS[view.measure](_reordered(found, view, activation))
 
     def reduce(activation: Activation) -> tuple[list[Tensor], Tensor | None] | None:
         if len(activation.values) < SMALLEST_BATCH:
             return [], None
-        found = [vector(selection, activation) for selection in selections]
+        found = [vector(view, activation) for view in views]
         vectors = [one for one in found if one is not None]
-        if len(vectors) < len(selections):
+        if len(vectors) < len(views):
             return None
         return vectors, _watch(activation.grams) if watched and activation.values.ndim == 3 else None
 
     return reduce
 
 
+def _is_input(layer: Layer) -> bool:
+    return layer.tap == INPUT
+
+
+def _reordered(gram: Gram, view: View, activation: Activation) -> Gram:
+    """The Gram matrix of the images in the order that a view asks for."""
+    if view.order == "same":
+        return gram
+    name = activation.model.name
+    place = f"{name} {activation.layer}" if view.order == "layer" else name
+    order = _shuffle(place, len(gram), gram.device)
+    return gram[order][:, order]
+
+
 @lru_cache(maxsize=4096)  # copying it to a GPU anew for each layer and batch would stall the GPU
 def _shuffle(place: str, images: int, device: torch.device) -> Int[Tensor, " image"]:
-    """Return a random order of the images, fixed for each layer: no two layers have the same images in the same rows."""
+    """Return a random order of the images, fixed for each place: no two places have the same images in the same rows."""
     generator = torch.Generator().manual_seed(zlib.crc32(place.encode()))
     return torch.randperm(images, generator=generator).to(device)
 
@@ -252,10 +334,10 @@ def _fold(batch: Pass) -> PairSums | None:
     if batch.size < SMALLEST_BATCH:
         return None
     kept = batch.kept()
-    if not kept:
+    if all(_is_input(layer) for _, layer, _ in kept):
         raise Refusal("no chosen layer has what --tokens asks for (a class token?)")
-    selections = zip(*(vectors for *_, (vectors, _) in kept), strict=True)
-    hsic = torch.stack([similarity.hsic(torch.stack(vectors)) for vectors in selections])
+    views = zip(*(vectors for *_, (vectors, _) in kept), strict=True)
+    hsic = torch.stack([similarity.hsic(torch.stack(vectors)) for vectors in views])
     names = [f"{str(layer)!r} of {model}" for model, layer, _ in kept]
     batch.refuse_not_finite(hsic.diagonal(dim1=1, dim2=2).T, names)
     nothing = hsic.new_zeros(4)
@@ -268,14 +350,34 @@ def _fold(batch: Pass) -> PairSums | None:
     )
 
 
-def _cka(sums: PairSums) -> Float64[Tensor, "selection layer layer"]:
-    return similarity.cka(sums.hsic.sum(0))
+def _similarities(
+    sums: PairSums, views: Sequence[View], twins: Collection[str]
+) -> Float64[Tensor, "view layer layer"]:
+    """The similarity of every pair of layers but the pixels, under every view; NaN for what is taken away."""
+    whole, summed = sums.hsic.sum(0), _summed(views)
+    pixels = [number for number, (_, layer) in enumerate(sums.places) if layer == str(INPUT)]
+    shared = [number for number, (model, _) in enumerate(sums.places) if model in twins]
+    kept = [number for number in range(len(sums.places)) if number not in pixels]
+    found = []
+    for view in views:
+        products = whole[summed.index(view._replace(given=""))]
+        if view.given:
+            away = pixels + (shared if "twins" in view.given else [])
+            left = [number for number in range(len(products)) if number not in away]
+            partial = torch.full_like(products, torch.nan)
+            partial[torch.tensor(left)[:, None], torch.tensor(left)] = measures.given(products, away)
+            products = partial
+        found.append(similarity.cka(products)[kept][:, kept])
+    return torch.stack(found)
 
 
 def _pairs(
-    places: Sequence[Sequence[str]], interval: Interval, wanted: Collection[tuple[str, str]] | None = None
+    places: Sequence[Sequence[str]],
+    interval: Interval,
+    wanted: Collection[tuple[str, str]] | None,
+    measure: str,
 ) -> pd.DataFrame:
-    names = placed(places)
+    names = placed([place for place in places if place[1] != str(INPUT)])
     row, other = np.divmod(np.arange(len(names) ** 2), len(names))
     if wanted is not None:
         model = names["model"].to_numpy()
@@ -287,7 +389,7 @@ def _pairs(
         interval = Interval(*(part.cpu().flatten(-2)[..., flat] for part in interval))
     left = names.iloc[row].reset_index(drop=True)
     right = names.iloc[other].reset_index(drop=True).add_prefix("other_")
-    return pd.concat([left, right], axis=1).assign(**interval.columns("cka"))
+    return pd.concat([left, right], axis=1).assign(measure=measure, **interval.columns("cka"))
 
 
 def _mean_off_diagonal(values: Float64[Tensor, "layer layer"]) -> Float64[Tensor, ""]:
@@ -321,6 +423,7 @@ def main(
     images: Images = Images(),  # noqa: B008  (frozen)
     layers: tuple[str, ...] = ("paper",),
     tokens: Tokens = "all",
+    by: Annotated[Measure, tyro.conf.arg(name="measure")] = "cka",
     out: Path = Path("figures/cka"),
     device: str | None = None,
 ) -> None:
@@ -331,15 +434,16 @@ def main(
         images: which images to run the models on.
         layers: paper, blocks, or glob patterns over module paths such as 'blocks.*.attn'.
         tokens: which values of a layer of tokens are compared.
+        by: the measure of similarity: cka is the paper's, the others show what rests on that choice.
         out: path of the results without ending; .parquet and .png are added.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
-    table = measure(loaded, images, layers=chosen, tokens=tokens, state=out)
+    table = measure(loaded, images, layers=chosen, tokens=tokens, measure=by, state=out)
     command.write(table, out)
     command.draw(table, out, plot.cka)
-    if tokens == "all" and any(row["hsic"] > DOMINANT for row in table.attrs["massive"]):
+    if tokens == "all" and by == "cka" and any(row["hsic"] > DOMINANT for row in table.attrs["massive"]):
         beside = command.beside(out, "_robustness")
         robust = robustness(loaded, images, layers=chosen, state=beside)
         shown = robust[["model", "tokens", "cka", "low", "high"]].round(3).to_string(index=False)

@@ -93,7 +93,7 @@ def places(evidence: Evidence, drawn: dict[str, Path | str], found: pd.DataFrame
 def _shows(drawing: Drawing, found: pd.DataFrame) -> str:
     """The numbers of the claims that the figure is about, in words."""
     told = [
-        f"{row.statistic}: {str(row.reason) or findings.number(row)}, {row.verdict}"
+        f"{row.statistic}: {str(row.reason) or findings.in_digits(row)}, {row.verdict}"
         for row in found[found["figure"] == drawing.id].itertuples()
     ]
     return f"{'; '.join(told)}." if told else "See the picture."
@@ -122,6 +122,8 @@ def main(
     only: tuple[str, ...] = (),
     images: Images = passes.IMAGES,
     train: Images = passes.TRAIN,
+    labelled: Images = passes.SAME,
+    note: str = "",
     out: Path = Path("figures"),
     device: str | None = None,
 ) -> None:
@@ -132,21 +134,24 @@ def main(
         only: numbers of figures, such as 1 9 B.1; then no verdicts and no report are written.
         images: which images all is measured on.
         train: which images probes learn from.
+        labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
+        note: a sentence on these models and images that readers have to know, without its full stop.
         out: folder of pictures, tables, findings.md and report.html.
         device: cpu, cuda ...; the GPU if there is one.
     """
     chosen = choose(only)
-    made = passes.of(parts, images, train, out, wanted=_needed(chosen) if only else None, device=device)
+    wanted = _needed(chosen) if only else None
+    made = passes.of(parts, images, train, out, labelled=labelled, wanted=wanted, device=device)
     evidence = Evidence(made)
     drawn = draw(evidence, out, chosen)
     if only or processes.rank_and_size()[0]:
         return
-    found = findings.measure(made)
+    found = findings.measure(made, note)
     findings.write(found, out / "findings")
     table.write_whole(out / "verdicts.png", plot.verdicts(found).savefig)
     facts: dict[str, Any] = {
         "command": command.line(),
-        **{key: found.attrs.get(key) for key in ("models", "images")},
+        **{key: found.attrs.get(key) for key in ("notes", "models", "images")},
     }
     facts |= {"versions": table.versions()}
     line = f"{command.line().partition(' --only')[0]}"

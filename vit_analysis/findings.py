@@ -1,7 +1,6 @@
-"""Verdicts: for every claim its number with an interval, its controls, and what follows from them.
+"""Verdicts: every claim of the registry as a number with its interval, controls, and what follows from them.
 
-A verdict speaks of these models on these images. Reproduced means that the 95 % interval lies beyond the threshold, not
-reproduced that it lies on the other side, and a finding is fragile where a control under which it should hold reverses it.
+A verdict speaks of these models on these images. What each word means, and which of them a number gets, is in `study.rules`.
 p is two-sided, against the threshold, and adjusted for the number of claims measured (Holm).
 
     python -m vit_analysis.findings
@@ -11,10 +10,10 @@ p is two-sided, against the threshold, and adjusted for the number of claims mea
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,56 +23,203 @@ from vit_analysis import command
 from vit_analysis import table as tables
 from vit_analysis.images import Images
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import passes
+from vit_analysis.study import passes, rules
 from vit_analysis.study.claims import CLAIMS, DIFFERENCES, Claim, Difference
-from vit_analysis.study.controls import Control
-from vit_analysis.study.evidence import Evidence, Study, estimate
+from vit_analysis.study.controls import BLOCKS, OF_BLOCKS, UNTRAINED, Control
+from vit_analysis.study.estimates import Estimate, further
+from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
 
 logger = logging.getLogger(__name__)
 
-OPPOSITE = {("reproduced", "not reproduced"), ("not reproduced", "reproduced")}
+NESTED = ("controls", "runs")  # columns that files hold as JSON
 
 
-def measure(made: Study) -> pd.DataFrame:
+class Found(NamedTuple):
+    """What was measured of a claim.
+
+    Attributes:
+        claim: the claim.
+        estimate: its number; None where it could not be measured.
+        reason: why not.
+        controls: the same number under each control for which there is something.
+        further: the same number in each further training run.
+    """
+
+    claim: Claim
+    estimate: Estimate | None
+    reason: str = ""
+    controls: Mapping[Control, Estimate] = {}
+    further: Sequence[Estimate] = ()
+
+
+def measure(made: Study, note: str = "") -> pd.DataFrame:
     """Return the verdict on every claim.
 
+    Args:
+        made: the study.
+        note: what readers have to know of these models and images; it stands above the findings.
+
     Returns:
-        Columns id, figure, claim, paper, statistic, value, low, high, threshold, verdict (reproduced, not reproduced,
-        inconclusive, not measured), fragile, controls (by name: value, low, high, verdict), models, difference (number in the
-        notes, 0 for none), in_size (whether the effect is as large as the paper's words), p (Holm-adjusted), tau
-        (the threshold as a number), reason (why it was not measured). One row per claim, those of the five differences first.
+        Columns id, figure, claim, paper, statistic, value, low, high, threshold, threshold_from, verdict (one of
+        `rules.WORDS`), because (what turned it, or why it is not what the interval says), controls (by their words: value,
+        low, high, verdict), runs (the number in every training run; empty where there is one), models, difference (number in
+        the notes, 0 for none), in_size (whether it is as large as the paper's words in every run), p (Holm-adjusted), tau (the
+        threshold as a number), reason (why it was not measured). One row per claim, those of the five differences first.
     """
     whole = Evidence(made)
     under = cache(lambda control: control.apply(whole))
     claims = sorted(CLAIMS, key=lambda claim: (claim.difference == 0, claim.difference))
-    rows = [verdict(claim, whole, under) for claim in claims]
-    found = pd.DataFrame(rows)
-    found["p"] = holm(found["p"].to_numpy(dtype=float))
+    found = judged([number(claim, whole, under) for claim in claims])
+    found["models"] = [_models(claim, whole) for claim in claims]
     origin = next(iter(made.tables.values())).attrs if made.tables else {}
-    facts = {key: origin[key] for key in ("models", "images", "command") if key in origin}
+    facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
-    return tables.with_provenance(found, "findings", **facts | {"models": digests})
+    facts |= {"models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
+    return tables.with_provenance(found, "findings", **facts)
+
+
+def weak_twins(evidence: Evidence) -> list[str]:
+    """Say which untrained twins have layers that are constant over images, so that they are compared by the others alone."""
+    said = []
+    for twin in evidence.parts.twins():
+        try:
+            own = evidence.rows("cka", model=twin, other_model=twin)
+        except Refusal:
+            continue
+        itself = own[own["layer"] == own["other_layer"]]
+        if constant := int(itself["cka"].isna().sum()):
+            said.append(
+                f"{twin} is a weak control: {constant} of its {len(itself)} layers are constant over images, for example "
+                f"where blocks start as the identity (a norm whose scale begins at zero)"
+            )
+    return said
+
+
+def number(claim: Claim, evidence: Evidence, under: Callable[[Control], Evidence | None]) -> Found:
+    """Measure one claim; ``under`` gives the evidence under a control.
+
+    Raises:
+        Exception: any error of the code that computes the number, with the claim's id added.
+    """
+    try:
+        estimate = claim.interval(claim.compute, claim.tables, evidence)
+    except Refusal as needed:
+        return Found(claim, None, str(needed))
+    except Exception as fault:
+        fault.add_note(f"in the number of claim {claim.id}")
+        raise
+    if math.isnan(estimate.value):
+        return Found(claim, None, "undefined here, as where layers are constant over images")
+    controls = {
+        control: own for control in claim.controls if (own := _control(claim, control, under(control)))
+    }
+    runs = further(claim.interval, claim.compute, claim.tables, evidence, anew=claim.of_training)
+    return Found(claim, estimate, "", controls, [own for own in runs if not math.isnan(own.value)])
+
+
+def judged(found: Sequence[Found]) -> pd.DataFrame:
+    """Return a row with a verdict for each claim, without its models."""
+    p = holm(
+        np.array([own.estimate.p(own.claim.rule.threshold) if own.estimate else math.nan for own in found])
+    )
+    words: dict[str, str] = {}
+    rows = []
+    for own, adjusted in zip(found, p.tolist(), strict=True):
+        rows.append(_row(own, adjusted, words))
+        words[own.claim.id] = str(rows[-1]["verdict"])
+    return pd.DataFrame(rows)
+
+
+def _row(found: Found, p: float, words: Mapping[str, str]) -> dict[str, Any]:
+    claim, estimate = found.claim, found.estimate
+    said = {name: getattr(claim, name) for name in ("id", "figure", "claim", "paper", "statistic")}
+    rule = {"threshold": str(claim.rule), "threshold_from": claim.origin, "tau": claim.rule.threshold}
+    row = said | rule | {"difference": claim.difference, "reason": found.reason, "because": ""}
+    if estimate is None:
+        nothing = dict.fromkeys(("value", "low", "high", "p"), math.nan)
+        return row | nothing | {"verdict": rules.UNKNOWN, "in_size": False, "controls": {}, "runs": []}
+    sides = {control: _side(claim, own) for control, own in found.controls.items()}
+    side = _side(claim, estimate)
+    known = rules.Known(
+        side=side,
+        p=p,
+        in_size=all(bool(claim.rule.in_size(own.value)) for own in (estimate, *found.further)),
+        turning=_turning(side, sides),
+        null=[side for control, side in sides.items() if control.of_nothing],
+        runs=[_side(claim, own) for own in found.further],
+        of_training=claim.of_training and not estimate.runs,  # its interval is over runs already
+        untrained=sides.get(UNTRAINED),
+        untrained_share=_share(claim, estimate, found.controls.get(UNTRAINED)),
+        of_architecture=claim.of_architecture,
+        rests_on={name: words.get(name, rules.UNKNOWN) for name in claim.rests_on},
+    )
+    verdict, because = rules.judge(known)
+    if len(estimate.runs) == 1:
+        because = "one training run cannot tell"
+    because = because or _of_twins(found, verdict, sides)
+    if isinstance(claim.rule, rules.Described):
+        because = "told without a threshold"
+    controls = {
+        control.words: {"value": own.value, "low": own.low, "high": own.high, "verdict": sides[control]}
+        for control, own in found.controls.items()
+    }
+    return row | {
+        **{"value": estimate.value, "low": estimate.low, "high": estimate.high, "p": p},
+        **{"verdict": verdict, "because": because, "in_size": known.in_size, "controls": controls},
+        "runs": _runs(found),
+    }
+
+
+def _share(claim: Claim, trained: Estimate, untrained: Estimate | None) -> float:
+    """How far untrained twins get beyond the threshold, as a share of how far the trained models get."""
+    beyond = trained.value - claim.rule.threshold
+    if untrained is None or math.isnan(beyond) or beyond == 0:
+        return 1.0
+    return (untrained.value - claim.rule.threshold) / beyond
+
+
+def _of_twins(found: Found, verdict: str, sides: Mapping[Control, str]) -> str:
+    """What untrained twins add to a verdict, as the word alone does not say how far they get."""
+    positive = verdict in (rules.REPRODUCED, rules.SMALLER, rules.ARCHITECTURAL)
+    if not positive or UNTRAINED not in found.claim.controls:
+        return ""
+    if UNTRAINED not in sides:
+        return "untrained twins could not be asked"
+    told = sides[UNTRAINED] == rules.REPRODUCED
+    return f"untrained twins have {found.controls[UNTRAINED].value:.3g}" if told else ""
+
+
+def _runs(found: Found) -> list[float]:
+    """The number in every training run; empty where there is one run only."""
+    assert found.estimate is not None
+    own = found.estimate.runs or (found.estimate.value, *(other.value for other in found.further))
+    return list(own) if len(own) > 1 else []
+
+
+def _side(claim: Claim, estimate: Estimate) -> str:
+    return claim.rule.side(estimate.value, estimate.low, estimate.high)
+
+
+def _turning(side: str, sides: Mapping[Control, str]) -> dict[str, str]:
+    """The sides under the controls that may turn a verdict, like compared with like.
+
+    Controls of similarity are measured of block outputs: where block outputs alone already say something else than all layers,
+    that is what turned it, and what such a control says is no news.
+    """
+    turning = {control: own for control, own in sides.items() if control.turning}
+    if BLOCKS in turning and rules.turns(side, turning[BLOCKS]):
+        turning = {control: own for control, own in turning.items() if control not in OF_BLOCKS}
+    return {control.words: own for control, own in turning.items()}
 
 
 def differences(found: pd.DataFrame) -> list[Difference]:
     """The five differences of the course notes, each with the verdict that its claims add up to."""
     return [
-        difference._replace(findings=tuple(own["id"]), verdict=together(list(own["verdict"])))
+        difference._replace(findings=tuple(own["id"]), verdict=rules.together(list(own["verdict"])))
         for difference in DIFFERENCES
         for own in [found[found["difference"] == difference.number]]
     ]
-
-
-def together(verdicts: list[str]) -> str:
-    """The verdict that several claims on one difference add up to; those not measured do not count."""
-    measured = [verdict for verdict in verdicts if verdict != "not measured"]
-    if not measured:
-        return "not measured"
-    kinds = set(measured)
-    if len(kinds) == 1:
-        return measured[0]
-    return "partly reproduced" if "reproduced" in kinds else "not reproduced"
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -87,57 +233,17 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def verdict(claim: Claim, evidence: Evidence, under: Callable[[Control], Evidence | None]) -> dict[str, Any]:
-    """The row of one claim; ``under`` gives the evidence under a control.
-
-    Raises:
-        Exception: any error of the code that computes the number, with the claim's id added.
-    """
-    row: dict[str, Any] = {
-        **{name: getattr(claim, name) for name in ("id", "figure", "claim", "paper", "statistic")},
-        **dict.fromkeys(("value", "low", "high"), math.nan),
-        **{"threshold": str(claim.rule), "verdict": "not measured", "fragile": False, "controls": {}},
-        **{"models": _models(claim, evidence), "difference": claim.difference, "in_size": False},
-        **{"p": math.nan, "tau": claim.rule.threshold, "reason": ""},
-    }
+def _control(claim: Claim, control: Control, evidence: Evidence | None) -> Estimate | None:
+    if evidence is None:
+        return None
     try:
-        found = estimate(claim.compute, claim.tables, evidence)
-    except Refusal as needed:
-        return row | {"reason": str(needed)}
-    except Exception as fault:
-        fault.add_note(f"in the number of claim {claim.id}")
-        raise
-    if math.isnan(found.value):
-        return row | {"reason": "undefined here: layers that it needs are constant over images"}
-    word = claim.rule.verdict(found.value, found.low, found.high)
-    controls = {control: own for control in claim.controls if (own := _control(claim, control, under))}
-    return row | {
-        **{"value": found.value, "low": found.low, "high": found.high, "verdict": word},
-        **{"in_size": bool(claim.rule.in_size(found.value)), "p": found.p(claim.rule.threshold)},
-        **{"controls": {control.words: own for control, own in controls.items()}},
-        "fragile": any(
-            (word, own["verdict"]) in OPPOSITE for control, own in controls.items() if control.turning
-        ),
-    }
-
-
-def _control(
-    claim: Claim, control: Control, under: Callable[[Control], Evidence | None]
-) -> dict[str, Any] | None:
-    try:
-        evidence = under(control)
-        if evidence is None:
-            return None
-        found = estimate(claim.compute, claim.tables, evidence)
+        found = claim.interval(claim.compute, claim.tables, evidence)
     except Refusal:
         return None
     except Exception as fault:
         fault.add_note(f"in the control {control.name!r} of claim {claim.id}")
         raise
-    if math.isnan(found.value):
-        return None
-    verdict = claim.rule.verdict(found.value, found.low, found.high)
-    return {"value": found.value, "low": found.low, "high": found.high, "verdict": verdict}
+    return None if math.isnan(found.value) else found
 
 
 def _models(claim: Claim, evidence: Evidence) -> str:
@@ -153,37 +259,38 @@ def _models(claim: Claim, evidence: Evidence) -> str:
 def markdown(found: pd.DataFrame) -> str:
     """The five differences, then every claim, as Markdown."""
     lines = ["# Findings", "", f"Of {', '.join(found.attrs.get('models', {}))}.", ""]
+    lines += [line for note in found.attrs.get("notes", ()) for line in (f"*{note}.*", "")]
     counts = found["verdict"].value_counts()
-    lines += [f"{'; '.join(f'{counts[verdict]} {verdict}' for verdict in counts.index)}.", ""]
-    lines += ["## The five differences", ""]
+    lines += [f"{'; '.join(f'{counts[word]} {word}' for word in rules.WORDS if word in counts)}.", ""]
+    lines += ["## The five differences", "", rules.ADDING, ""]
     for difference in differences(found):
         own = found[found["id"].isin(difference.findings)]
-        told = "; ".join(f"{row.id} {number(row)} {row.verdict}" for row in own.itertuples())
+        told = "; ".join(f"{row.id} {in_digits(row)} {row.verdict}" for row in own.itertuples())
         lines += [f"{difference.number}. **{difference.title}**: {difference.verdict}. {told}.", ""]
-    lines += ["## Every claim", ""]
+    lines += ["## What the verdicts mean", ""]
+    lines += [f"* **{word}**: {meaning}." for word, meaning in rules.WORDS.items()]
+    lines += ["", "## Every claim", ""]
     lines += [
-        "| id | figure | claim | the paper | statistic | number | wanted | p (Holm) | verdict | controls |",
-        "|---|---|---|---|---|--:|---|--:|---|---|",
+        "| id | figure | claim | the paper | statistic | number | training runs | wanted | p (Holm) | verdict | controls |",
+        "|---|---|---|---|---|--:|--:|---|--:|---|---|",
     ]
     lines += [_line(row) for row in found.itertuples()]
     return "\n".join([*lines, ""])
 
 
 def _line(row: Any) -> str:
-    verdict = (
-        f"**{row.verdict}**"
-        + (", fragile" if row.fragile else "")
-        + (", but smaller than the words" if row.verdict == "reproduced" and not row.in_size else "")
-        + (f": {row.reason}" if row.reason else "")
-    )
+    why = "; ".join(text for text in (row.because, row.reason) if text)
+    verdict = f"**{row.verdict}**" + (f": {why}" if why else "")
     controls = "; ".join(f"{name} {own['value']:.3g}" for name, own in row.controls.items())
-    p = "" if math.isnan(row.p) else f"{row.p:.1g}"
+    p = "" if math.isnan(row.p) else "< 1e-6" if row.p < 1e-6 else f"{row.p:.1g}"
     said = (row.id, row.figure, row.claim, row.paper, row.statistic)
-    cells = (*said, number(row), row.threshold, p, verdict, controls)
+    wanted = f"{row.threshold} ({row.threshold_from})"
+    runs = ", ".join(f"{value:.3g}" for value in row.runs)
+    cells = (*said, in_digits(row), runs, wanted, p, verdict, controls)
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def number(row: Any) -> str:
+def in_digits(row: Any) -> str:
     """The value and its interval, to three significant digits; empty where there is no value."""
     if math.isnan(row.value):
         return ""
@@ -192,7 +299,7 @@ def number(row: Any) -> str:
 
 def write(found: pd.DataFrame, out: Path) -> None:
     """Write ``out``.parquet, controls as JSON, and ``out``.md."""
-    command.write(found.assign(controls=found["controls"].map(json.dumps)), out)
+    command.write(found.assign(**{name: found[name].map(json.dumps) for name in NESTED}), out)
     tables.write_whole(
         command.beside(out, ".md"), lambda part: part.write_text(markdown(found), encoding="utf-8")
     )
@@ -201,7 +308,7 @@ def write(found: pd.DataFrame, out: Path) -> None:
 def read(path: Path) -> pd.DataFrame:
     """Read what `write` wrote."""
     found = tables.read(path)
-    return found.assign(controls=found["controls"].map(json.loads))
+    return found.assign(**{name: found[name].map(json.loads) for name in NESTED})
 
 
 def main(
@@ -209,6 +316,8 @@ def main(
     parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
     images: Images = passes.IMAGES,
     train: Images = passes.TRAIN,
+    labelled: Images = passes.SAME,
+    note: str = "",
     out: Path = Path("figures/findings"),
     device: str | None = None,
 ) -> None:
@@ -218,10 +327,13 @@ def main(
         parts: the models.
         images: the images that everything is measured on.
         train: the images that probes learn from.
+        labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
+        note: a sentence on these models and images that readers have to know, without its full stop.
         out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
-    found = measure(passes.of(parts, images, train, out.parent, device=device))
+    made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
+    found = measure(made, note)
     write(found, out)
     logger.info("%s", markdown(found).partition("## Every claim")[0].strip())
     logger.info("every claim: %s", command.beside(out, ".md"))

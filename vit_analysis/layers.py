@@ -67,6 +67,9 @@ class Tap(NamedTuple):
             raise Refusal(f"no layer {self.path!r} in {type(model).__name__}; {near}") from None
 
 
+INPUT = Tap("", "in")  # the images as the model receives them
+
+
 # What a transformer-like block computes, in order; a block need not have all of them.
 SUBLAYERS = (
     Tap("norm1"),

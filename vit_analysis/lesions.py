@@ -63,8 +63,9 @@ def measure(models: Models, images: AnyImages, *, state: Path | None = None) -> 
         state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
-        Columns model, block, reference, accuracy, drop (intact less accuracy) with its 95 % interval low, high; across,
-        across_intact, and their difference across_drop with across_low, across_high; of drop and across_drop also the values
+        Columns model, block, reference, accuracy with its 95 % interval accuracy_low, accuracy_high, drop (intact less
+        accuracy) with its interval low, high; across, across_intact, and their difference across_drop with its interval
+        across_low, across_high; of drop and across_drop also the values
         without each group of batches (``drop_without``, ``across_drop_without``).
 
     >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
@@ -218,9 +219,12 @@ def _run_rows(sums: RunSums, blocks: Sequence[str], changed: Sequence[str]) -> p
         return torch.stack([accuracy[1:], accuracy[0] - accuracy[1:], across, whole, whole - across])
 
     interval = jackknife(statistic, sums.to("cpu"))
-    accuracy, _, across, across_intact, _ = interval.value.numpy()
+    _, _, across, across_intact, _ = interval.value.numpy()
     rows = Interval(*(part.transpose(-1, -2) for part in interval))  # a row per block
-    return pd.DataFrame({"block": list(changed), "accuracy": accuracy, "across": across}).assign(
+    own = rows.of(0).of_share(float(sums.images.sum())).columns("accuracy", "accuracy_low", "accuracy_high")
+    del own[f"accuracy{WITHOUT}"]
+    return pd.DataFrame({"block": list(changed), "across": across}).assign(
+        **own,
         **rows.of(1).columns("drop"),
         across_intact=across_intact,
         **rows.of(4).columns("across_drop", "across_low", "across_high"),
@@ -232,7 +236,17 @@ def _reference(known: Sequence[int] | None) -> str:
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    columns = ["model", "block", "reference", "accuracy", "drop", "low", "high"]
+    columns = [
+        "model",
+        "block",
+        "reference",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "drop",
+        "low",
+        "high",
+    ]
     columns += ["across", "across_intact", "across_drop", "across_low", "across_high"]
     return table[[*columns, f"drop{WITHOUT}", f"across_drop{WITHOUT}"]]
 

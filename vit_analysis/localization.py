@@ -30,7 +30,7 @@ from torch import Tensor
 
 from vit_analysis import command, layers, plot
 from vit_analysis.images import AnyImages, Images, given
-from vit_analysis.layers import Tap
+from vit_analysis.layers import INPUT, Tap
 from vit_analysis.models import Model, Models, load_all, named
 from vit_analysis.reading.intervals import jackknife, of_table
 from vit_analysis.reading.measure import Measurement
@@ -48,7 +48,7 @@ Tokens = Literal["all", "normalized"]
 
 # Every pair of a token and a patch is a row of the table: 1024 positions make a million rows.
 MOST_TOKENS = 1024
-INPUT = Tap("", "in")  # the images as the model receives them
+SHARES = ("hit_rate", "near_hit_rate")
 STATISTICS = ("own", "hit_rate", "near_hit_rate", "contrast", "edge_effect")
 
 
@@ -140,20 +140,19 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for (model, layer), own in table.groupby(["model", "layer"], sort=False):
         _, size = grid_maps(own)
         interval = of_table(lambda part: statistics(*_spread(part)), own)
-        rows += [
-            {
-                "model": model,
-                "layer": layer,
-                "statistic": name,
-                "value": value,
-                "low": low,
-                "high": high,
-                "chance": chance,
-            }
-            for name, value, low, high, chance in zip(
-                STATISTICS, *(part.tolist() for part in interval[:3]), chances(*size), strict=True
+        for place, (name, chance) in enumerate(zip(STATISTICS, chances(*size), strict=True)):
+            one = interval.of(place)
+            if name in SHARES:
+                one = one.of_share(
+                    float((size[0] - 2) * (size[1] - 2) if min(size) > 2 else size[0] * size[1])
+                )
+            value, low, high = (part.item() for part in one[:3])
+            rows.append(
+                {
+                    **{"model": model, "layer": layer, "statistic": name, "value": value},
+                    **{"low": low, "high": high, "chance": chance},
+                }
             )
-        ]
     return pd.DataFrame(rows)
 
 
@@ -202,6 +201,31 @@ def neighbours(rows: int, columns: int) -> tuple[Bool[Tensor, "token patch"], Bo
     near = ((row[:, None] - row).abs() <= 1) & ((column[:, None] - column).abs() <= 1)
     edge = (row == 0) | (row == rows - 1) | (column == 0) | (column == columns - 1)
     return near, edge
+
+
+def coarser(
+    maps: Float64[Tensor, "token patch"], size: tuple[int, int], wanted: tuple[int, int]
+) -> Float64[Tensor, "cell other_cell"]:
+    """The maps of a grid on a coarser one: each pair of cells has the mean of the pairs that they cover, weighted by area.
+
+    Pairs that are undefined (NaN) count for nothing.
+
+    Args:
+        maps: CKA of every token with every patch.
+        size: rows and columns of their grid.
+        wanted: rows and columns of the coarser one.
+    """
+    shares = torch.einsum("ra,cb->rcab", *(_overlap(*pair) for pair in zip(wanted, size, strict=True)))
+    weights = shares.reshape(wanted[0] * wanted[1], size[0] * size[1])
+    known = ~maps.isnan()
+    return (weights @ maps.nan_to_num() @ weights.T) / (weights @ known.double() @ weights.T)
+
+
+def _overlap(coarse: int, fine: int) -> Float64[Tensor, "coarse fine"]:
+    """Along one axis: the share of each coarse cell that each fine cell covers."""
+    start, own = torch.arange(coarse).double()[:, None] / coarse, torch.arange(fine).double() / fine
+    common = torch.minimum(start + 1 / coarse, own + 1 / fine) - torch.maximum(start, own)
+    return common.clamp(min=0) * coarse
 
 
 def patches(

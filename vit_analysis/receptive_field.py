@@ -307,7 +307,7 @@ def _table(sums: FieldSums, steps: Mapping[str, Mapping[Tap, Step]]) -> pd.DataF
     sizes = jackknife(_sizes, sums)
     return table.assign(
         **sizes.of(0).columns("radius_px"),
-        **sizes.of(1).columns("centre_share", "centre_low", "centre_high"),
+        **sizes.of(1).of_share().columns("centre_share", "centre_low", "centre_high"),
         uniform_centre_share=[uniform for *_, uniform in sums.places],
     )
 

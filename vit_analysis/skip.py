@@ -52,6 +52,8 @@ class RatioSums(Grouped):
     """Summed over images: the statistics of `MEANS`."""
     counts: Float64[Tensor, "place bin"]
     """Histogram of the norm ratios of single tokens."""
+    named: Float64[Tensor, "group name bin"]
+    """The same by group, of the rows of class token and spatial tokens alone: few enough to be kept for each group."""
     places: list[list[str]]
     """[model, block, sublayer, token] of each row."""
 
@@ -217,8 +219,14 @@ def _fold_ratios(batch: Pass) -> RatioSums:
         batch.size,
         totals=means,
         counts=torch.cat([count for *_, count in kept]),
+        named=torch.cat([count for *_, count in kept])[_named(places)],
         places=places,
     )
+
+
+def _named(places: Sequence[Sequence[str]]) -> list[int]:
+    """Return the numbers of the rows whose token is not a number."""
+    return [row for row, (*_, token) in enumerate(places) if not token.isdigit()]
 
 
 def _ratio_rows(sums: RatioSums) -> pd.DataFrame:
@@ -231,6 +239,13 @@ def _ratio_rows(sums: RatioSums) -> pd.DataFrame:
     for name in MEANS:
         kept = (name, f"{name}{WITHOUT}") if name in COMPARED else (name,)
         table = table.assign(**{column: means[name][column] for column in kept})
+    middle = jackknife(lambda own: medians(own.named.sum(0)), sums).columns("median")[f"median{WITHOUT}"]
+    # Of a numbered token the groups were not kept apart: its median is the same without each of them.
+    groups = len(sums.held) if len(sums.held) > 1 else 0
+    without: list[Any] = [np.full(groups, value, dtype=np.float32) for value in table["median"]]
+    for place, row in enumerate(_named(sums.places)):
+        without[row] = middle[place]
+    table = table.assign(**{f"median{WITHOUT}": without})
     nothing = table[np.isinf(table["norm_ratio"])]
     if not nothing.empty:
         told = ", ".join(dict.fromkeys(f"{row.block} of {row.model}" for row in nothing.itertuples()))

@@ -289,7 +289,7 @@ def _fold(images: Images, target: str, batch: Pass) -> Curves | None:
 def _table(sums: Curves) -> pd.DataFrame:
     count = sums.images.sum()
     found, interval = _smallest(sums), jackknife(lambda own: _smallest(own).loss, sums)
-    loss = interval.columns("loss")
+    loss = interval.of_positive().columns("loss")
     columns = {
         "loss": loss.pop("loss"),
         "temperature": found.temperature.cpu().numpy(),

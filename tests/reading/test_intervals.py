@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from vit_analysis.reading.intervals import Interval, jackknife, of_table
+from vit_analysis.reading.intervals import Interval, interval, jackknife, of_table, quantile
 from vit_analysis.reading.state import Grouped
 from vit_analysis.table import WITHOUT
 
@@ -140,3 +140,54 @@ def test_one_of_several_statistics_has_its_own_interval():
         own = jackknife(lambda sums, place=place: mean(sums)[place], sums)
         torch.testing.assert_close(tuple(both.of(place)), tuple(own))
     assert isinstance(both.of(0), Interval)
+
+
+# Shares and positive numbers ------------------------------------------------------------------------------------------
+
+
+def test_a_share_whose_error_is_that_of_trials_has_wilsons_interval():
+    generator = torch.Generator().manual_seed(0)
+    right = (torch.rand(20, 50, generator=generator) < 0.8).double()
+    own = interval(right.mean(), [right[torch.arange(20) != group].mean() for group in range(20)])
+    found = own.of_share()
+    p, error, t = own.value.item(), float(own.high - own.low) / 2 / quantile(19), quantile(19)
+    n = p * (1 - p) / error**2
+    root = t * np.sqrt(p * (1 - p) / n + t**2 / (4 * n**2)) / (1 + t**2 / n)
+    middle = (p + t**2 / (2 * n)) / (1 + t**2 / n)
+    assert [found.low.item(), found.high.item()] == pytest.approx([middle - root, middle + root])
+    assert float(found.high - found.low) == pytest.approx(float(own.high - own.low), rel=0.02)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_where_all_or_none_are_right_the_interval_has_a_width_and_stays_inside(value):
+    whole = torch.tensor(value).double()
+    found = interval(whole, [whole] * 20).of_share(100.0)
+    t = quantile(19)
+    far = t**2 / (100 + t**2)
+    assert [found.low.item(), found.high.item()] == pytest.approx([0, far] if value == 0 else [1 - far, 1])
+
+
+def test_a_share_of_1_that_one_group_moves_has_an_interval_too():
+    whole = torch.tensor(1.0).double()
+    found = interval(whole, [torch.tensor(0.75).double(), *[whole] * 3]).of_share(16.0)
+    assert 0 < found.low < 1
+    assert found.high == 1
+
+
+def test_one_group_leaves_the_bounds_unknown():
+    found = interval(torch.tensor(0.5).double(), []).of_share(10.0)
+    assert found.low.isnan()
+    assert found.high.isnan()
+
+
+def test_a_positive_number_has_an_interval_above_0_that_is_the_jackknifes_where_it_is_far_from_0():
+    generator = torch.Generator().manual_seed(0)
+    near, far = (offset + torch.rand(20, generator=generator).double() for offset in (0.0, 100.0))
+    for values, alike in ((near * near, False), (far, True)):
+        own = interval(values.mean(), [values[torch.arange(20) != group].mean() for group in range(20)])
+        found = own.of_positive()
+        assert 0 < found.low < own.value < found.high
+        if alike:
+            assert [float(found.low), float(found.high)] == pytest.approx(
+                [float(own.low), float(own.high)], rel=1e-4
+            )

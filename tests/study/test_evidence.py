@@ -1,93 +1,119 @@
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from jaxtyping import Float64
-from scipy.stats import t as student
-from torch import Tensor
+from made import evidence, means
 
-from vit_analysis.reading import intervals
-from vit_analysis.reading.state import Grouped
 from vit_analysis.spelling import Refusal
-from vit_analysis.study.evidence import Evidence, Study, estimate
+from vit_analysis.study.evidence import Evidence
 from vit_analysis.study.parts import Parts
 
 
-@dataclass(frozen=True)
-class Totals(Grouped):
-    totals: Float64[Tensor, "group 2"]
+def drawn(own: Evidence, count: int = 50, seed: int = 0) -> list[Evidence]:
+    return list(own.resampled(["t"], count, seed))
 
 
-def table(without: np.ndarray, images: str = "a", **columns) -> pd.DataFrame:
-    """Rows whose values are the mean over groups; ``without`` is [row, group]."""
-    made = pd.DataFrame({**columns, "model": "m", "x": without.mean(1), "x_without": list(without)})
-    made.attrs = {"images": {"source": images}, "models": {"m": "0"}}
-    return made
+def test_the_evidence_without_a_group_holds_the_means_of_the_others():
+    values = np.random.default_rng(0).normal(size=(3, 5))
+    ((*others,),) = evidence(t=means(values)).without(["t"])
+    assert len(others) == 5
+    for group, other in enumerate(others):
+        np.testing.assert_allclose(other.rows("t")["x"], np.delete(values, group, axis=1).mean(1))
 
 
-def evidence(**tables: pd.DataFrame) -> Evidence:
-    return Evidence(Study(Parts(vit=("m",)), tables, {"lost": "needs labels"}))
+def test_tables_of_the_same_images_lose_the_same_groups_at_once_and_those_of_others_nothing():
+    values = np.random.default_rng(0).normal(size=(1, 5))
+    own = evidence(t=means(values), u=means(values - 1), other=means(values, images="b"))
+    (together,) = own.without(["t", "u"])
+    for one in together:
+        assert one.rows("t")["x"].iloc[0] - one.rows("u")["x"].iloc[0] == pytest.approx(1)
+        assert one.rows("other")["x"].iloc[0] == values.mean()
+    assert [len(each) for each in own.without(["t", "other"])] == [
+        5,
+        5,
+    ]  # one source of variation after the other
 
 
-def test_the_interval_of_anything_computed_from_a_table_is_the_jackknife_of_its_sums():
-    # Sums of 20 groups, and a table of the two means that they give, with the means without each group.
-    sums = Totals(torch.ones(20, dtype=torch.float64), torch.rand(20, 2, dtype=torch.float64))
-    interval = intervals.jackknife(lambda own: own.totals.sum(0) / 20, sums)
-    made = pd.DataFrame({"model": ["m", "m"], **interval.columns("x")})
-    made.attrs = {"images": 1}
-    found = estimate(lambda e: np.prod(e.rows("t", model="m")["x"]), ("t",), evidence(t=made))
-    expected = intervals.jackknife(lambda own: (own.totals.sum(0) / 20).prod(), sums)
-    assert found.value == pytest.approx(float(expected.value))
-    assert (found.low, found.high) == pytest.approx((float(expected.low), float(expected.high)), abs=1e-6)
-    directly = intervals.of_table(lambda rows: torch.tensor(rows["x"].to_numpy()).prod(), made)
-    assert (found.low, found.high) == pytest.approx((float(directly.low), float(directly.high)), abs=1e-6)
+def test_draws_of_examples_are_left_out_as_rows():
+    made = means(np.array([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]]), draw=[0, 1, 2])
+    images, draws = evidence(t=made).without(["t"])
+    assert [one.rows("t")["x"].tolist() for one in images] == [[1, 2, 4], [1, 2, 4]]
+    assert [one.rows("t")["x"].tolist() for one in draws] == [[2, 4], [1, 4], [1, 2]]
 
 
-def test_tables_of_the_same_images_lose_the_same_groups_at_once():
-    shared = np.random.default_rng(0).normal(size=(1, 20))
-
-    def difference(e: Evidence) -> float:
-        return float(e.rows("a")["x"].iloc[0] - e.rows("b")["x"].iloc[0])
-
-    same = estimate(difference, ("a", "b"), evidence(a=table(shared), b=table(shared - 1)))
-    assert same.value == pytest.approx(1)
-    assert same.high - same.low < 1e-9
-    apart = estimate(difference, ("a", "b"), evidence(a=table(shared), b=table(shared - 1, images="b")))
-    single = estimate(lambda e: e.rows("a")["x"].iloc[0], ("a",), evidence(a=table(shared)))
-    assert apart.high - apart.low == pytest.approx(2**0.5 * (single.high - single.low))
+def test_a_mean_of_groups_drawn_again_is_the_mean_of_the_groups_that_were_drawn():
+    values = np.random.default_rng(0).normal(size=(3, 20))
+    for other in drawn(evidence(t=means(values))):
+        source, counts = other.weighted
+        assert counts.sum() == 20
+        assert "a" in source
+        np.testing.assert_allclose(other.rows("t")["x"], values @ counts / 20, rtol=1e-12)
 
 
-def test_draws_of_examples_are_groups_of_their_own():
-    # Images do not matter, three draws differ: the interval is that of a mean of three.
-    values = np.array([1.0, 2.0, 4.0])
-    made = table(np.repeat(values[:, None], 20, axis=1), draw=[0, 1, 2])
-    found = estimate(lambda e: e.rows("t")["x"].mean(), ("t",), evidence(t=made))
-    half = student.ppf(0.975, 2) * values.std(ddof=1) / 3**0.5
-    assert (found.value, found.high - found.value) == pytest.approx((values.mean(), half))
-    assert found.freedom == 2
+def test_over_many_draws_a_mean_stays_where_it_is_and_spreads_by_its_error():
+    values = np.random.default_rng(1).normal(size=(2, 20))
+    found = np.stack([other.rows("t")["x"] for other in drawn(evidence(t=means(values)), 500)])
+    error = values.std(1) / 20**0.5
+    assert (abs(found.mean(0) - values.mean(1)) < 4 * error / 500**0.5).all()
+    np.testing.assert_allclose(found.std(0), error, rtol=0.1)
 
 
-def test_one_group_has_a_value_and_no_interval():
-    found = estimate(lambda e: e.rows("t")["x"].iloc[0], ("t",), evidence(t=table(np.ones((1, 1)))))
-    assert found.value == 1
-    assert np.isnan([found.low, found.high, found.p(0.0)]).all()
+def test_the_same_seed_draws_the_same_groups_and_another_draws_others():
+    own = evidence(t=means(np.random.default_rng(0).normal(size=(1, 20))))
+
+    def found(seed: int) -> list[float]:
+        return [other.rows("t")["x"].iloc[0] for other in drawn(own, 5, seed)]
+
+    assert found(0) == found(0)
+    assert len({*found(0), *found(1)}) == 10
 
 
-def test_p_is_that_of_a_t_test():
-    values = np.random.default_rng(1).normal(size=12)
-    without = (values.sum() - values) / 11
-    made = table(without[None])
-    made["x"] = values.mean()
-    found = estimate(lambda e: e.rows("t")["x"].iloc[0], ("t",), evidence(t=made))
-    from scipy.stats import ttest_1samp
+def test_what_tables_of_the_same_images_share_is_drawn_together():
+    values = np.random.default_rng(0).normal(size=(1, 20))
+    own = evidence(t=means(values), u=means(values - 1))
+    for other in drawn(own, 5):
+        assert other.rows("t")["x"].iloc[0] - other.rows("u")["x"].iloc[0] == pytest.approx(1)
 
-    assert found.p(0.3) == pytest.approx(ttest_1samp(values, 0.3).pvalue)
+
+def test_draws_of_examples_are_not_drawn_again():
+    values = np.random.default_rng(0).normal(size=(3, 4))
+    own = evidence(t=means(values, draw=[0, 1, 2]))
+    for other in drawn(own, 5):
+        assert other.rows("t")["draw"].tolist() == [0, 1, 2]
+        np.testing.assert_allclose(other.rows("t")["x"], values @ other.weighted[1] / 4)
+
+
+def test_a_single_group_cannot_be_drawn_again():
+    assert drawn(evidence(t=means(np.ones((1, 1))))) == []
+
+
+def test_whole_evidence_is_as_it_was_after_draws_and_without_groups():
+    values = np.random.default_rng(0).normal(size=(2, 5))
+    own = evidence(t=means(values))
+    for other in (*drawn(own, 3), *next(own.without(["t"]))):
+        other.rows("t")
+    assert own.rows("t")["x"].tolist() == values.mean(1).tolist()
+    assert list(own.rows("t")) == ["model", "x"]
+
+
+def test_further_evidence_is_of_the_second_run_of_every_model_then_of_the_third():
+    parts = Parts(vit=(("a", "a:1", "a:2"), "b"), cnn=(("r", "r:1"),), mixer="x")
+    own = evidence(parts, t=means(np.ones((1, 3))))
+    names = [[run.one(part) for part in ("vit", "cnn", "mixer")] for run in own.further()]
+    assert names == [["a:1", "r:1", "x"], ["a:2", "r", "x"]]
+    assert [run.all("vit") for run in own.further()] == [["a:1", "b"], ["a:2", "b"]]
+    assert own.one("vit") == "a"
+    assert list(evidence().further()) == []
+
+
+def test_changed_evidence_keeps_the_tables_that_are_named_and_has_other_parts():
+    one, other = means(np.ones((1, 3))), means(np.zeros((1, 3)))
+    own = evidence(t=one, u=one).changed({"t": other}, parts={"vit": ("n",)}, tables=["t"])
+    assert own.rows("t")["x"].tolist() == [0]
+    assert (own.one("vit"), list(own.study.tables)) == ("n", ["t"])
 
 
 def test_what_is_not_there_is_said():
-    own = evidence(t=table(np.ones((2, 3))))
+    own = evidence(t=means(np.ones((2, 3))))
     with pytest.raises(Refusal, match=r"needs an MLP-Mixer \(--mixer\)"):
         own.one("mixer")
     with pytest.raises(Refusal, match=r"needs 2 times a Vision Transformer \(--vit\)"):
@@ -123,3 +149,6 @@ def test_cka_is_a_matrix_of_layers_by_layers():
     )
     ((_, second),) = own.without(["cka"])
     np.testing.assert_array_equal(second.cka("m", "n").values, matrix.values + 1)
+    for other in own.resampled(["cka"], 9):  # half of how much oftener than once the second group was drawn
+        found = other.cka("m", "n").values
+        np.testing.assert_allclose(found, matrix.values - (other.weighted[1][1] - 1) / 2)

@@ -132,11 +132,29 @@ def test_each_image_goes_once_through_each_model_and_only_what_was_asked_for_is_
 
 @pytest.mark.usefixtures("small")
 def test_a_table_of_the_shared_pass_is_the_table_of_the_analysis_alone(cast, made):
-    (alone,) = passes.plans(cast, IMAGES, passes.balanced(IMAGES), TRAIN)["skip"]()
+    images = passes.balanced(IMAGES)
+    (alone,) = passes.plans(cast, IMAGES, images, TRAIN, images)["skip"]()
     shared = made.tables["skip"]
     own = alone.table()
     columns = [name for name in own if not name.endswith("_without")]
     assert own[columns].equals(shared[columns])
+
+
+def test_a_model_may_play_several_parts():
+    parts = Parts(
+        vit=("lab/vit@random", "lab/vit_gap@random"), gap="lab/vit_gap@random", tuned="lab/vit_gap@random"
+    )
+    several = Cast.load(parts, "cpu")
+    plans = passes.plans(several, FEW, FEW, TRAIN, FEW)
+    for name in ("cka", "attention_distance", "cka_controls"):
+        models = plans[name]()[0].reading.models
+        assert len(models) == len(set(models)), name
+
+
+def test_the_twin_whose_attention_is_measured_is_that_of_the_transformer():
+    mixed = Cast.load(Parts(vit=("lab/vit@random",), cnn=("lab/resnet",)), "cpu")
+    (plan,) = passes.plans(mixed, FEW, FEW, TRAIN, FEW)["attention_distance"]()
+    assert list(plan.reading.models) == ["lab/vit@random"]
 
 
 def test_tables_are_kept_until_a_model_or_the_images_change(cast, tmp_path, monkeypatch):
@@ -325,9 +343,10 @@ def planned() -> dict[str, str]:
             for name in planning(analysis):
                 plan = lambda *_, own=analysis.name, **__: asked.append(own) or (None, None)  # noqa: E731
                 patch.setattr(analysis.module, name, plan)
+        patch.setattr(passes, "_earlier_units", lambda _: ["*"])
         for place in passes.TABLES:
             asked.clear()
-            passes.plans(everyone(), FEW, FEW, TRAIN)[place]()
+            passes.plans(everyone(), FEW, FEW, TRAIN, FEW)[place]()
             assert len(set(asked)) == 1, place
             found[place] = asked[0]
     return found
@@ -372,6 +391,7 @@ def test_every_analysis_is_in_the_study():
 def test_a_fault_in_a_plan_names_the_table_and_is_no_missing_one(analysis, tmp_path, monkeypatch):
     for name in planning(analysis):
         monkeypatch.setattr(analysis.module, name, broken)
+    monkeypatch.setattr(passes, "_earlier_units", lambda _: ["*"])
     for name in tables_of(analysis):
         with pytest.raises(ValueError, match=FAULT) as caught:
             passes.run(everyone(), FEW, TRAIN, tmp_path, {name})

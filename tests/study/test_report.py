@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import report
+from vit_analysis.study import report, rules
 from vit_analysis.study.claims import Difference
 from vit_analysis.study.report import Place
 
@@ -45,19 +45,48 @@ def similarities(model: str, other: str) -> pd.DataFrame:
     return table.assign(low=table["cka"] - 0.02, high=table["cka"] + 0.2)
 
 
+TAGS = {  # how each verdict is shown: its mark, and its class in the style sheet
+    "reproduced": ("✓", "reproduced"),
+    "reproduced, smaller than claimed": ("✓", "reproduced-smaller-than-claimed"),
+    "architectural": ("⌂", "architectural"),
+    "fragile": ("≈", "fragile"),
+    "not reproduced": ("✗", "not-reproduced"),
+    "inconclusive": ("?", "inconclusive"),
+    "not measured": ("–", "not-measured"),  # noqa: RUF001
+    "partly reproduced": ("◐", "partly-reproduced"),
+}
+
+
+def tagged(verdict: str) -> str:
+    return f"{TAGS[verdict][0]} {verdict}"
+
+
 def findings() -> pd.DataFrame:
-    control = {"untrained twin": {"value": 0.01, "low": -0.02, "high": 0.04, "verdict": "inconclusive"}}
-    other, nan = {EVIL: control["untrained twin"]}, float("nan")
+    """A row of each verdict that a finding can have."""
+    nan = float("nan")
+    twin = {"value": 0.01, "low": -0.02, "high": 0.04, "verdict": "inconclusive"}
+    usual = {"paper": "", "statistic": "a - b", "threshold": "> 0", "threshold_from": "0 is no difference",
+             "because": "", "controls": {}, "runs": [], "models": "vit", "reason": ""}  # fmt: skip
     rows = [
-        ("F1a", "1", EVIL, 0.5, "a - b", 0.2345, 0.21, 0.2599, "> 0", "reproduced", True, control, 0.0002, "vit", ""),
-        ("F2", "2", "b", "", "c", -12.34, -13.1, -11.2, "> 5", "not reproduced", False, other, 0.04, "vit", ""),
-        ("F3", "notes", "c", "x", "d", 0.0, -0.01, 0.01, "> 0", "inconclusive", False, {}, nan, "vit", ""),
-        ("F 4/<b>", "12", "d", nan, "e", nan, nan, nan, "< 1", "not measured", nan, {}, nan, "vit", "needs <b>data</b>"),
+        {"id": "F1a", "figure": "1", "claim": EVIL, "value": 0.2345, "low": 0.21, "high": 0.2599,
+         "verdict": "reproduced", "p": 0.0, "paper": 0.5, "controls": {"untrained twin": twin},
+         "runs": [0.2345, 0.3, -0.05]},
+        {"id": "F1b", "figure": "1", "claim": "b", "value": 0.05, "low": 0.04, "high": 0.06,
+         "verdict": "reproduced, smaller than claimed", "p": 9e-7, "threshold": "> 0 (in size: 0.1)",
+         "threshold_from": f"from {EVIL}"},
+        {"id": "F2", "figure": "2", "claim": "c", "value": -12.34, "low": -13.1, "high": -11.2,
+         "verdict": "not reproduced", "p": 0.04, "threshold": "> 5", "controls": {EVIL: twin}},
+        {"id": "F2b", "figure": "2", "claim": "d", "value": 0.5, "low": 0.4, "high": 0.6,
+         "verdict": "fragile", "p": 0.0002, "because": f"reproduced, but not with {EVIL}"},
+        {"id": "F3", "figure": "notes", "claim": "e", "value": 0.0, "low": -0.01, "high": 0.01,
+         "verdict": "inconclusive", "p": 1.0, "paper": "x", "because": "p is 1 after adjusting"},
+        {"id": "F3b", "figure": "notes", "claim": "f", "value": 1.5, "low": 1.4, "high": 1.6,
+         "verdict": "architectural", "p": 1e-6},
+        {"id": "F 4/<b>", "figure": "12", "claim": "g", "value": nan, "low": nan, "high": nan,
+         "verdict": "not measured", "p": nan, "paper": nan, "threshold": "< 1",
+         "reason": "needs <b>data</b>"},
     ]  # fmt: skip
-    names = (
-        "id figure claim paper statistic value low high threshold verdict fragile controls p models reason"
-    )
-    return pd.DataFrame(rows, columns=names.split())
+    return pd.DataFrame([usual | row for row in rows])
 
 
 def picture(folder: Path, name: str = "a.png") -> Path:
@@ -80,6 +109,7 @@ def places(folder: Path) -> list[Place]:
 DIFFERENCES = [
     Difference(1, "Layers are alike", EVIL, ("F1a", "F2"), "reproduced"),
     Difference(2, "Global from the start", "text", ("F 4/<b>",), "partly <b>"),
+    Difference(3, "Skips matter", "text", ("F1b", "F2b", "F3", "F3b"), "partly reproduced"),
 ]
 PROVENANCE = {
     "command": "python -m vit_analysis.figures --out '<b>'",
@@ -126,15 +156,28 @@ class Page(HTMLParser):
         ]
 
 
-@pytest.fixture(scope="module")
-def page(written) -> Page:
-    page = Page(written.read_text(encoding="utf-8"))
+def read(path: Path) -> Page:
+    page = Page(path.read_text(encoding="utf-8"))
     assert not page.open, "an element is left open"
     return page
 
 
+@pytest.fixture(scope="module")
+def page(written) -> Page:
+    return read(written)
+
+
 def shown(name: str) -> str:
     return " ".join(name.split())
+
+
+def rows(page: Page) -> list[str]:
+    return [text for attributes, text in page.all("tr") if attributes.get("id")]
+
+
+def cells(page: Page, name: str) -> list[str]:
+    """A column of the table of all findings."""
+    return [text for attributes, text in page.all("td") if attributes.get("data-name") == name]
 
 
 def test_the_differences_come_first_then_figures_verdicts_provenance(page):
@@ -142,9 +185,9 @@ def test_the_differences_come_first_then_figures_verdicts_provenance(page):
         attributes["id"] for attributes, _ in page.all("section") if attributes.get("class") != "place"
     ]
     assert sections == ["differences", "figures", "verdicts", "provenance"]
-    first, second = (text for _, text in page.all("article"))
+    first, second, _ = (text for _, text in page.all("article"))
     assert "✓ reproduced" in first
-    assert "0.234 [0.210, 0.260] expected > 0" in first
+    assert "0.234 [0.210, 0.260] training runs 0.234, 0.300, −0.050 expected > 0" in first  # noqa: RUF001
     assert "Controls: untrained twin" in first
     assert "untrained twin: 0.0100 [−0.0200, 0.0400] ? inconclusive" in first  # noqa: RUF001
     assert "needs <b>data</b>" in second
@@ -157,7 +200,7 @@ def test_every_figure_has_the_papers_claim_and_what_these_models_show(page):
     assert sections[3].startswith("Notes two")
     assert f"The paper {shown(EVIL)}" in sections[0]
     assert f"These models shows {shown(EVIL)}" in sections[0]
-    assert "F1a ✓ reproduced fragile" in sections[0]
+    assert "F1a ✓ reproduced F1b ✓ reproduced, smaller than claimed" in sections[0]
 
 
 def test_every_picture_and_canvas_has_a_text_alternative(page):
@@ -183,15 +226,112 @@ def test_what_cannot_be_shown_is_said_on_its_place(page):
 
 
 def test_the_table_holds_every_finding(page):
-    rows = [text for attributes, text in page.all("tr") if attributes.get("id")]
-    assert len(rows) == len(findings())
-    for text, row in zip(rows, findings().to_dict("records"), strict=True):
+    table, found = findings(), rows(page)
+    assert len(found) == len(table)
+    for text, row in zip(found, table.to_dict("records"), strict=True):
         assert text.startswith(row["id"])
-        assert text.endswith(row["verdict"] + (" fragile" if row["fragile"] is True else ""))
-        assert row["threshold"] in text
-    assert "0.5 0.234 [0.210, 0.260] > 0 < 0.001 ✓ reproduced fragile" in rows[0]
-    assert "b c vit Controls: " in rows[1]
-    assert "nan" not in "".join(rows)
+        assert text.endswith(shown(f"{tagged(row['verdict'])} {row['because']}"))
+    assert "0.5 0.234 [0.210, 0.260] training runs" in found[0]
+    assert "> 0 0 is no difference < 1e-6 ✓ reproduced" in found[0]
+    assert "c a - b vit Controls: " in found[2]
+    assert "nan" not in "".join(found)
+
+
+def test_there_is_a_finding_of_every_verdict_here():
+    assert set(findings()["verdict"]) == set(rules.WORDS)
+    assert set(TAGS) == {*rules.WORDS, rules.PARTLY}
+
+
+def test_a_verdict_is_a_mark_and_its_word_in_a_class_of_its_own(page):
+    """Wherever it stands; what is no verdict has no mark, and a class that says so."""
+    tags = {(text, attributes["class"]) for attributes, text in page.all("span", "verdict")}
+    expected = {(tagged(word), f"verdict {name}") for word, (_, name) in TAGS.items()}
+    assert tags == expected | {("partly <b>", "verdict other")}
+
+
+def test_the_strip_has_a_square_of_its_verdict_for_each_finding(page):
+    squares = [
+        (text, attributes["class"], attributes["title"])
+        for attributes, text in page.all("a")
+        if "title" in attributes
+    ]
+    assert squares == [(*TAGS[row.verdict], f"{row.id}: {row.verdict}") for row in findings().itertuples()]
+
+
+def test_the_tally_counts_the_findings_of_each_verdict(tmp_path):
+    table = pd.concat([findings(), findings().head(2)])
+    report.write(tmp_path / "a.html", [], table, [], {})
+    ((_, tally),) = read(tmp_path / "a.html").all("ul", "tally")
+    counts = table["verdict"].value_counts()
+    assert tally == " ".join(f"{counts[word]} {tagged(word)}" for word in rules.WORDS)
+
+
+def test_the_page_says_what_each_verdict_means_and_how_they_add_up(page):
+    ((_, legend),) = page.all("details", "legend")
+    meanings = (f"{tagged(word)} {meaning}." for word, meaning in rules.WORDS.items())
+    assert legend == shown(f"What the verdicts mean {' '.join(meanings)}")
+    ((_, note),) = page.all("p", "note")
+    assert note.endswith(rules.ADDING)
+
+
+def test_the_style_sheet_knows_every_verdict_and_no_other():
+    """Unmeasured keeps the grey of all tags; only differences, which have no square, hold in part."""
+    style, names = report._beside("report.css"), {name for _, name in TAGS.values()}
+    assert set(re.findall(r"\.verdict\.([\w-]+)", style)) == names - {"not-measured"}
+    assert set(re.findall(r"\.strip \.([\w-]+)", style)) == names - {"partly-reproduced"}
+
+
+def test_why_stands_beside_a_verdict_wherever_it_is_said(page):
+    fragile, adjusted = (shown(why) for why in findings()["because"] if why)
+    told = (f"≈ fragile {fragile}", f"? inconclusive {adjusted}")
+    (difference,) = [text for _, text in page.all("article") if text.startswith("3")]
+    figures = [text for attributes, text in page.all("section") if attributes.get("class") == "place"]
+    table = " ".join(rows(page))
+    for why, figure in zip(told, (figures[1], figures[3]), strict=True):
+        assert why in difference
+        assert why in figure
+        assert why in table
+    assert len(page.all("small", "because")) == 2 * 3
+
+
+def test_training_runs_stand_beside_the_number_where_there_are_several(page):
+    ((_, listed), (_, again)) = page.all("small", "runs")  # in the difference and in the table
+    assert listed == again == "training runs 0.234, 0.300, −0.050"  # noqa: RUF001
+    assert cells(page, "Measured")[0] == f"0.234 [0.210, 0.260] {listed}"
+
+
+def test_a_threshold_says_where_it_is_from(page):
+    table = findings()
+    expected = [shown(f"{row.threshold} {row.threshold_from}") for row in table.itertuples()]
+    assert cells(page, "Expected") == expected
+
+
+def test_p_is_never_0(page):
+    assert cells(page, "p") == ["< 1e-6", "< 1e-6", "0.040", "2e-04", "1.000", "< 1e-6", "–"]  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "id",
+        "figure",
+        "claim",
+        "paper",
+        "statistic",
+        "models",
+        "threshold",
+        "threshold_from",
+        "because",
+        "reason",
+    ],
+)
+def test_every_text_of_a_finding_is_escaped(tmp_path, column):
+    unmeasured = findings().tail(1).assign(**{column: EVIL})
+    report.write(tmp_path / "a.html", [], unmeasured, [], {})
+    page = read(tmp_path / "a.html")
+    (row,) = rows(page)
+    assert shown(EVIL) in row
+    assert len(page.all("script")) == 1  # its own
 
 
 def test_no_name_becomes_markup(page, written):
@@ -245,7 +385,7 @@ def test_the_page_allows_its_own_style_and_script_and_nothing_else(page, written
 
 def test_provenance_stands_at_the_end(page):
     terms = [text for _, text in page.all("dt")]
-    assert terms[:2] == ["command", "models"]
+    assert terms[len(rules.WORDS) :][:2] == ["command", "models"]  # after the words of the legend
     (place,) = [text for attributes, text in page.all("section") if attributes["id"] == "provenance"]
     for fact in ("python -m vit_analysis.figures --out '<b>'", "38a303d68e47a22a", "root none", "torch 2.6"):
         assert fact in place
@@ -317,6 +457,7 @@ def test_a_place_that_cannot_be_shown_is_refused(tmp_path, change, kind, message
     ("change", "kind", "message"),
     [
         ({"verdict": "reproducd"}, ValueError, "no verdict 'reproducd'; did you mean 'reproduced'"),
+        ({"verdict": "partial"}, ValueError, "no verdict 'partial'"),
         ({"controls": "{}"}, ValueError, "controls of F1a must be a mapping of names to numbers, found str"),
     ],
 )
@@ -327,12 +468,12 @@ def test_findings_that_are_none_are_refused(tmp_path, change, kind, message):
 
 
 def test_missing_columns_and_findings_name_the_nearest(tmp_path):
-    with pytest.raises(Refusal, match="no column 'threshold'; did you mean 'treshold'"):
-        report.write(tmp_path / "a.html", [], findings().rename(columns={"threshold": "treshold"}), [], {})
+    for name, wrong in (("threshold", "treshold"), ("because", "becuase"), ("runs", "run")):
+        with pytest.raises(Refusal, match=f"no column '{name}'; did you mean '{wrong}'"):
+            report.write(tmp_path / "a.html", [], findings().rename(columns={name: wrong}), [], {})
+    broken = Difference(1, "a", "b", ("F1b",), "reproduced")
     with pytest.raises(KeyError, match="difference 1 rests on 'F1b'; did you mean 'F1a'"):
-        report.write(
-            tmp_path / "a.html", [], findings(), [Difference(1, "a", "b", ("F1b",), "reproduced")], {}
-        )
+        report.write(tmp_path / "a.html", [], findings().head(1), [broken], {})
 
 
 # In the browser.
@@ -365,13 +506,19 @@ const steps = KEYS.map(([key, shiftKey]) => {
   return read(canvas);
 });
 const rows = [...document.querySelectorAll("#verdicts tbody tr")].map(row => [...row.cells].map(cell => cell.innerText));
+const tags = [...document.querySelectorAll("main .verdict")].filter(tag => tag.checkVisibility());
+const outside = tags.filter(tag => {
+  const place = tag.parentElement.getBoundingClientRect();
+  return tag.getBoundingClientRect().right > place.right + 1;
+}).map(tag => tag.textContent);
 const result = document.createElement("pre");
 result.id = "result";
 addEventListener("load", () => setTimeout(() => {
   const loaded = performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:"));
   const broken = [...document.images].filter(image => !image.naturalWidth).length;
   const wide = document.documentElement.scrollWidth > innerWidth;
-  result.textContent = btoa(unescape(encodeURIComponent(JSON.stringify({points, steps, rows, faults, loaded, broken, wide}))));
+  const found = {points, steps, rows, outside, faults, loaded, broken, wide};
+  result.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(found))));
   document.body.append(result);
 }, 50));
 """
@@ -472,9 +619,11 @@ def test_arrow_keys_move_the_cursor_and_stop_at_the_edge(seen):
 def test_the_verdicts_on_screen_are_those_of_the_findings(seen):
     table = findings()
     assert [row[0].split("\n")[0].strip() for row in seen["rows"]] == table["id"].tolist()
-    assert [
-        re.sub(r"^\W+", "", row[-1]).split("\n")[0].replace(" fragile", "") for row in seen["rows"]
-    ] == table["verdict"].tolist()
-    assert ["fragile" in row[-1] for row in seen["rows"]] == [True, False, False, False]
-    assert " ".join(seen["rows"][1][3].split()) == "−12.3 [−13.1, −11.2]"  # noqa: RUF001
-    assert seen["rows"][3][3] == "needs <b>data</b>"
+    told = [shown(f"{tagged(row.verdict)} {row.because}") for row in table.itertuples()]
+    assert [shown(row[-1]) for row in seen["rows"]] == told
+    assert shown(seen["rows"][2][3]) == "−12.3 [−13.1, −11.2]"  # noqa: RUF001
+    assert seen["rows"][6][3] == "needs <b>data</b>"
+
+
+def test_no_verdict_sticks_out_of_its_place(seen):
+    assert seen["outside"] == []

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from doubles import u_centred
 from scipy.stats import rankdata
 
 from vit_analysis.spelling import Refusal
@@ -27,16 +28,6 @@ def similar(name: str, xs: list[torch.Tensor], ys: list[torch.Tensor]) -> float:
 def related(n: int, batches: int, features: int = 300) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     xs = [torch.randn(n, features) for _ in range(batches)]
     return xs, [0.6 * x + 0.8 * torch.randn(n, features) for x in xs]
-
-
-def u_centred(x: np.ndarray) -> np.ndarray:
-    """By its definition: off-diagonal entries whose every row sums to zero, least squares away from the Gram matrix."""
-    n = len(x)
-    k = x @ x.T
-    np.fill_diagonal(k, 0)
-    rows = k.sum(1) / (n - 2)
-    a = k - rows[:, None] - rows + k.sum() / ((n - 1) * (n - 2))
-    return a[np.triu_indices(n, 1)]
 
 
 def test_rank_cka_is_the_correlation_of_ranks_of_u_centred_entries():
@@ -144,3 +135,13 @@ def test_layers_that_share_pixels_alone_are_unlike_given_pixels():
 def test_too_few_images_for_a_neighbour_are_refused():
     with pytest.raises(Refusal, match="need at least 16 images in a batch, got 15"):
         measures.neighbours(torch.eye(15).double())
+
+
+def test_what_is_taken_away_does_not_depend_on_its_units_and_leaves_nothing_of_itself():
+    vectors = torch.randn(4, 200).double()
+    vectors[3] = vectors[0] + vectors[1]  # all of it is in the others
+    scaled = vectors * torch.tensor([1e-8, 1.0, 1.0, 1.0]).double()[:, None]
+    left, small = (measures.given(own @ own.T, [0, 1]) for own in (vectors, scaled))
+    torch.testing.assert_close(left, small)
+    assert left[1].abs().max() == 0
+    assert left[0, 0] > 0

@@ -254,21 +254,27 @@ def lesions(table: pd.DataFrame) -> Figure:
 def without_skip(
     table: pd.DataFrame, value: str, ax: Axes | None = None, *, colour: str = LINES[0], name: str = ""
 ) -> Axes:
-    """Draw a value without each block's skip connections, and the intact model's (dashed) with the difference's interval.
+    """Draw a value without each block's skip connections, and the intact model's (dashed); bands are 95 % intervals.
+
+    The band of accuracy is its own, inside [0, 1]; that of similarity is of what it lost.
 
     Args:
-        table: columns accuracy, drop, low, high, or across, across_drop, across_low, across_high; one row per block.
+        table: columns accuracy, accuracy_low, accuracy_high, drop, or across, across_drop, across_low, across_high; one row
+            per block.
         value: ``accuracy`` or ``across``.
         ax: where to draw; None makes a figure.
         colour: of the lines.
         name: of the model, for the legend.
     """
     ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
-    drop, low, high = (
-        ("drop", "low", "high") if value == "accuracy" else (f"{value}_{x}" for x in ("drop", "low", "high"))
+    place, whole = (
+        np.arange(len(table)),
+        table[value] + table["drop" if value == "accuracy" else f"{value}_drop"],
     )
-    place, whole = np.arange(len(table)), table[value] + table[drop]
+    low, high = table[f"{value}_low"], table[f"{value}_high"]
+    if value != "accuracy":
+        low, high = whole - high, whole - low
     ax.plot(place, whole, "_--", color=colour, linewidth=1, markersize=10, label=f"{name} with all".strip())
     ax.plot(place, table[value], "o-", color=colour, markersize=4, label=f"{name} without".strip())
-    ax.fill_between(place, whole - table[high], whole - table[low], color=colour, alpha=0.2, linewidth=0)
+    ax.fill_between(place, low, high, color=colour, alpha=0.2, linewidth=0)
     return ax

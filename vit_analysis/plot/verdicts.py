@@ -17,8 +17,21 @@ DIFFERENCES = {
     4: "4. Spatial location is kept better",
     5: "5. Better middle layers with much data",
 }
-STYLES = {"reproduced": ("#1f4e9c", "o"), "not reproduced": ("#b3261e", "s")}
-UNDECIDED = ("0.4", "D")
+# Colour, marker, and whether the marker is filled: a claim that stands as it is, and one with a reservation.
+STYLES = {
+    "reproduced": ("#1f4e9c", "o", True),
+    "reproduced, smaller than claimed": ("#1f4e9c", "o", False),
+    "architectural": ("#5b6bb5", "^", False),
+    "fragile": ("#b07d12", "D", False),
+    "not reproduced": ("#b3261e", "s", True),
+    "inconclusive": ("0.4", "D", True),
+}
+OTHER = ("0.4", "D", True)
+LEGEND = (
+    "architectural: untrained twins get there as well.   "
+    "fragile: a control, a second measure or a training run takes it away.\n"
+    "inconclusive: the interval holds the threshold, or what the claim rests on is missing.   small dots: training runs."
+)
 CLAIM, AXIS, POINTS = 3.5, 2.2, 8  # width of claims and of the axis in inches, size of letters
 LINE = 1.3 * POINTS / 72  # inches
 SPACE = 0.7  # lines between rows
@@ -30,16 +43,18 @@ def verdicts(findings: pd.DataFrame) -> Figure:
     """A row per finding: its value and interval beside its threshold, and the verdict in words.
 
     Each row has a linear scale of its own, on which the threshold lies in the middle and whatever is farthest from it at an
-    edge: a row shows on which side its value lies, and how wide the interval is beside that distance. Findings that were not
-    measured (NaN) are left out; the marker of a fragile one is hollow.
+    edge: a row shows on which side its value lies, and how wide the interval is beside that distance. Training runs
+    are small dots. Findings that were not measured, or have no threshold (NaN), are left out.
 
     Args:
-        findings: columns id, claim, value, low, high, tau, verdict, fragile, in groups of ``difference`` (1-5) where there is
-            that column, else of verdict.
+        findings: columns id, claim, value, low, high, tau, verdict, and runs (a list) if there were several, in groups of
+            ``difference`` (1-5) where there is that column, else of verdict.
     """
     measured = findings[findings["value"].notna() & findings["tau"].notna()].reset_index(drop=True)
+    if "runs" not in measured:
+        measured["runs"] = measured["id"].map(lambda _: [])
     columns = {  # what stands at the right of the axis
-        "verdict": [_verdict(row) for _, row in measured.iterrows()],
+        "verdict": [str(row["verdict"]) for _, row in measured.iterrows()],
         "value [95 % interval]": [_value(row) for _, row in measured.iterrows()],
         "threshold": [f"{row['tau']:.3g}" for _, row in measured.iterrows()],
     }
@@ -49,7 +64,7 @@ def verdicts(findings: pd.DataFrame) -> Figure:
     measured = measured.assign(written=claims)
     places = list(_places(measured))
     bottom = places[-1][0] + 1.5 if places else 1.0
-    height = LINE * (bottom + 5)
+    height = LINE * (bottom + 8)
     figure = Figure(figsize=(CLAIM + AXIS + indents[-1] + 0.1, height), layout="constrained", dpi=200)
     ax = figure.subplots()
     ax.set(xlim=(-1.1, 1.1), ylim=(bottom, -0.7), yticks=[])
@@ -66,6 +81,7 @@ def verdicts(findings: pd.DataFrame) -> Figure:
             _write(ax, texts[what], place, indent, color=colour)
     for name, indent in zip(columns, indents[:-1], strict=True):
         _write(ax, name, -1.2, indent, fontstyle="italic")
+    _write(ax, LEGEND, bottom + 5.5, -CLAIM, color="0.3")
     ax.set_xticks([-1, 0, 1], ["below", "threshold", "above"], fontsize=POINTS)
     ax.set_xlabel("distance from the threshold,\neach row to its own scale", fontsize=POINTS)
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -99,15 +115,15 @@ def _groups(measured: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def _mark(ax: Axes, row: pd.Series, place: float) -> None:
     """Draw value and interval on the row's own scale."""
-    colour, marker = _style(row)
-    away = (row[["value", "low", "high"]] - row["tau"]).astype(float)
-    farthest = away[np.isfinite(away)].abs().max()
-    value, low, high = (away / (farthest if farthest > 0 else 1.0)).clip(
-        -1.1, 1.1
-    )  # infinite ends stop at the frame
+    colour, marker, filled = _style(row)
+    away = np.array([row["value"], row["low"], row["high"], *row["runs"]], dtype=float) - row["tau"]
+    farthest = np.abs(away[np.isfinite(away)]).max(initial=0.0)
+    # Infinite ends stop at the frame.
+    value, low, high, *runs = np.clip(away / (farthest if farthest > 0 else 1.0), -1.1, 1.1)
     ax.axhline(place, color="0.92", linewidth=0.8, zorder=0)
     ax.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=2)
-    face = "white" if row["fragile"] else colour
+    ax.plot(runs, [place] * len(runs), ".", color=colour, markersize=4, zorder=4)
+    face = colour if filled else "white"
     ax.plot(value, place, marker, color=colour, markerfacecolor=face, markersize=6, zorder=3)
 
 
@@ -126,12 +142,8 @@ def _write(ax: Axes, text: str, place: float, inches: float, **style: Any) -> No
     )
 
 
-def _style(row: pd.Series) -> tuple[str, str]:
-    return STYLES.get(row["verdict"], UNDECIDED)
-
-
-def _verdict(row: pd.Series) -> str:
-    return f"{row['verdict']}, fragile" if row["fragile"] else str(row["verdict"])
+def _style(row: pd.Series) -> tuple[str, str, bool]:
+    return STYLES.get(row["verdict"], OTHER)
 
 
 def _value(row: pd.Series) -> str:

@@ -4,6 +4,7 @@ Rows (images) are never resampled: a duplicated image puts its own norm off the 
 0.00 into 0.94 (256 images, 4,000 independent features).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,29 @@ class Interval(NamedTuple):
     def of(self, column: int) -> "Interval":
         """The interval of one column, where the last axis holds several statistics."""
         return Interval(*(part[..., column] for part in self))
+
+    def of_share(self, count: float = math.inf) -> "Interval":
+        """The interval of a share, inside [0, 1]: Wilson's (1927), of as many trials as would give the jackknife's error.
+
+        Where that says nothing, as where all or none are right, of ``count`` trials.
+        """
+        if len(self.without) < 2:
+            return self
+        factor = quantile(len(self.without) - 1)
+        error, spread = (self.high - self.low) / 2 / factor, self.value * (1 - self.value)
+        trials = torch.where((error > 0) & (spread > 0), spread / error**2, count)
+        middle = (self.value + factor**2 / (2 * trials)) / (1 + factor**2 / trials)
+        root = (factor**2 * spread / trials + factor**4 / (4 * trials**2)).sqrt() / (1 + factor**2 / trials)
+        # Rounding may put an end that is 0 or 1 beyond it.
+        return self._replace(
+            low=(middle - root).clamp(min=0).minimum(self.value),
+            high=(middle + root).clamp(max=1).maximum(self.value),
+        )
+
+    def of_positive(self) -> "Interval":
+        """The interval of a positive number, above 0: the jackknife's error is taken relative to the number."""
+        factor = ((self.high - self.low) / 2 / self.value).exp()
+        return self._replace(low=self.value / factor, high=self.value * factor)
 
     def columns(self, name: str, low: str = "low", high: str = "high") -> dict[str, Any]:
         """Return columns of a table, one row per statistic: the value under this name, its interval, and `without` beside."""

@@ -96,7 +96,7 @@ def _twins(e: Evidence) -> Panels:
 
 
 def _mixed(e: Evidence) -> Panels:
-    return [(e.one("mixer"), name) for name in (*e.parts.vit[:1], *e.parts.cnn[:1])]
+    return [(e.one("mixer"), name) for name in (*e.parts.names("vit")[:1], *e.parts.names("cnn")[:1])]
 
 
 def _reach(*parts: str) -> Callable[[Evidence], Any]:
@@ -113,6 +113,14 @@ def _fields(
     return lambda e: plot.fields(
         of_models(e.table("receptive_field_maps"), models(e)), branch=branch, steps=steps
     )
+
+
+def _attentions_alone(e: Evidence) -> Any:
+    """Every attention and every unit before the addition, as the claim is about attention."""
+    table = of_models(e.table("receptive_field_maps"), e.parts.names("vit", "cnn"))
+    rows = table[~table["step"].str.startswith("MLP")].reset_index(drop=True)
+    rows.attrs = table.attrs
+    return plot.fields(rows, branch="long", steps=None)
 
 
 def _second(part: str) -> Callable[[Evidence], list[str]]:
@@ -133,6 +141,15 @@ def _places(table: str, *parts: str) -> Callable[[Evidence], Any]:
     return draw
 
 
+def _last_two(e: Evidence) -> Any:
+    """The last two blocks of the second Vision Transformer."""
+    larger = _second("vit")(e)
+    tables = [of_models(e.table(f"localization{end}"), larger) for end in ("", "_penultimate")]
+    rows = pd.concat(tables, ignore_index=True)
+    rows.attrs = tables[0].attrs
+    return plot.localization(rows)
+
+
 def _accuracies(*parts: str, first: bool = True) -> Callable[[Evidence], Any]:
     def draw(e: Evidence) -> Any:
         e.one(parts[-1])
@@ -149,7 +166,10 @@ def _accuracies(*parts: str, first: bool = True) -> Callable[[Evidence], Any]:
 
 def _alike(part: str, *others: str) -> Callable[[Evidence], Any]:
     def draw(e: Evidence) -> Any:
-        vit, found = e.one("vit"), [*e.all(part), *e.parts.names(*others)]
+        vit, found = (
+            e.one("vit"),
+            [*e.all(part), *(name for other in others for name in e.parts.names(other))],
+        )
         blocks = controlled(e.table("cka_controls"), "all")
         return plot.corresponding(blocks, pairs=[(vit, name) for name in found])
 
@@ -218,13 +238,13 @@ DRAWINGS = (
     Drawing(
         "8 accuracy", "What training without them costs",
         "A middle block without skip connections costs 4 % of accuracy.",
-        ("lesions_trained",), lambda e: plot.lesions(e.table("lesions_trained")),
+        ("lesions_trained",), _of("lesions_trained", plot.lesions, "no_skip"),
         "Accuracy, and similarity across the block, with and without the block's skip connections.",
     ),
     Drawing(
         "8 lesions", "What removing them from a trained model costs",
         "Not in the paper, and not to be compared with its 4 %: a trained model was never asked to do without.",
-        ("lesions",), lambda e: plot.lesions(e.table("lesions")),
+        ("lesions",), _of("lesions", plot.lesions, "vit", "cnn"),
         "Accuracy, and similarity across the block, of trained models with one block's skip connections removed.",
     ),
     Drawing(
@@ -298,8 +318,8 @@ DRAWINGS = (
     Drawing(
         "C.4", "Receptive fields before the skip connection is added",
         "Later attentions alone are not dominated by their own patch; in a ResNet the difference is small.",
-        ("receptive_field_maps",), _fields(lambda e: e.parts.names("vit", "cnn"), "long", 5),
-        "Maps of the mean gradient of the centre position of the long branch alone, five steps of each model.",
+        ("receptive_field_maps",), _attentions_alone,
+        "Maps of the mean gradient of the centre position of the long branch alone, every attention and every unit.",
     ),
     Drawing(
         "C.5", "How far heads of a small model look, with more and with less data",
@@ -316,9 +336,8 @@ DRAWINGS = (
     Drawing(
         "D.1", "Places in the last two blocks of a larger Vision Transformer",
         "Well localised in both.",
-        ("localization_penultimate",),
-        lambda e: plot.localization(of_models(e.table("localization_penultimate"), _second("vit")(e))),
-        "Heat maps over the patches of the image, one per token of the block before the last.",
+        ("localization", "localization_penultimate"), _last_two,
+        "Heat maps over the patches of the image, one per token of the last two blocks.",
     ),
     Drawing(
         "D.2", "Places in the block before the last",
@@ -327,10 +346,10 @@ DRAWINGS = (
         "Heat maps over the patches of the image, one per token of the block before the last.",
     ),
     Drawing(
-        "D.3", "Places in the unit before the last of a CNN",
+        "D.3", "Places in earlier units of a CNN",
         "Better than in the last one, and still worse than in a Vision Transformer.",
-        ("localization_penultimate",), _places("localization_penultimate", "cnn"),
-        "Heat maps over the patches of the image, one per position of the unit before the last.",
+        ("localization_units",), _of("localization_units", plot.localization, "cnn"),
+        "Heat maps over the patches of the image, one per position of the unit in the middle and of the first of the last stage.",
     ),
     Drawing(
         "D.4", "What single tokens say, where they lie",

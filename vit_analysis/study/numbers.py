@@ -5,12 +5,11 @@ more layers does not count for more. `claims` says what each number stands for.
 """
 
 import re
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float64
-from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 
 from vit_analysis import localization
@@ -47,10 +46,24 @@ def far(matrix: Matrix) -> float:
     return float(resampled(matrix)[:third, -third:].mean())
 
 
-def contrast(matrix: Matrix, stages: np.ndarray) -> float:
-    """Mean similarity of different layers of the same stage less that of layers of different stages."""
-    same, itself = stages[:, None] == stages, np.eye(len(stages), dtype=bool)
-    return float(np.nanmean(matrix.values[same & ~itself]) - np.nanmean(matrix.values[~same]))
+def stage_contrast_of(matrix: Matrix, stages: np.ndarray) -> float:
+    """Mean similarity of pairs of layers inside a stage, less that of pairs as far apart across a boundary of stages.
+
+    Layers that are nearer resemble each other more whether or not there are stages, so pairs are compared at equal lag: of
+    every lag that both kinds have, weighted by the number of pairs of the rarer kind.
+    """
+    inside, across, weights = [], [], []
+    for lag in range(1, len(stages)):
+        values = matrix.values.diagonal(lag)
+        same = (stages[:-lag] == stages[lag:]) & ~np.isnan(values)
+        other = (stages[:-lag] != stages[lag:]) & ~np.isnan(values)
+        if same.any() and other.any():
+            inside.append(values[same].mean())
+            across.append(values[other].mean())
+            weights.append(min(same.sum(), other.sum()))
+    if not weights:
+        raise Refusal("needs several layers in a stage (--layers paper)")
+    return float(np.average(np.subtract(inside, across), weights=weights))
 
 
 def stages(matrix: Matrix) -> np.ndarray:
@@ -85,10 +98,14 @@ def periodicity(matrix: Matrix) -> float:
     return float(np.nanmean(lags[-1] - np.mean(lags[:-1], axis=0)))
 
 
-def matched(matrix: Matrix, depth: float) -> float:
-    """The depth of the rows' model that is most like a depth of the columns' model, made to rise with it (isotonic fit)."""
-    best = matrix.depth[np.nan_to_num(matrix.values, nan=-np.inf).argmax(axis=0)]
-    return float(np.interp(depth, matrix.other_depth, isotonic_regression(best).x))
+def lower_line(matrix: Matrix, depths: slice) -> float:
+    """How much more R at depth r is like V at depth r / 2 than like V at depth r, mean over some of the depths r.
+
+    Along these two lines, rather than at the most similar layer: which layer is most similar changes in steps.
+    """
+    values, places = resampled(matrix), np.arange(GRID)
+    half = (values[places // 2, places] + values[(places + 1) // 2, places]) / 2
+    return float((half - values.diagonal())[depths].mean())
 
 
 def nearest(matrix: Matrix) -> Float64[np.ndarray, " row"]:
@@ -136,7 +153,7 @@ def uniform(e: Evidence) -> float:
 def trained_uniform(e: Evidence) -> float:
     """F1x: how much more uniform V is than R, less the same of their untrained twins."""
     e.one("vit"), e.one("cnn")
-    vit, cnn = e.parts.twins()
+    vit, cnn = e.study.parts.twins()
     untrained = uniformity(e.cka(vit, vit)) - uniformity(e.cka(cnn, cnn))
     return uniform(e) - untrained
 
@@ -144,7 +161,7 @@ def trained_uniform(e: Evidence) -> float:
 def stage_contrast(e: Evidence) -> float:
     """F1c: how much more R divides into its stages than V into quarters of its depth."""
     vit, cnn = itself(e, "vit"), itself(e, "cnn")
-    return contrast(cnn, stages(cnn)) - contrast(vit, quarters(vit))
+    return stage_contrast_of(cnn, stages(cnn)) - stage_contrast_of(vit, quarters(vit))
 
 
 def top_unlike(e: Evidence) -> float:
@@ -161,10 +178,19 @@ def layers_needed(e: Evidence) -> float:
     return float(layers_until(turned) - layers_until(matrix))
 
 
-def monotone(e: Evidence) -> float:
-    """F12c: the smallest gain in similarity of the highest third from one amount of data to the next."""
-    tops = [third_top(blocks_alike(e, name)) for name in e.all("less_data", 2)]
-    return float(np.diff(tops).min())
+def little_data_below(e: Evidence) -> float:
+    """F12a: how much more alike the lowest third of blocks is than the highest after less data, beyond the ceiling.
+
+    The ceiling is the same difference for a model trained on all data from another seed: similarity falls with depth without
+    any change of data.
+    """
+    fall = third_down(blocks_alike(e, e.one("less_data")))
+    return fall - third_down(blocks_alike(e, e.one("other_seed")))
+
+
+def monotone(e: Evidence) -> Float64[np.ndarray, " step"]:
+    """F12c: the gains in similarity of the highest third from one amount of data to the next."""
+    return np.diff([third_top(blocks_alike(e, name)) for name in e.all("less_data", 2)])
 
 
 def third_top(values: np.ndarray) -> float:
@@ -227,12 +253,14 @@ def field(e: Evidence, part: str, column: str, depth: float) -> float:
     return float(np.interp(depth, rows["depth"], rows[column]))
 
 
-def third_unit(e: Evidence) -> float:
-    """F6a: radius of the field of the first attention less that of the third unit of R."""
+def first_radius_less(e: Evidence, step: int) -> float:
+    """F6a, F6i: radius of the field of the first attention less that of a step of R (0 is its first convolution, 3 unit 3)."""
+    name = f"unit {step}" if step else "initial conv"
     rows = e.rows("receptive_field", model=e.one("cnn"), branch="residual")
-    if len(rows) < 4:
-        raise Refusal("needs a CNN with three units or more")
-    return field(e, "vit", "radius_px", 0.0) - float(rows["radius_px"].iloc[3])
+    rows = rows[rows["step"] == name]
+    if rows.empty:
+        raise Refusal(f"needs a CNN with the step {name!r}")
+    return field(e, "vit", "radius_px", 0.0) - float(rows["radius_px"].iloc[0])
 
 
 def midway(e: Evidence, part: str) -> float:
@@ -241,10 +269,17 @@ def midway(e: Evidence, part: str) -> float:
 
 
 def centred_by_skips(e: Evidence) -> float:
-    """C4: share of the field in the own patch after the addition less that before it, mean over late attentions."""
-    rows = e.rows("receptive_field", model=e.one("vit"))
+    """C4: how much more the skip connections of V centre the field on the own patch than those of R do."""
+    return centre_gained(e, "vit") - centre_gained(e, "cnn")
+
+
+def centre_gained(e: Evidence, part: str) -> float:
+    """Share of the field in the own patch after the addition less that before it, mean over late attentions or units."""
+    rows = e.rows("receptive_field", model=e.one(part))
     late = rows[(rows["depth"] >= 0.5) & ~rows["step"].str.startswith("MLP")]
     share = late.pivot(index="step", columns="branch", values="centre_share")
+    if not {"residual", "long"} <= set(share):
+        raise Refusal(f"needs blocks whose skip connections are known: {e.one(part)} has none")
     return float((share["residual"] - share["long"]).mean())
 
 
@@ -258,12 +293,12 @@ def log_ratios(e: Evidence, model: str, token: str) -> Float64[np.ndarray, " blo
     return logs.groupby(rows["block"], sort=False).mean().to_numpy()
 
 
-def transition(e: Evidence) -> float:
-    """F7a: lead of the class token's log ratio in the first half of blocks, or minus that in the second, if smaller."""
+def transition(e: Evidence) -> Float64[np.ndarray, "2"]:
+    """F7a: lead of the class token's log ratio in the first half of blocks, and minus that in the second."""
     vit = e.one("vit")
     relative = log_ratios(e, vit, "cls") - log_ratios(e, vit, "spatial")
     half = len(relative) // 2
-    return float(min(relative[:half].mean(), -relative[half:].mean()))
+    return np.array([relative[:half].mean(), -relative[half:].mean()])
 
 
 def skips_carry(e: Evidence) -> float:
@@ -274,28 +309,23 @@ def skips_carry(e: Evidence) -> float:
     return float(np.nanmedian(vit) - np.nanmedian(cnn))
 
 
-def updates_by_mlp(e: Evidence) -> float:
-    """E1: how much more of the class token is written by MLPs in the second half of blocks than in the first."""
-    rows = e.rows("skip", model=e.one("vit"), token="cls")
+def updates_by_mlp(e: Evidence, token: str) -> float:
+    """E1, E1s: share of what later blocks write into a token that their MLPs write, mean over the second half of blocks."""
+    rows = e.rows("skip", model=e.one("vit"), token=token)
     norms = rows.pivot(index="block", columns="sublayer", values="long_norm").loc[rows["block"].unique()]
     share = (norms["mlp"] / norms.sum(axis=1)).to_numpy()
-    half = len(share) // 2
-    return float(share[half:].mean() - share[:half].mean())
+    return float(share[len(share) // 2 :].mean())
 
 
-def partitioned(e: Evidence) -> float:
-    """F8a: similarity across a block lost by training without its skip connections."""
-    e.one("no_skip")
-    return float(e.rows("lesions_trained")["across_drop"].mean())
-
-
-def accuracy_lost(e: Evidence) -> float:
-    """F8b: accuracy lost by training without the skip connections of the middle block, in points."""
-    e.one("no_skip")
-    rows = e.rows("lesions_trained")
-    blocks = rows["block"].str.extract(r"(\d+)$")[0].astype(int)
-    middle = (blocks - blocks.median()).abs().argmin()
-    return 100 * float(rows["drop"].iloc[middle])
+def middle_trained(e: Evidence, column: str) -> float:
+    """F8a, F8b: a column of the table of models trained without skip connections, of the one that lacks the middle block's."""
+    lacking, rows = e.all("no_skip"), e.rows("lesions_trained")
+    blocks = rows["block"].str.extract(r"(\d+)$")[0].astype(int).to_numpy()
+    each = np.unique(blocks)
+    middle = (blocks == each[(len(each) - 1) // 2]) & rows["model"].isin(lacking).to_numpy()
+    if not middle.any():
+        raise Refusal("needs a model trained without the skip connections of the middle block (--no-skip)")
+    return float(rows[column].to_numpy()[middle][0])
 
 
 def lesions(e: Evidence) -> float:
@@ -308,28 +338,40 @@ def lesions(e: Evidence) -> float:
 
 
 def located(e: Evidence, part: str, statistic: str) -> float:
-    """One of `localization.STATISTICS` of the last block; hit rates are rescaled so that guessing has 0 and perfection 1."""
+    """One of `localization.STATISTICS`, of the last block."""
     maps, size = localization.grid_maps(e.rows("localization", model=e.one(part)))
-    place = localization.STATISTICS.index(statistic)
-    value, chance = (
-        localization.statistics(maps, *size)[place].item(),
-        localization.chances(*size)[place],
-    )
-    return (value - chance) / (1 - chance) if "hit" in statistic else value
+    return localization.statistics(maps, *size)[localization.STATISTICS.index(statistic)].item()
 
 
-def v_less_r(statistic: str) -> Callable[[Evidence], float]:
-    """Make a function that returns one of `localization.STATISTICS` of V less that of R."""
-    return lambda e: located(e, "vit", statistic) - located(e, "cnn", statistic)
+def own_less_others(e: Evidence, *parts: str) -> Float64[np.ndarray, " part"]:
+    """CKA of tokens with their own patch less the mean of all others, of the last block of each part, on a common grid.
+
+    The grid is the coarsest of theirs: what a token stands out by depends on how many others there are. Over interior tokens.
+    """
+    found = [localization.grid_maps(e.rows("localization", model=e.one(part))) for part in parts]
+    rows, columns = (min(size[axis] for _, size in found) for axis in (0, 1))
+    _, edge = localization.neighbours(rows, columns)
+    stand = []
+    for maps, size in found:
+        coarse = localization.coarser(maps, size, (rows, columns))
+        own = torch.eye(len(coarse), dtype=torch.bool)
+        out = coarse.diagonal() - torch.where(own, torch.nan, coarse).nanmean(1)
+        stand.append(float((out if edge.all() else out[~edge]).nanmean()))
+    return np.array(stand)
 
 
 # Probes and the soft nearest neighbour loss (figures 11, 13, and the notes).
 
 
-def probed(e: Evidence, table: str, model: str, tokens: str = "native") -> pd.Series:
-    """Accuracy of probes by depth, in percent, mean over draws, for the first target; ``native`` is what the head reads."""
+def probed(
+    e: Evidence, table: str, model: str, tokens: str = "native", target: str | None = None
+) -> pd.Series:
+    """Accuracy of probes by depth, in percent, mean over draws, for a target, by default the first.
+
+    ``native`` tokens are what the model's own head reads.
+    """
     rows = e.rows(table, model=model)
-    rows = rows[rows["target"] == rows["target"].iloc[0]]
+    rows = rows[rows["target"] == (rows["target"].iloc[0] if target is None else target)]
     read = e.study.tables[table].attrs["native"][model] if tokens == "native" else tokens
     own = rows[rows["tokens"].str.isdigit()] if tokens == "each" else rows[rows["tokens"] == read]
     if own.empty:
@@ -347,6 +389,14 @@ def between(series: pd.Series, low: float, high: float) -> pd.Series:
     return series[(series.index >= low) & (series.index <= high)]
 
 
+def position_read(e: Evidence) -> float:
+    """F9p: how much better a probe of the last block of V tells where things are than one of R, in points."""
+    if "position" not in set(e.rows("probe", model=e.one("vit"))["target"]):
+        raise Refusal("needs images of which it is known where things are: scenes")
+    vit, cnn = (probed(e, "probe", e.one(part), target="position").iloc[-1] for part in ("vit", "cnn"))
+    return float(vit - cnn)
+
+
 def tokens_apart(e: Evidence) -> float:
     """F11a: accuracy of single tokens of the last block, average pooling less class token, in points."""
     gap, cls = (probed(e, "probe_tokens", e.one(part), "each").iloc[-1] for part in ("gap", "vit"))
@@ -356,7 +406,7 @@ def tokens_apart(e: Evidence) -> float:
 def heads_alike(e: Evidence) -> float:
     """F11b: difference in accuracy of class token and average pooling, each model read as its own head reads it, in points."""
     own = [probed(e, "probe_tokens", e.one(part)).iloc[-1] for part in ("vit", "gap")]
-    return abs(float(own[0] - own[1]))
+    return float(own[0] - own[1])
 
 
 def pooled_falls_behind(e: Evidence) -> float:
@@ -373,9 +423,9 @@ def first_token(e: Evidence) -> float:
 
 
 def data_in_the_middle(e: Evidence) -> float:
-    """F13a: the largest gain by more data at depths 0.4 to 0.7, in points."""
+    """F13a: the mean gain by more data at depths 0.4 to 0.7, in points."""
     gain = probed(e, "probe", e.one("vit")) - probed(e, "probe", e.one("less_data"))
-    return float(between(gain, 0.4, 0.7).max())
+    return float(between(gain, 0.4, 0.7).mean())
 
 
 def better_in_the_middle(e: Evidence) -> float:
@@ -384,26 +434,35 @@ def better_in_the_middle(e: Evidence) -> float:
     return float(vit - cnn)
 
 
-def _entangled(e: Evidence, part: str) -> np.ndarray:
-    return e.rows("soft_nearest_neighbor", model=e.one(part))["loss"].to_numpy()
+def entangled(e: Evidence, part: str) -> pd.DataFrame:
+    """The soft nearest neighbour loss of every block or unit of a part, and the loss of features that tell no class."""
+    return e.rows("soft_nearest_neighbor", model=e.one(part))
 
 
-def last_falls(e: Evidence) -> float:
-    """S1: loss of the last unit of R less the smallest before."""
-    loss = _entangled(e, "cnn")
-    return float(loss[-1] - loss[:-1].min())
+def last_falls(e: Evidence) -> tuple[float, float]:
+    """S1: share of the fall of R's loss from chance that its last unit takes, and an even share."""
+    rows = entangled(e, "cnn")
+    loss, chance = rows["loss"].to_numpy(), rows["chance"].to_numpy()
+    if len(loss) < 3:
+        raise Refusal("needs a CNN with three units or more")
+    if loss[-1] >= chance[-1]:
+        raise Refusal("needs a CNN whose loss falls below chance")
+    return float((loss[-2] - loss[-1]) / (chance[-1] - loss[-1])), 1 / (len(loss) - 1)
 
 
 def falls_more(e: Evidence) -> float:
-    """S2: share of the loss that the last block takes away, R less V."""
-    falls = [(loss[-2] - loss[-1]) / loss[-2] for loss in (_entangled(e, "cnn"), _entangled(e, "vit"))]
-    return float(falls[0] - falls[1])
+    """S2: how much the loss falls in the last block, as a share of chance, R less V."""
+    cnn, vit = (
+        float((rows["loss"].iloc[-2] - rows["loss"].iloc[-1]) / rows["chance"].iloc[-1])
+        for rows in (entangled(e, part) for part in ("cnn", "vit"))
+    )
+    return cnn - vit
 
 
-def together(e: Evidence) -> float:
-    """S3: rank correlation, over units of R, of the gain in accuracy with the fall of the loss."""
+def together(e: Evidence) -> tuple[np.ndarray, np.ndarray]:
+    """S3: over the units of R after the first, the gain in accuracy and the fall of the loss."""
     accuracy = probed(e, "probe", e.one("cnn")).to_numpy()
-    loss = _entangled(e, "cnn")
+    loss = entangled(e, "cnn")["loss"].to_numpy()
     if len(accuracy) != len(loss):
         raise Refusal("needs probes and losses of the same layers")
-    return float(spearmanr(np.diff(accuracy), -np.diff(loss)).statistic)
+    return np.diff(accuracy), -np.diff(loss)

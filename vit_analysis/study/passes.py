@@ -22,6 +22,7 @@ from vit_analysis import (
     attention_distance,
     cka,
     command,
+    layers,
     lesions,
     localization,
     models,
@@ -38,18 +39,22 @@ from vit_analysis.probe import Shots
 from vit_analysis.reading import measure, processes, state
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.spelling import Refusal
-from vit_analysis.study.controls import SELECTIONS
+from vit_analysis.study.controls import ALL, VIEWS
 from vit_analysis.study.evidence import Study
 from vit_analysis.study.parts import LAB_PARTS, Parts, parts_wanted
-from vit_analysis.tensors import similarity
+from vit_analysis.tensors import measures, similarity
 
 logger = logging.getLogger(__name__)
 
 IMAGES = Images(limit=2000, batch=160)  # about 11 batches of 16 scenes of each shape
 TRAIN = Images(limit=100_000, seed=1)
+SAME = Images(
+    source="", limit=None, batch=160
+)  # no images of their own for what needs classes: those of all else
 FIELDS, CHANNELS = 32, 8  # images for receptive fields, as in the paper, and channels drawn for each image
 LESIONED = 320  # images for lesions: each goes through the model once for every block
 SHOTS = 20  # per class of scenes: 10 do not tell a linear classifier what a texture is, 100 take longer than all else
+FEW = 10  # per class of anything else, as in the paper
 SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
 
 
@@ -59,12 +64,13 @@ def of(
     train: Images,
     out: Path,
     *,
+    labelled: Images = SAME,
     wanted: Collection[str] | None = None,
     device: str | None = None,
 ) -> "Study":
     """Run the study of these models, or of the lab's where none is named; see `run`."""
     cast = Cast.load(parts if parts.names() else LAB_PARTS, device)
-    return run(cast, images, train, out, wanted)
+    return run(cast, images, train, out, wanted, labelled)
 
 
 @dataclass(frozen=True)
@@ -83,22 +89,33 @@ class Cast:
     def load(cls, parts: Parts, device: str | None = None) -> "Cast":
         """Load the models named; models of the lab whose weights are not there are left out, with a warning."""
         there = parts.change(_there)
-        names = [*there.names(), *there.twins()]
+        names = [*there.runs(), *there.twins()]
         loaded = dict(zip(names, models.load_all(names, device=device), strict=True))
         own = {model.name: model for model in loaded.values()}
         return cls(there.change(lambda name: loaded[name].name), own)
 
     def of(self, *parts: str) -> list[Model]:
-        """The models of these parts."""
+        """The models of these parts, the first run of each."""
         return [self.models[name] for name in self.parts.names(*parts)]
+
+    def runs(self, *parts: str) -> list[Model]:
+        """The models of these parts, every training run."""
+        return [self.models[name] for name in self.parts.runs(*parts)]
 
     @property
     def twins(self) -> list[Model]:
         """The untrained twins."""
-        return [model for name, model in self.models.items() if name not in self.parts.names()]
+        return [self.models[name] for name in self.parts.twins() if name not in self.parts.runs()]
 
 
-def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection[str] | None = None) -> Study:
+def run(
+    cast: Cast,
+    images: Images,
+    train: Images,
+    out: Path,
+    wanted: Collection[str] | None = None,
+    labelled: Images = SAME,
+) -> Study:
     """Make every table that these models and images allow: measured or, if nothing changed, read again.
 
     Args:
@@ -107,10 +124,13 @@ def run(cast: Cast, images: Images, train: Images, out: Path, wanted: Collection
         train: the images that probes learn from.
         out: folder of the tables, `NAME.parquet` each.
         wanted: names of tables; None is all of `plans`.
+        labelled: images with classes, for probes and the soft nearest neighbour loss in place of ``images``.
     """
     missing = dict[str, str]()
     todo: dict[str, list[Measurement[Any]]] = {}
-    for name, plan in plans(cast, images, balanced(images), train).items():
+    own = balanced(images)
+    known = balanced(labelled) if labelled.source else own
+    for name, plan in plans(cast, images, own, train, known).items():
         if wanted is not None and not {name, *TWO_OF_ONE.get(name, ())} & set(wanted):
             continue
         try:
@@ -150,7 +170,7 @@ def balanced(images: Images) -> Images:
 
 
 def plans(
-    cast: Cast, unchosen: Images, images: Images, train: Images
+    cast: Cast, unchosen: Images, images: Images, train: Images, labelled: Images
 ) -> dict[str, Callable[[], list[Measurement[Any]]]]:
     """The plans of all tables, by name; the rows of several measurements make one table, one below the other.
 
@@ -159,22 +179,30 @@ def plans(
         unchosen: the images in their own order, of which receptive fields take the first few.
         images: the same images, `balanced`.
         train: the images that probes learn from.
+        labelled: images of the same classes, `balanced`, for what is asked of classes.
     """
     vits, cnns = cast.of("vit"), cast.of("cnn")
-    main = cast.of("vit", "cnn")
+    main = cast.runs("vit", "cnn")
     grids = cast.of("vit", "gap", "cnn")
-    others = cast.of("gap", "less_data")
-    probed = cast.of("vit", "gap", "less_data", "cnn", "cnn_less_data")
-    shots = Shots(train, SHOTS if train.source == LAB else 10)
-    layered = [*cast.of("vit", "cnn", "gap", "no_skip", "mixer"), *cast.twins]
-    compared = cast.of("vit", "cnn", "less_data", "other_seed", "mixer", "tuned")
-    few = replace(unchosen, limit=min(FIELDS, unchosen.limit or FIELDS), batch=8)
-    fields = cache(lambda: receptive_field.plan_with_maps(main, few, channels=CHANNELS))
+    probed = cast.runs("vit", "gap", "less_data", "cnn", "cnn_less_data")
+    shots = Shots(train, SHOTS if train.source == LAB else FEW)
+    layered = _once([*cast.runs("vit", "cnn"), *cast.of("gap", "no_skip", "mixer"), *cast.twins])
+    few = unchosen.only(unchosen.order[:FIELDS], batch=8)
+    fields = cache(lambda: receptive_field.plan_with_maps([*main, *cast.twins], few, channels=CHANNELS))
     return {
         "cka": lambda: [cka.plan(layered, images, pairs=_pairs(cast))],
-        "cka_controls": lambda: [cka.plan_controls(compared, images, SELECTIONS)],
+        "cka_controls": lambda: _controls(cast, images),
         "attention_distance": lambda: [
-            attention_distance.plan([*_some(vits, parts_wanted("vit")), *others, *cast.twins[:1]], images)
+            attention_distance.plan(
+                _once(
+                    [
+                        *_some(cast.runs("vit"), parts_wanted("vit")),
+                        *cast.runs("gap", "less_data", "tuned"),
+                        *(twin for twin in cast.twins if twin.name == models.twin(vits[0].name)),
+                    ]
+                ),
+                images,
+            )
         ],
         "head_subsets": lambda: [
             attention_distance.plan_subsets(vit, cnn, images)
@@ -186,30 +214,86 @@ def plans(
         "receptive_field": lambda: [fields()[0]],
         "receptive_field_maps": lambda: [fields()[1]],
         "lesions": lambda: [lesions.plan(model, mixed(images, LESIONED)) for model in main],
-        "lesions_trained": lambda: [
-            lesions.plan_trained(
-                _some(vits, parts_wanted("vit"))[0],
-                _some(cast.of("no_skip"), parts_wanted("no_skip")),
-                images,
-            )
-        ],
-        "localization": lambda: [localization.plan([*grids, *cast.twins], images)],
+        "lesions_trained": lambda: _without_skips(cast, images),
+        "localization": lambda: [localization.plan([*cast.runs("vit", "gap", "cnn"), *cast.twins], images)],
         "localization_penultimate": lambda: [localization.plan(grids, images, layers="penultimate")],
-        "localization_normalized": lambda: [localization.plan(grids, images, tokens="normalized")],
-        "probe": lambda: [probe.plan(probed, images, _learnable(shots, images))],
+        "localization_units": lambda: [
+            localization.plan(cnn, images, layers=_earlier_units(cnn))
+            for cnn in _some(cnns[:1], parts_wanted("cnn"))
+        ],
+        "localization_normalized": lambda: [
+            localization.plan([*grids, *cast.twins], images, tokens="normalized")
+        ],
+        "probe": lambda: [probe.plan(probed, labelled, _learnable(shots, labelled))],
         "probe_tokens": lambda: [
             probe.plan(
-                grids,
-                images,
-                _learnable(replace(shots, count=SINGLE, draws=3), images),
+                cast.runs("vit", "gap", "cnn"),
+                labelled,
+                _learnable(replace(shots, count=SINGLE, draws=3), labelled),
                 tokens=[*probe.AGGREGATES, probe.EACH],
             )
         ],
-        "soft_nearest_neighbor": lambda: [soft_nearest_neighbor.plan(main, images)],
+        "soft_nearest_neighbor": lambda: [soft_nearest_neighbor.plan(main, labelled)],
         "soft_nearest_neighbor_normalized": lambda: [
-            soft_nearest_neighbor.plan(main, images, tokens="normalized")
+            soft_nearest_neighbor.plan(main, labelled, tokens="normalized")
         ],
     }
+
+
+def _controls(cast: Cast, images: Images) -> list[Any]:
+    """Block outputs under every view; of further training runs only what compares runs, and only as the paper does."""
+    compared = cast.of("vit", "cnn", "less_data", "other_seed", "mixer", "tuned")
+    twins = [twin.name for twin in cast.twins]
+    views = {
+        name: view
+        for name, view in VIEWS.items()
+        if view.measure != "mutual_knn"
+        or images.batch >= measures.NEAR  # images.batch decides what a neighbour is
+    }
+    plans: list[Any] = [
+        cka.plan_controls(
+            _some([*compared, *cast.twins], "a model"),
+            images,
+            views,
+            twins=twins,
+            pairs=_compared(cast.parts),
+        )
+    ]
+    pairs = [pair for parts in cast.parts.each_run() for pair in _retrained(parts)]
+    new = list(dict.fromkeys(pair for pair in pairs if pair not in _compared(cast.parts)))
+    if new:
+        there = list(dict.fromkeys(name for pair in new for name in pair))
+        plans.append(
+            cka.plan_controls([cast.models[name] for name in there], images, {ALL: VIEWS[ALL]}, pairs=new)
+        )
+    return plans
+
+
+def _compared(parts: Parts) -> list[tuple[str, str]]:
+    """Pairs of models whose block outputs are compared: what claims about their similarity ask for."""
+    main = parts.names("vit", "cnn")
+    within = [(name, name) for name in (*main, *parts.twins())]
+    across = [*product(parts.names("vit"), parts.names("cnn")), *product(parts.names("mixer"), main)]
+    return [*within, *across, *_retrained(parts)]
+
+
+def _retrained(parts: Parts) -> list[tuple[str, str]]:
+    """The first Vision Transformer and the same architecture trained otherwise."""
+    return list(product(parts.names("vit")[:1], parts.names("less_data", "other_seed", "tuned")))
+
+
+def _without_skips(cast: Cast, images: Images) -> list[Any]:
+    """Each run of the first Vision Transformer, and the same run of those trained without some skip connections."""
+    _some(cast.of("vit"), parts_wanted("vit"))
+    _some(cast.of("no_skip"), parts_wanted("no_skip"))
+    plans, done = [], set[str]()
+    for parts in cast.parts.each_run():
+        changed = [name for name in parts.names("no_skip") if name not in done]
+        done.update(changed)
+        if changed:
+            intact, *lacking = (cast.models[name] for name in (parts.names("vit")[0], *changed))
+            plans.append(lesions.plan_trained(intact, lacking, images))
+    return plans
 
 
 def mixed(images: Images, count: int) -> Images:
@@ -227,10 +311,15 @@ def mixed(images: Images, count: int) -> Images:
     return images.only(few, batch=max(similarity.SMALLEST_BATCH, len(few) // state.GROUPS))
 
 
+def _once(several: list[Model]) -> list[Model]:
+    """Each model once, though it may play several parts."""
+    return list({model.name: model for model in several}.values())
+
+
 # Two tables of the same sums: whoever wants one gets both, as the other would take the same pass again.
 TWO_OF_ONE = {"receptive_field": ("receptive_field_maps",), "receptive_field_maps": ("receptive_field",)}
 FIRST_TOKENS = 50  # those that figure E.1 shows
-TABLES = tuple(plans(Cast(Parts(), {}), IMAGES, IMAGES, TRAIN))
+TABLES = tuple(plans(Cast(Parts(), {}), IMAGES, IMAGES, TRAIN, IMAGES))
 
 
 def _some(needed: list[Any], what: str) -> list[Any]:
@@ -247,20 +336,35 @@ def _there(name: str) -> str | None:
     return name
 
 
+def _earlier_units(cnn: Model) -> list[str]:
+    """The unit in the middle of a CNN and the first one of its last stage, which figure D.3 shows."""
+    units = layers.blocks(cnn.module)
+    stage = units[-1].rpartition(".")[0]
+    return list(
+        dict.fromkeys(
+            [units[(len(units) - 1) // 2], *[unit for unit in units if unit.rpartition(".")[0] == stage][:1]]
+        )
+    )
+
+
 def _learnable(shots: Shots, images: Images) -> Shots:
     if shots.images.source == LAB != images.source:
-        raise Refusal("needs images to learn from, with the classes of --images.source (--train.source)")
+        raise Refusal(
+            "needs images to learn from, with the classes of --images.source or --labelled.source (--train.source)"
+        )
     return shots
 
 
 def _pairs(cast: Cast) -> list[tuple[str, str]]:
     """Pairs of models whose layers are compared: each with itself, and what figures 2, B.1, G.2 and H.2 show."""
     parts, twins = cast.parts, [twin.name for twin in cast.twins]
-    within = [(name, name) for name in cast.models]
+    runs = parts.each_run()
+    layered = [*parts.runs("vit", "cnn"), *parts.names("gap", "no_skip", "mixer"), *twins]
+    within = [(name, name) for name in layered]
     vits = parts.names("vit", "gap")
-    across = [*product(parts.vit, parts.cnn), *combinations(vits, 2), *combinations(twins, 2)]
-    mixed = product(parts.names("mixer"), parts.names("vit", "cnn"))
-    return [*within, *across, *mixed]
+    across = [pair for own in runs for pair in product(own.names("vit"), own.names("cnn"))]
+    mixed = [pair for own in runs for pair in product(own.names("mixer"), own.names("vit", "cnn"))]
+    return list(dict.fromkeys([*within, *across, *combinations(vits, 2), *combinations(twins, 2), *mixed]))
 
 
 def _key(measurements: list[Measurement[Any]]) -> str:

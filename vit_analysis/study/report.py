@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,14 +26,36 @@ import numpy as np
 import pandas as pd
 
 from vit_analysis.spelling import did_you_mean
+from vit_analysis.study import rules
 from vit_analysis.study.claims import Difference
 from vit_analysis.table import column, write_whole
 
 COLUMNS = (
     *("id", "figure", "claim", "paper", "statistic", "models"),
-    *("value", "low", "high", "threshold", "p", "verdict", "fragile", "controls", "reason"),
+    *(
+        "value",
+        "low",
+        "high",
+        "threshold",
+        "threshold_from",
+        "p",
+        "verdict",
+        "because",
+        "controls",
+        "runs",
+        "reason",
+    ),
 )
-MARKS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "not measured": "&ndash;"}
+MARKS = {
+    rules.REPRODUCED: "✓",
+    rules.SMALLER: "✓",
+    rules.PARTLY: "◐",
+    rules.ARCHITECTURAL: "⌂",
+    rules.FRAGILE: "≈",
+    rules.REFUTED: "✗",
+    rules.OPEN: "?",
+    rules.UNKNOWN: "&ndash;",
+}
 Row = Mapping[str, Any]  # a finding, or one of its controls
 PNG = b"\x89PNG\r\n\x1a\n"
 UNIT = 1000  # heat maps are sent in thousandths, the three digits that are shown
@@ -75,8 +98,9 @@ def write(
     Args:
         path: the HTML file.
         places: the figures, in the order they are shown.
-        findings: columns id, figure, claim, paper, statistic, value, low, high, threshold, verdict, fragile, controls, p,
-            models, reason. ``controls`` holds mappings ``{name: {"value", "low", "high", "verdict"}}``, not JSON.
+        findings: columns id, figure, claim, paper, statistic, value, low, high, threshold, threshold_from, verdict, because,
+            controls, runs, p, models, reason. ``controls`` holds mappings ``{name: {"value", "low", "high", "verdict"}}``
+            and ``runs`` lists, not JSON.
         differences: the five, which the report opens with.
         provenance: whatever says how the study can be repeated: command, models with digests, images, seed, versions.
 
@@ -95,11 +119,16 @@ def _checked(findings: pd.DataFrame) -> Sequence[Row]:
     columns = [column(findings, name) for name in COLUMNS]
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
     for row in rows:
-        if row["verdict"] not in MARKS:
-            raise ValueError(f"no verdict {row['verdict']!r}; {did_you_mean(str(row['verdict']), MARKS)}")
-        if not isinstance(row["controls"], Mapping):
-            found = type(row["controls"]).__name__
-            raise ValueError(f"controls of {row['id']} must be a mapping of names to numbers, found {found}")
+        if row["verdict"] not in rules.WORDS:
+            raise ValueError(
+                f"no verdict {row['verdict']!r}; {did_you_mean(str(row['verdict']), rules.WORDS)}"
+            )
+        for name, kind, wanted in (
+            ("controls", Mapping, "a mapping of names to numbers"),
+            ("runs", list, "a list of numbers"),
+        ):
+            if not isinstance(row[name], kind):
+                raise ValueError(f"{name} of {row['id']} must be {wanted}, found {type(row[name]).__name__}")
     return rows
 
 
@@ -119,7 +148,12 @@ def _page(
         script=script,
         models=_text(", ".join(provenance.get("models", ())) or "the models below"),
         strip="".join(_square(row) for row in rows),
-        tally="".join(f"<li><b>{counts[verdict]}</b> {_tag(verdict)}</li>" for verdict in MARKS),
+        tally="".join(f"<li><b>{counts[verdict]}</b> {_tag(verdict)}</li>" for verdict in rules.WORDS),
+        notes="".join(f'<p class="note">{_text(note)}.</p>' for note in provenance.get("notes", ())),
+        legend="".join(
+            f"<dt>{_tag(word)}</dt><dd>{_text(meaning)}.</dd>" for word, meaning in rules.WORDS.items()
+        ),
+        adding=_text(rules.ADDING),
         contents="".join(_entry(place) for place in places),
         differences="\n".join(_difference(difference, rows) for difference in differences),
         places="\n".join(_place(place, rows) for place in places),
@@ -150,20 +184,24 @@ def _label(figure: str) -> str:
     return figure.capitalize() if figure.isalpha() and len(figure) > 1 else f"Figure {figure}"
 
 
-def _tag(verdict: str, fragile: bool = False) -> str:
+def _tag(verdict: str) -> str:
     """A verdict in words, with a mark and a colour."""
-    kind = verdict.replace(" ", "-") if verdict in MARKS else "other"
     mark = f'<span aria-hidden="true">{MARKS[verdict]}</span> ' if verdict in MARKS else ""
-    weak = ' <span class="fragile">fragile</span>' if fragile else ""
-    return f'<span class="verdict {kind}">{mark}{_text(verdict)}</span>{weak}'
+    return f'<span class="verdict {_kind(verdict)}">{mark}{_text(verdict)}</span>'
+
+
+def _kind(verdict: str) -> str:
+    """The verdict as a name in the style sheet."""
+    return re.sub(r"\W+", "-", verdict) if verdict in MARKS else "other"
 
 
 def _verdict(row: Row) -> str:
-    return _tag(row["verdict"], bool(pd.notna(row["fragile"]) and row["fragile"]))
+    because = f' <small class="because">{_text(row["because"])}</small>' if _text(row["because"]) else ""
+    return _tag(row["verdict"]) + because
 
 
 def _square(row: Row) -> str:
-    kind, mark = row["verdict"].replace(" ", "-"), MARKS[row["verdict"]]
+    kind, mark = _kind(row["verdict"]), MARKS[row["verdict"]]
     link, told = _anchor("finding", row["id"]), f"{_text(row['id'])}: {row['verdict']}"
     return f'<a tabindex="-1" class="{kind}" href="#{link}" title="{told}">{mark}</a>'
 
@@ -303,7 +341,8 @@ def _finding(row: Row, drawn: set[str]) -> str:
         f"<td><p>{_text(row['claim'])}</p><p><small>{_text(row['statistic'])}</small></p>"
         f"<p><small>{_text(row['models'])}</small></p>{_controls(row)}</td>"
         f'<td data-name="Paper">{_text(row["paper"])}</td><td data-name="Measured">{_measured(row)}</td>'
-        f'<td data-name="Expected">{_text(row["threshold"])}</td><td data-name="p">{_p_value(row["p"])}</td>'
+        f'<td data-name="Expected">{_text(row["threshold"])} <small>{_text(row["threshold_from"])}</small></td>'
+        f'<td data-name="p">{_p_value(row["p"])}</td>'
         f"<td>{_verdict(row)}</td></tr>"
     )
 
@@ -318,7 +357,9 @@ def _measured(row: Row) -> str:
     value, low, high = (
         "&ndash;" if pd.isna(side) else f"{side:z.{digits}f}".replace("-", "&minus;") for side in sides
     )
-    return f'<b class="value">{value}</b> <span class="interval">[{low}, {high}]</span>'
+    runs = [f"{run:z.{digits}f}".replace("-", "&minus;") for run in row.get("runs", ())]
+    each = f' <small class="runs">training runs {", ".join(runs)}</small>' if runs else ""
+    return f'<b class="value">{value}</b> <span class="interval">[{low}, {high}]</span>{each}'
 
 
 def _expected(row: Row) -> str:
@@ -326,7 +367,15 @@ def _expected(row: Row) -> str:
 
 
 def _p_value(p: float) -> str:
-    return "&ndash;" if pd.isna(p) else "&lt;&nbsp;0.001" if p < 0.001 else f"{p:.3f}"
+    return (
+        "&ndash;"
+        if pd.isna(p)
+        else "&lt;&nbsp;1e-6"
+        if p <= 1e-6
+        else f"{p:.0e}"
+        if p < 0.001
+        else f"{p:.3f}"
+    )
 
 
 def _controls(row: Row) -> str:

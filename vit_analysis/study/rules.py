@@ -1,10 +1,42 @@
-"""What a number has to be for a claim to be reproduced: rules over a value and its 95 % interval.
+"""From numbers to words: what a claim has to be, and the verdict that a reviewer would let stand. All rules are here.
 
-Reproduced, not reproduced, or inconclusive where the interval holds the threshold. A rule never looks at anything else, so the
-same numbers always get the same verdict.
+A rule says on which side of its threshold a number and its interval lie. `judge` makes a verdict of that and of everything
+else that is known of the claim; `together` adds the verdicts of several claims up. The same numbers always get the same words.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+REPRODUCED, SMALLER = "reproduced", "reproduced, smaller than claimed"
+ARCHITECTURAL, FRAGILE = "architectural", "fragile"
+REFUTED, OPEN, UNKNOWN = "not reproduced", "inconclusive", "not measured"
+PARTLY = "partly reproduced"
+
+WORDS: Mapping[str, str] = {
+    REPRODUCED: "the number lies beyond its threshold with its whole interval, also after adjusting p, where it has one, for the number "
+    "of claims (Holm); it stays there under every control and second measure that must not matter, and in every training run where "
+    "there are several; untrained twins, where they were asked and the claim is not about the architecture, do not get as far; and it "
+    "is as large as the paper's words, where these say how large",
+    SMALLER: "the same, but smaller than the paper's words",
+    ARCHITECTURAL: "the same, but the untrained twins get there as well, at least half as far beyond the threshold, so that most of it "
+    "need not have been learned; their number stands beside it",
+    FRAGILE: "beyond the threshold, or on its other side, with its whole interval, but a control, a second measure or a training run "
+    "that must not matter takes that away; which, stands beside it",
+    REFUTED: "the number lies on the other side of its threshold with its whole interval",
+    OPEN: "the interval holds the threshold, p is above 0.05 after adjusting, what the claim rests on is not reproduced, or a claim "
+    "about training is not decided alike by two training runs or more",
+    UNKNOWN: "it needs models, images or labels that are not there; it says which",
+}
+"""What each verdict means."""
+ADDING = (
+    "Of the claims of a difference that were measured: reproduced where all are reproduced, or architectural beside at least one "
+    "that is reproduced; partly reproduced where at least one is reproduced. Where none is: architectural where all are that, fragile "
+    "where all are fragile or architectural, not reproduced where all are not reproduced or architectural; else inconclusive."
+)
+"""How the verdicts of several claims add up to that of a difference."""
+LEVEL = 0.05  # of p, adjusted
+HALF = 0.5  # of the effect: what untrained twins have of it is the architecture's
 
 
 @dataclass(frozen=True)
@@ -17,16 +49,10 @@ class Above:
     def __str__(self) -> str:
         return f"> {self.threshold:g}" + (f" (in size: {self.size:g})" if self.size is not None else "")
 
-    def verdict(self, value: float, low: float, high: float) -> str:
+    def side(self, value: float, low: float, high: float) -> str:
         """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
         del value
-        return (
-            "reproduced"
-            if low > self.threshold
-            else "not reproduced"
-            if high < self.threshold
-            else "inconclusive"
-        )
+        return REPRODUCED if low > self.threshold else REFUTED if high < self.threshold else OPEN
 
     def in_size(self, value: float) -> bool:
         """Return whether the effect is as large as the paper's words suggest."""
@@ -43,9 +69,9 @@ class Below:
     def __str__(self) -> str:
         return f"< {self.threshold:g}" + (f" (in size: {self.size:g})" if self.size is not None else "")
 
-    def verdict(self, value: float, low: float, high: float) -> str:
+    def side(self, value: float, low: float, high: float) -> str:
         """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
-        return Above(-self.threshold).verdict(-value, -high, -low)
+        return Above(-self.threshold).side(-value, -high, -low)
 
     def in_size(self, value: float) -> bool:
         """Return whether the effect is as large as the paper's words suggest."""
@@ -58,22 +84,43 @@ class Near:
 
     low: float
     high: float
-    threshold: float = 0.0
+    threshold: float = math.nan  # two numbers decide, so that a p against one says nothing of this
 
     def __str__(self) -> str:
         return f"> 0, meets [{self.low:g}, {self.high:g}]"
 
-    def verdict(self, value: float, low: float, high: float) -> str:
+    def side(self, value: float, low: float, high: float) -> str:
         """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
+        del value
         if low > 0 and low <= self.high and high >= self.low:
-            return "reproduced"
-        return (
-            "not reproduced" if high < self.low or low > self.high else Above(0.0).verdict(value, low, high)
-        )
+            return REPRODUCED
+        return REFUTED if high < self.low or low > self.high else OPEN
 
     def in_size(self, value: float) -> bool:
-        """Return whether the value itself lies in [low, high]."""
-        return self.low <= value <= self.high
+        """Return whether the effect is not smaller than around the paper's number."""
+        return value >= self.low
+
+
+@dataclass(frozen=True)
+class Within:
+    """Reproduced where the interval of a difference lies inside [-most, most]: alike, and not only not shown to differ."""
+
+    most: float
+    threshold: float = math.nan  # a p against one number says nothing of this
+
+    def __str__(self) -> str:
+        return f"within {self.most:g} of 0"
+
+    def side(self, value: float, low: float, high: float) -> str:
+        """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
+        del value
+        if low > -self.most and high < self.most:
+            return REPRODUCED
+        return REFUTED if low > self.most or high < -self.most else OPEN
+
+    def in_size(self, value: float) -> bool:
+        """Return whether the number itself lies inside."""
+        return abs(value) <= self.most
 
 
 @dataclass(frozen=True)
@@ -85,15 +132,120 @@ class Falling:
     def __str__(self) -> str:
         return "< 0 and <= -0.8"
 
-    def verdict(self, value: float, low: float, high: float) -> str:
+    def side(self, value: float, low: float, high: float) -> str:
         """Return ``reproduced``, ``not reproduced`` or ``inconclusive``."""
         if high < 0 and value <= -0.8:
-            return "reproduced"
-        return "not reproduced" if low > 0 or low > -0.8 else "inconclusive"
+            return REPRODUCED
+        return REFUTED if low > -0.8 else OPEN
 
     def in_size(self, value: float) -> bool:
         """Return whether it falls as clearly as in the paper."""
         return value <= -0.8
 
 
-Rule = Above | Below | Near | Falling
+@dataclass(frozen=True)
+class Described:
+    """A number that the paper does not give and no threshold decides."""
+
+    threshold: float = math.nan
+
+    def __str__(self) -> str:
+        return "no threshold"
+
+    def side(self, value: float, low: float, high: float) -> str:
+        """Return ``inconclusive``."""
+        del value, low, high
+        return OPEN
+
+    def in_size(self, value: float) -> bool:
+        """Return True: there is no size to reach."""
+        del value
+        return True
+
+
+Rule = Above | Below | Near | Within | Falling | Described
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a claim: on which side of its threshold it lies, and under what else.
+
+    Attributes:
+        side: of the claim itself.
+        p: adjusted; NaN where it has none.
+        in_size: whether it is as large as the paper's words, in every training run.
+        turning: side under each control and second measure that must not matter, by their words.
+        null: sides where what is compared has nothing in common, so that whatever holds there is no finding.
+        runs: side in each further training run.
+        of_training: whether it compares models by how they were trained, so that the training run is its unit.
+        untrained: side of the untrained twins; None where they were not, or cannot be, asked.
+        untrained_share: how far they get beyond the threshold, as a share of how far the trained models get.
+        of_architecture: whether the claim is about the architecture, so that untrained twins should meet it.
+        rests_on: verdicts of the claims without which this one says nothing, by id.
+    """
+
+    side: str
+    p: float = math.nan
+    in_size: bool = True
+    turning: Mapping[str, str] = field(default_factory=dict)
+    null: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    of_training: bool = False
+    untrained: str | None = None
+    untrained_share: float = 1.0
+    of_architecture: bool = False
+    rests_on: Mapping[str, str] = field(default_factory=dict)
+
+
+def judge(known: Known) -> tuple[str, str]:
+    """Return the verdict on a claim, and why where the word alone does not say it."""
+    side = known.side
+    if side == OPEN:
+        return OPEN, ""
+    if known.p >= LEVEL:
+        return OPEN, f"p is {known.p:.2g} after adjusting for the number of claims"
+    if side == REPRODUCED and REPRODUCED in known.null:
+        return OPEN, "images that do not belong together give it as well"
+    if known.of_training and set(known.runs) != {side}:
+        return (
+            OPEN,
+            "training runs do not agree" if known.runs else f"{side} in one training run, which cannot tell",
+        )
+    turned = [words for words, other in known.turning.items() if turns(side, other)]
+    if turned:
+        return (
+            FRAGILE,
+            f"{side}, {'but not' if side == REPRODUCED else 'but it is'} under: {'; '.join(turned)}",
+        )
+    if any(turns(side, other) for other in known.runs):
+        return (
+            FRAGILE,
+            f"{side}, but {'not in every' if side == REPRODUCED else 'it is in another'} training run",
+        )
+    if side == REFUTED:
+        return REFUTED, ""
+    if without := [name for name, word in known.rests_on.items() if word not in (REPRODUCED, SMALLER)]:
+        return OPEN, f"says nothing without {' and '.join(without)}"
+    as_far = known.untrained == REPRODUCED and known.untrained_share >= HALF
+    if as_far and not known.of_architecture:
+        return ARCHITECTURAL, ""
+    return (REPRODUCED, "") if known.in_size else (SMALLER, "")
+
+
+def turns(side: str, other: str) -> bool:
+    """Return whether what holds does not hold here: what is reproduced has to stay so, what is not may not become so."""
+    return other != REPRODUCED if side == REPRODUCED else other == REPRODUCED
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """Return what the verdicts of several claims add up to, as `ADDING` says."""
+    measured = [verdict for verdict in verdicts if verdict != UNKNOWN]
+    found = {REPRODUCED if verdict == SMALLER else verdict for verdict in measured}
+    if not found:
+        return UNKNOWN
+    if REPRODUCED in found:
+        return REPRODUCED if found <= {REPRODUCED, ARCHITECTURAL} else PARTLY
+    for word in (ARCHITECTURAL, FRAGILE, REFUTED):
+        if found <= {word, ARCHITECTURAL}:
+            return word
+    return OPEN

@@ -106,12 +106,17 @@ def squared_distances(gram: Float64[Tensor, "image image"]) -> Float64[Tensor, "
 
 def u_centre(gram: Float64[Tensor, "*layer image image"]) -> Float64[Tensor, "*layer pair"]:
     """Székely and Rizzo's U-centring: the entries A_ij with i < j, row by row. The diagonal of the Gram matrix is not used."""
-    n = gram.shape[-1]
-    sums = gram.sum(-1) - gram.diagonal(dim1=-2, dim2=-1)
-    means = (sums - sums.sum(-1, keepdim=True) / (2 * (n - 1))) / (n - 2)
-    above = _above(n, gram.device)
+    means = u_means(gram)
+    above = _above(gram.shape[-1], gram.device)
     entries = gram.flatten(-2).index_select(-1, above.place)
     return entries - means.index_select(-1, above.row) - means.index_select(-1, above.column)
+
+
+def u_means(gram: Float64[Tensor, "*layer image image"]) -> Float64[Tensor, "*layer image"]:
+    """What U-centring takes from the entries of each image."""
+    n = gram.shape[-1]
+    sums = gram.sum(-1) - gram.diagonal(dim1=-2, dim2=-1)
+    return (sums - sums.sum(-1, keepdim=True) / (2 * (n - 1))) / (n - 2)
 
 
 def hsic(vectors: Float32[Tensor, "layer pair"]) -> Float64[Tensor, "layer layer"]:
