@@ -55,7 +55,7 @@ VECTORS = {**measures.MEASURES, "biased": similarity.biased}
 
 
 class View(NamedTuple):
-    """What of two layers is compared, and how.
+    """A choice of what of two layers is compared, and how.
 
     Attributes:
         tokens: one of `tokens.SELECTIONS`.

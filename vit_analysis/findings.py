@@ -36,7 +36,7 @@ NESTED = ("controls", "runs")  # columns that files hold as JSON
 
 
 class Found(NamedTuple):
-    """What was measured of a claim.
+    """A claim and all that was measured of it.
 
     Attributes:
         claim: the claim.

@@ -82,7 +82,7 @@ class Claim:
 
     @property
     def origin(self) -> str:
-        """Where threshold and size are from."""
+        """Say where threshold and size are from."""
         return self.threshold_from or (SIGN if getattr(self.rule, "size", None) is None else SIZED)
 
 

@@ -99,7 +99,7 @@ def periodicity(matrix: Matrix) -> float:
 
 
 def lower_line(matrix: Matrix, depths: slice) -> float:
-    """How much more R at depth r is like V at depth r / 2 than like V at depth r, mean over some of the depths r.
+    """Measure how much more R at depth r is like V at depth r / 2 than like V at depth r, on average over some depths r.
 
     Along these two lines, rather than at the most similar layer: which layer is most similar changes in steps.
     """

@@ -168,7 +168,7 @@ Rule = Above | Below | Near | Within | Falling | Described
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a claim: on which side of its threshold it lies, and under what else.
+    """All that is known of a claim: the side of its threshold that it lies on, and the side under everything else.
 
     Attributes:
         side: of the claim itself.

@@ -113,7 +113,7 @@ def u_centre(gram: Float64[Tensor, "*layer image image"]) -> Float64[Tensor, "*l
 
 
 def u_means(gram: Float64[Tensor, "*layer image image"]) -> Float64[Tensor, "*layer image"]:
-    """What U-centring takes from the entries of each image."""
+    """Return what U-centring takes from the entries of each image."""
     n = gram.shape[-1]
     sums = gram.sum(-1) - gram.diagonal(dim1=-2, dim2=-1)
     return (sums - sums.sum(-1, keepdim=True) / (2 * (n - 1))) / (n - 2)
