@@ -24,6 +24,7 @@ from vit_analysis.localization import (
 from vit_analysis.reading.intervals import of_table
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import similarity
+from vit_analysis.tensors.tokens import Grid
 
 
 def given(images: int = 160, size: int = 8, batch: int = 16) -> Given:
@@ -275,9 +276,25 @@ def test_a_constant_token_leaves_cells_that_it_is_not_in_as_they_were(wanted):
 
 def test_patches_are_cut_row_by_row():
     pixels = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6).float()
-    cut = patches(pixels, 2, 3)
+    cut = patches(pixels, Grid(2, 3, 2.0, 2.0))
     assert cut.shape == (2, 6, 12)
     assert torch.equal(cut[:, 4], pixels[:, :, 2:4, 2:4].flatten(1))
+
+
+def test_patches_lie_where_the_network_cuts_them():
+    pixels = torch.arange(2 * 3 * 5 * 7).view(2, 3, 5, 7).float()
+    left_over = patches(pixels, Grid(2, 3, 2.0, 2.0))
+    assert torch.equal(left_over, patches(pixels[:, :, :4, :6], Grid(2, 3, 2.0, 2.0)))
+    moved = patches(pixels, Grid(2, 3, 2.0, 2.0, top=1.0, left=1.0))
+    assert torch.equal(moved, patches(pixels[:, :, 1:, 1:], Grid(2, 3, 2.0, 2.0)))
+    padded = patches(
+        pixels, Grid(3, 4, 2.0, 2.0, top=-0.5, left=-0.5)
+    )  # positions at the corners of their cells
+    assert torch.equal(padded[:, 0], left_over[:, 0])
+    assert torch.equal(padded[:, 3].view(2, 3, 2, 2)[..., 0], pixels[:, :, :2, 6])
+    assert not padded[:, 3].view(2, 3, 2, 2)[..., 1].any()
+    with pytest.raises(Refusal, match=r"patches of 2.5 x 2 px are no whole pixels"):
+        patches(pixels, Grid(2, 3, 2.5, 2.0))
 
 
 def noisy(x: torch.Tensor) -> torch.Tensor:
@@ -355,14 +372,13 @@ def test_a_grid_that_does_not_divide_the_input_is_refused():
 
 
 def test_a_value_that_is_not_finite_names_layer_model_and_batch():
-    calls = []
+    images = given()
 
     def spoilt(x):
-        calls.append(1)
-        return cells(x) / (0 if len(calls) == 3 else 1)
+        return cells(x) / (0 if torch.equal(x[0], images.pixels[2 * images.batch]) else 1)
 
     with pytest.raises(Refusal, match="'x' of m has values that are not finite in batch 2"):
-        measure({"m": Layers(x=spoilt)}, given(), layers="x")
+        measure({"m": Layers(x=spoilt)}, images, layers="x")
 
 
 def test_a_last_batch_too_small_is_left_out_with_a_warning(caplog):

@@ -131,13 +131,10 @@ def test_moments_are_of_the_mean_field_and_the_radius_that_of_the_table():
 
 def test_a_position_lies_where_its_convolutions_put_it():
     # Of a ResNet-50's 7 x 7 positions the fourth lies at pixel 96; the middle of its cell would be 111.5.
-    assert layers.is_padded(small_resnet())
-    assert not layers.is_padded(nn.Conv2d(3, 4, 4, stride=4))
-    assert not layers.is_padded(small_vit())
-    distance, inside = offsets(224, 7, padded=True)
+    distance, inside = offsets(224, 96.0, 32.0)
     assert distance[96] == 0
     assert inside.nonzero().flatten().tolist() == list(range(80, 112))
-    distance, inside = offsets(224, 14, padded=False)
+    distance, inside = offsets(224, 119.5, 16.0)
     assert distance[[112, 127]].tolist() == [-7.5, 7.5]
     assert inside.nonzero().flatten().tolist() == list(range(112, 128))
     module = small_resnet()

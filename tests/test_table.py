@@ -14,7 +14,7 @@ def test_provenance_travels_with_the_table(tmp_path):
     pd.testing.assert_frame_equal(back, result)
     assert back.attrs == result.attrs
     assert back.attrs["analysis"] == "cka"
-    assert {"torch", "timm", "numpy", "vit-analysis"} == set(back.attrs["versions"])
+    assert {"torch", "torchvision", "timm", "numpy", "pillow", "vit-analysis"} == set(back.attrs["versions"])
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

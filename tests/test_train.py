@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from vit_analysis import models, train
 from vit_analysis.images import UNSEEN, Images
 from vit_analysis.lab import scenes, zoo
+from vit_analysis.loading import fitting
 from vit_analysis.spelling import Refusal
 from vit_analysis.train import UNLIMITED, FileData, SceneData, order
 
@@ -128,12 +129,12 @@ def test_the_file_says_all(tmp_path: Path) -> None:
     assert facts["input_size"] == [3, 32, 32]
     assert facts["mean"] == facts["std"] == [0.5, 0.5, 0.5]
     assert facts["classes"] == list(scenes.SHAPES)
-    assert facts["versions"].keys() == {"vit-analysis", "torch", "timm", "numpy"}
+    assert facts["versions"].keys() == {"vit-analysis", "torch", "torchvision", "timm", "numpy", "pillow"}
 
     weights = load_file(out)
     assert all(tensor.dtype == torch.float16 for tensor in weights.values())
     model = zoo.build(facts["architecture"], facts["config"]).eval()
-    models.fit(model, weights, "the file")
+    fitting.fit(model, weights, "the file")
     share, tested = train.accuracy(model, data.unseen())
     assert facts["accuracy"] == {"shape": share, "images": tested}
     assert tested == 1000
@@ -220,8 +221,6 @@ def test_learns_the_classes_of_a_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_answered(folder: Path) -> None:
-    with pytest.raises(Refusal, match="--out FILE is needed: lab/vit learned from scenes"):
-        train.main("lab/vit", images=Images(source=str(folder)))
     with pytest.raises(Refusal, match="--seen is at least 1 image, got 0"):
         train.main("lab/vit", seen=0)
     with pytest.raises(Refusal, match="has no classes to learn"):
@@ -289,3 +288,30 @@ def test_unknown_architectures_and_missing_weights_are_answered(
     monkeypatch.setattr(zoo, "__file__", str(tmp_path / "zoo.py"))
     with pytest.raises(FileNotFoundError, match=r"train it: python -m vit_analysis\.train lab/mixer"):
         zoo.lab_file("lab/mixer")
+
+
+def test_weights_go_under_runs_and_into_the_package_only_if_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = zoo.home("lab/vit").read_bytes()
+    train.main("lab/vit", images=Images(limit=64, batch=32), seen=64, device="cpu")
+    assert [str(file) for file in Path().rglob("*.*")] == ["runs/vit.safetensors"]
+    assert zoo.home("lab/vit").read_bytes() == shipped
+    train.main("lab/vit:1", images=Images(limit=64, batch=32), seen=64, seed=3, device="cpu")
+    assert Path("runs/vit.seed1.seed3.safetensors").exists()
+    places = []
+    monkeypatch.setattr(train, "train", lambda *arguments: places.append(arguments[3]))
+    train.main("lab/vit", ship=True, overwrite=True, device="cpu")
+    assert places == [zoo.home("lab/vit")]
+    with pytest.raises(Refusal, match="--ship writes to the lab's own file"):
+        train.main("lab/vit", ship=True, out=Path("a.safetensors"))
+
+
+@pytest.mark.parametrize("more", [{}, {"ship": True}])
+def test_weights_that_are_there_are_replaced_only_if_that_is_asked_for(tmp_path, monkeypatch, more):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/vit.safetensors").write_bytes(b"weeks of work")
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it began"))
+    with pytest.raises(Refusal, match=r"vit.safetensors' is there already; say --overwrite, or choose"):
+        train.main("lab/vit", **more)
+    assert Path("runs/vit.safetensors").read_bytes() == b"weeks of work"

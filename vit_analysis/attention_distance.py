@@ -150,7 +150,7 @@ def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[Subse
     place = scale(vit)
     taps = {
         vit.name: list(_chosen(vit, [0]).values()),
-        cnn.name: [Tap(unit) for unit in layers.lower_units(cnn.module)],
+        cnn.name: [Tap(unit) for unit in layers.lower_units(cnn)],
     }
 
     def reduce(activation: Activation) -> Any:
@@ -173,8 +173,8 @@ def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[Subse
 
 def scale(model: Model) -> Scale:
     """Return the distances between the model's tokens, on its device, and the number of its prefix tokens."""
-    grid = layers.grid(model.module)
-    return Scale(grid.distances().to(model.device), layers.layout(model.module).prefix)
+    grid = layers.grid(model)
+    return Scale(grid.distances().to(model.device), layers.layout(model).prefix)
 
 
 def head_distances(heads: Heads, scale: Scale) -> Float64[Tensor, "image head 3"]:
@@ -225,7 +225,7 @@ def _refuse_other_tokens(activation: Activation, scale: Scale) -> None:
 
 def _chosen(model: Model, blocks: Sequence[int] | None) -> dict[str, Tap]:
     """Return the attention taps of the chosen blocks, by path of the block."""
-    found = layers.attentions(model.module)
+    found = layers.attentions(model)
     if not found:
         raise Refusal(
             f"{model.name} has no attention in its blocks, where it is looked for as 'attn'; choose a Vision Transformer"
@@ -309,8 +309,9 @@ def main(
         out: path of the results without ending; .parquet and .png are added.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.ready(out, "_heads")
     loaded = load_all(models, device=device)
-    vits = [model for model in loaded if layers.attentions(model.module)]
+    vits = [model for model in loaded if layers.attentions(model)]
     if not vits:
         raise Refusal(f"no attention in {', '.join(models)}; name a Vision Transformer")
     table = measure(vits, images, blocks=blocks or None, state=out)

@@ -438,6 +438,7 @@ def main(
         out: path of the results without ending; .parquet and .png are added.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.ready(out, "_robustness")
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
     table = measure(loaded, images, layers=chosen, tokens=tokens, measure=by, state=out)

@@ -1,11 +1,13 @@
 """The shell around every command: arguments, processes, logging, errors and writing, once."""
 
 import ctypes
+import itertools
 import logging
 import os
 import shlex
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -71,19 +73,65 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt("SIGTERM")
 
 
+def ready(out: Path, *more: str) -> None:
+    """Find out before a long run whether ``out``.parquet and .png can be written, and replace nothing that is not ours.
+
+    Args:
+        out: path of the results without ending.
+        more: what names of further tables and pictures have after it.
+    """
+    replacing(*(beside(out, f"{name}{ending}") for name in ("", *more) for ending in (".parquet", ".png")))
+
+
+def replacing(*files: Path) -> None:
+    """Find out before a long run whether its tables (.parquet) and pictures (.png) can be written and replace only such ones.
+
+    Raises:
+        OSError: the folder cannot be written to.
+        Refusal: a file of that name is there, and no table or picture of this package.
+    """
+    writable(*files)
+    for file in files:
+        if file.exists() and not table.is_ours(file):
+            raise Refusal(f"{str(file)!r} is there and was not made by vit_analysis; choose another --out")
+
+
+def writable(*files: Path) -> None:
+    """Find out before a long run whether files can be written; nothing is left behind.
+
+    Raises:
+        OSError: a folder cannot be written to.
+    """
+    for file in files:
+        folder = next(one for one in (file.parent, *file.absolute().parents) if one.exists())
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(f"cannot write {file}: {error.strerror}: {str(folder)!r}") from error
+
+
 def write(result: pd.DataFrame, out: Path) -> None:
-    """Write ``out``.parquet, with the command line in its provenance, from the first process only."""
-    if processes.rank_and_size()[0] == 0:
-        result.attrs["command"] = line()
-        table.write(result, beside(out, ".parquet"))
-        logger.info("wrote %s", beside(out, ".parquet"))
+    """Write ``out``.parquet, with the command line in its provenance, from the first process only.
+
+    A table of another command that is there is not lost: it is put aside as ``out``.1.parquet, 2 ...
+    """
+    if processes.rank_and_size()[0]:
+        return
+    result.attrs["command"] = line()
+    file = beside(out, ".parquet")
+    if file.exists() and table.read(file).attrs.get("command") != line():
+        aside = next(name for n in itertools.count(1) if not (name := beside(out, f".{n}.parquet")).exists())
+        file.rename(aside)
+        logger.info("put the table of another command aside as %s", aside)
+    table.write(result, file)
+    logger.info("wrote %s", file)
 
 
 def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]) -> None:
     """Write ``out``.png, from the first process only."""
     if processes.rank_and_size()[0] == 0:
-        figure = picture(result)
-        table.write_whole(beside(out, ".png"), lambda part: figure.savefig(part))
+        table.write_picture(picture(result), beside(out, ".png"))
         logger.info("wrote %s", beside(out, ".png"))
 
 

@@ -32,11 +32,11 @@ def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) ->
     """Pictures as `OUT/figure_ID.png`; by id its path, or what it would need."""
     drawn: dict[str, Path | str] = {}
     for drawing in chosen:
-        path = out / f"figure_{drawing.id.replace(' ', '_')}.png"
+        path = _picture(out, drawing)
         try:
             figure = drawing.draw(evidence)
             if processes.rank_and_size()[0] == 0:
-                table.write_whole(path, figure.savefig)
+                table.write_picture(figure, path)
                 logger.info("wrote %s", path)
         except Refusal as needed:
             drawn[drawing.id] = str(needed)
@@ -47,6 +47,10 @@ def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) ->
             raise
         drawn[drawing.id] = path
     return drawn
+
+
+def _picture(out: Path, drawing: Drawing) -> Path:
+    return out / f"figure_{drawing.id.replace(' ', '_')}.png"
 
 
 def choose(only: Sequence[str]) -> list[Drawing]:
@@ -141,6 +145,9 @@ def main(
     """
     chosen = choose(only)
     wanted = _needed(chosen) if only else None
+    command.replacing(
+        *(_picture(out, drawing) for drawing in chosen), out / "verdicts.png", out / "findings.parquet"
+    )
     made = passes.of(parts, images, train, out, labelled=labelled, wanted=wanted, device=device)
     evidence = Evidence(made)
     drawn = draw(evidence, out, chosen)
@@ -148,7 +155,7 @@ def main(
         return
     found = findings.measure(made, note)
     findings.write(found, out / "findings")
-    table.write_whole(out / "verdicts.png", plot.verdicts(found).savefig)
+    table.write_picture(plot.verdicts(found), out / "verdicts.png")
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},

@@ -22,6 +22,7 @@ import tyro
 from vit_analysis import command
 from vit_analysis import table as tables
 from vit_analysis.images import Images
+from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes, rules
 from vit_analysis.study.claims import CLAIMS, DIFFERENCES, Claim, Difference
@@ -299,7 +300,11 @@ def in_digits(row: Any) -> str:
 
 def write(found: pd.DataFrame, out: Path) -> None:
     """Write ``out``.parquet, controls as JSON, and ``out``.md."""
-    command.write(found.assign(**{name: found[name].map(json.dumps) for name in NESTED}), out)
+    if processes.rank_and_size()[0]:
+        return
+    whole = found.assign(**{name: found[name].map(json.dumps) for name in NESTED})
+    whole.attrs |= found.attrs | {"command": command.line()}
+    tables.write(whole, command.beside(out, ".parquet"))
     tables.write_whole(
         command.beside(out, ".md"), lambda part: part.write_text(markdown(found), encoding="utf-8")
     )
@@ -332,6 +337,7 @@ def main(
         out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.replacing(command.beside(out, ".parquet"))
     made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
     found = measure(made, note)
     write(found, out)

@@ -1,127 +1,64 @@
-"""Places in a model, under the paper's names for them: the only file that knows module paths.
+"""Places in a model, under the paper's names for them.
 
 Layers are chosen by ``"paper"`` (every sublayer, figure 1: six per Vision Transformer block, seven per ResNet bottleneck),
 ``"blocks"`` (block outputs), ``"last"`` or ``"penultimate"`` (the last block output or the one before), or glob patterns over
 module paths. In a pattern ``*`` stands for one path component or a part of one and ``**`` for any number of them:
 ``blocks.*`` is the twelve blocks, ``blocks.*.attn`` their attentions, ``**.bn1`` every bn1. ``PATH:in`` is what a module is
 given.
+
+Which part of a network plays which role is data: `anatomy.families` for the codebases that are known, `Anatomy` for a module
+of your own.
 """
 
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vit_analysis.spelling import Refusal, did_you_mean
+from vit_analysis.anatomy import find
+from vit_analysis.anatomy.find import CONTAINERS
+from vit_analysis.anatomy.patterns import matching, nearest
+from vit_analysis.anatomy.places import INPUT, Branch, Sublayer, Tap
+from vit_analysis.anatomy.roles import Anatomy, Block
+from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import Grid, Layout
+
+__all__ = ["INPUT", "Anatomy", "Branch", "Sublayer", "Tap"]
 
 logger = logging.getLogger(__name__)
 
-ENTRANCES = ("patch_embed", "stem", "conv_stem", "conv1", "bn1")
 ENDS = {"last": -1, "penultimate": -2}
 RESIDUAL_UNIT = re.compile(r"(conv|bn|norm)(\d|_\w+)")
-# A RegNet's units are b1, b2 ..., a DenseNet's denselayer1 ...; everyone else's are numbers.
-NUMBERED = re.compile(r"(b|denselayer)?\d+")
-CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # never run themselves
-# activation(z + f(z)) may differ from the output by this share of f(z), and by rounding in so many last places of the sum.
-ROUNDING, LAST_PLACES = 1e-2, 1
+SHORTCUT = ("downsample.0", "downsample.1", "downsample.conv", "downsample.norm")
 
 
-class Tap(NamedTuple):
-    """A place in a model where activations are read.
+@runtime_checkable
+class Described(Protocol):
+    """A module with its anatomy, such as `models.Model`."""
 
-    Attributes:
-        path: of a module, such as ``blocks.3.attn``; the model itself is the empty path.
-        at: ``out`` is what the module returns. ``in`` is what it is given: for ``blocks.3.norm2`` the residual stream in the
-            middle of a block, for the model itself its images. ``heads`` is the queries, keys and values of an attention: what
-            it hands to `scaled_dot_product_attention`, after its norms, rotations and biases (`capture.Heads`).
-    """
+    @property
+    def module(self) -> nn.Module:
+        """The module."""
 
-    path: str
-    at: Literal["out", "in", "heads"] = "out"
-
-    @classmethod
-    def of(cls, name: str) -> "Tap":
-        """The tap that is printed as ``PATH``, ``PATH:in`` or ``PATH:heads``."""
-        path, colon, at = name.rpartition(":")
-        return cls(path, at) if colon and at in ("in", "heads") else cls(name)  # type: ignore[arg-type]
-
-    def __str__(self) -> str:
-        return self.path if self.at == "out" else f"{self.path}:{self.at}"
-
-    def module(self, model: nn.Module) -> nn.Module:
-        """The module of a model at this path.
-
-        Raises:
-            Refusal: there is none; it gives the nearest right paths.
-        """
-        try:
-            return model.get_submodule(self.path)
-        except AttributeError:
-            paths = [name for name, _ in model.named_modules() if name]
-            near = did_you_mean(self.path, paths)
-            raise Refusal(f"no layer {self.path!r} in {type(model).__name__}; {near}") from None
+    @property
+    def anatomy(self) -> Anatomy:
+        """What is known of it."""
 
 
-INPUT = Tap("", "in")  # the images as the model receives them
+AnyModel = nn.Module | Described
+"""A module whose anatomy is found, or one that has it beside it."""
 
 
-# What a transformer-like block computes, in order; a block need not have all of them.
-SUBLAYERS = (
-    Tap("norm1"),
-    Tap("attn"),
-    Tap("mlp_tokens.act"),
-    Tap("norm2", "in"),
-    Tap("norm2"),
-    Tap("mlp.act"),
-    Tap("mlp_channels.act"),
-)
+def known(model: AnyModel) -> tuple[nn.Module, Anatomy]:
+    """A module and its anatomy."""
+    if isinstance(model, nn.Module):
+        return model, find.anatomy(model)
+    return model.module, model.anatomy
 
 
-class Branch(NamedTuple):
-    """A long branch f beside a skip connection, with the output activation(z + f(z)).
-
-    Attributes:
-        block: path of the block that it is part of.
-        sublayer: ``attention``, ``mlp`` or ``unit``.
-        skip: where z is read, after its projection if it has one.
-        long: where f(z) is read.
-        joined: where the output is read.
-        activation: path of a module between the addition and `joined`; None where there is none.
-    """
-
-    block: str
-    sublayer: str
-    skip: Tap
-    long: Tap
-    joined: Tap
-    activation: str | None = None
-
-    def join(self, model: nn.Module, total: Tensor) -> Tensor:
-        """Return activation(total), which may overwrite total; no hook sees it."""
-        return total if self.activation is None else model.get_submodule(self.activation).forward(total)
-
-    def is_sum(self, model: nn.Module, skip: Tensor, long: Tensor, joined: Tensor) -> bool:
-        """Return whether the output is activation(z + f(z)); NaN counts as equal, as other checks find it."""
-        if not skip.numel() == long.numel() == joined.numel():
-            return False
-        expected = self.join(model, skip.reshape(joined.shape) + long.reshape(joined.shape))
-        rounding = LAST_PLACES * torch.finfo(joined.dtype).eps * joined.norm()
-        return not (expected - joined).norm() > ROUNDING * long.norm() + rounding
-
-    def refusal(self) -> Refusal:
-        """The refusal for a block that adds in another way."""
-        return Refusal(
-            f"what goes on after {str(self.long)!r} is not z + f(z) with z from {str(self.skip)!r}: its block adds in another "
-            f"way (parallel branches, a norm or a scale after the branch), and such skip connections are not known"
-        )
-
-
-def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict[str, list[Tap]]:
+def choose(models: Mapping[str, AnyModel], layers: str | Sequence[str]) -> dict[str, list[Tap]]:
     """Choose the taps of every model, by model name.
 
     Raises:
@@ -136,13 +73,15 @@ def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict
             name: [Tap(unit) for unit in blocks(model)[ENDS[layers] :][:1]] for name, model in models.items()
         }
     patterns = [layers] if isinstance(layers, str) else list(layers)
-    paths = {name: [path for path, _ in model.named_modules() if path] for name, model in models.items()}
-    found = {pattern: {name: _matching(own, pattern) for name, own in paths.items()} for pattern in patterns}
+    paths = {
+        name: [path for path, _ in known(model)[0].named_modules() if path] for name, model in models.items()
+    }
+    found = {pattern: {name: matching(own, pattern) for name, own in paths.items()} for pattern in patterns}
     for pattern, matches in found.items():
         if not any(matches.values()):
             everything = ["paper", "blocks", *(path for own in paths.values() for path in own)]
             raise Refusal(
-                f"no layer of {', '.join(paths)} matches {pattern!r}; {did_you_mean(pattern, everything)}"
+                f"no layer of {', '.join(paths)} matches {pattern!r}; {nearest(pattern, everything)}"
             )
     chosen = {
         name: list(dict.fromkeys(tap for own in found.values() for tap in own[name])) for name in models
@@ -154,86 +93,80 @@ def choose(models: Mapping[str, nn.Module], layers: str | Sequence[str]) -> dict
     return chosen
 
 
-def paper(model: nn.Module) -> list[Tap]:
+def paper(model: AnyModel) -> list[Tap]:
     """The paper's layers: sublayers and outputs of all blocks, entrance and final norm.
 
     They are block outputs alone for a model whose sublayers are not known.
     """
+    module, anatomy = known(model)
     units = blocks(model)
-    modules = dict(model.named_modules())
-    inner = [tap for unit in units for tap in _sublayers(unit, modules[unit])]
+    inner = [tap for unit in units for tap in _sublayers(unit, module.get_submodule(unit), anatomy)]
     if len(inner) == len(units):
         return [Tap(unit) for unit in units]
-    entrances = [
-        Tap(name) for name in ENTRANCES if not isinstance(modules.get(name), (*CONTAINERS, type(None)))
-    ]
-    if _is_transformer_block(modules[units[0]]):
+    entrances = [Tap(_below(anatomy, name)) for name in anatomy.entrances or ()]
+    if kind(module.get_submodule(units[0]), anatomy):
         entrances.append(Tap(units[0], "in"))  # tokens with their position embedding
-    exits = (
-        [Tap("norm")] if not isinstance(modules.get("norm"), (nn.Identity, *CONTAINERS, type(None))) else []
-    )
+    exits = [Tap(_below(anatomy, anatomy.norm))] if anatomy.norm else []
     return [*entrances, *inner, *exits]
 
 
-def blocks(model: nn.Module) -> list[str]:
-    """Paths of the repeated units (blocks) of a model, found by structure: composite modules that are numbered.
+def blocks(model: AnyModel) -> list[str]:
+    """Paths of the repeated units (blocks) of a model.
 
     Raises:
-        Refusal: the model has none; name layers by patterns.
+        Refusal: the model has none that could be found; name layers by patterns.
     """
-    units: list[str] = []
-    for path, module in model.named_modules():
-        entrance, number = path.partition(".")[0], path.rpartition(".")[2]
-        inside = any(path.startswith(f"{unit}.") for unit in units)
-        if NUMBERED.fullmatch(number) and not inside and entrance not in ENTRANCES and _is_unit(module):
-            units.append(path)
-    if not units:
-        raise Refusal(
-            f"{type(model).__name__} has no repeated blocks that could be found by structure; name its layers with patterns, "
-            f"as in {_richest(model)!r}; {did_you_mean('', [path for path, _ in model.named_modules() if path])}"
-        )
-    return units
+    module, anatomy = known(model)
+    base = anatomy.base or ""
+    network = module.get_submodule(base)
+    own = anatomy.blocks if anatomy.blocks is not None else find.blocks(network)
+    return [_below(anatomy, path) for path in own]
 
 
-def layout(model: nn.Module) -> Layout:
+def layout(model: AnyModel) -> Layout:
     """Return how the model arranges tokens and channels, read from the model and never assumed."""
-    embed = getattr(model, "patch_embed", getattr(model, "stem", None))  # a Mixer's is its stem
-    grid = getattr(embed, "grid_size", None)
-    # Class tokens: a CrossViT has one for each size of patch, a CoaT one for each stage.
-    own = [token for name, token in model.named_parameters(recurse=False) if name.startswith("cls_token")]
+    module, anatomy = known(model)
+    grid = anatomy.grid
+    tokens = anatomy.tokens or ((grid.rows, grid.columns) if grid else None)
     return Layout(
-        spatial=grid[0] * grid[1] if grid else getattr(embed, "num_patches", None),
-        prefix=getattr(model, "num_prefix_tokens", own[0].shape[1] if own else 0),
-        class_token=bool(own) or getattr(model, "cls_token", None) is not None,
-        channels_last=getattr(model, "output_fmt", "NCHW") == "NHWC",
-        by_shape=not is_convolutional(model),
-        grid=tuple(grid) if grid else None,
+        spatial=tokens[0] * tokens[1] if tokens else anatomy.spatial,
+        prefix=anatomy.prefix,
+        class_token=anatomy.class_token,
+        channels_last=bool(anatomy.channels_last),
+        by_shape=not find.is_convolutional(module),
+        grid=tokens,
     )
 
 
-def grid(model: nn.Module) -> Grid:
+def grid(model: AnyModel) -> Grid:
     """Return where the model's spatial tokens lie in its input.
 
     Raises:
-        Refusal: it has no fixed grid of patches.
+        Refusal: it has no fixed grid of patches, or none is known.
     """
-    embed = getattr(model, "patch_embed", None)
-    size, count = getattr(embed, "img_size", None), getattr(embed, "grid_size", None)
-    if size is None or count is None:
+    module, anatomy = known(model)
+    if anatomy.grid is None:
         raise Refusal(
-            f"{type(model).__name__} has no fixed grid of patches (patch_embed.img_size, .grid_size), so its tokens have no "
-            f"place in the image; choose a Vision Transformer"
+            f"{type(module).__name__} has no fixed grid of patches (patch_embed.img_size, .grid_size), so its tokens have no "
+            f"place in the image; choose a Vision Transformer, or say where they lie with Anatomy(grid=Grid(...))"
         )
-    return Grid(count[0], count[1], size[0] / count[0], size[1] / count[1])
+    return anatomy.grid
 
 
-def attentions(model: nn.Module) -> dict[str, Tap]:
+def attentions(model: AnyModel) -> dict[str, Tap]:
     """Taps on queries, keys and values of every block's attention, by block, in order of execution; none for a CNN."""
-    modules = dict(model.named_modules())
-    return {unit: Tap(f"{unit}.attn", "heads") for unit in blocks(model) if f"{unit}.attn" in modules}
+    module, anatomy = known(model)
+    found = {}
+    for unit in blocks(model):
+        block = module.get_submodule(unit)
+        own = kind(block, anatomy)
+        name = own.heads if own else "attn"  # some blocks have an attention and no kind that is known
+        if name and isinstance(find.part(block, name), nn.Module):
+            found[unit] = Tap(f"{unit}.{name}", "heads")
+    return found
 
 
-def branches(model: nn.Module) -> list[Branch]:
+def branches(model: AnyModel) -> list[Branch]:
     """Every long branch beside a skip connection, in order of execution; none for a block without its skip connections.
 
     The long branch ends with what its last module returns: stochastic depth, LayerScale or squeeze-and-excitation included.
@@ -241,29 +174,30 @@ def branches(model: nn.Module) -> list[Branch]:
     Raises:
         Refusal: no block is of a kind that is known.
     """
-    modules = dict(model.named_modules())
-    skipping = [unit for unit in blocks(model) if _has_skip(modules[unit])]
-    found = [branch for unit in skipping for branch in _branches(unit, modules[unit])]
+    module, anatomy = known(model)
+    skipping = [unit for unit in blocks(model) if _has_skip(module.get_submodule(unit))]
+    found = [branch for unit in skipping for branch in _branches(unit, module.get_submodule(unit), anatomy)]
     if found and (unknown := sorted(set(skipping) - {branch.block for branch in found})):
         logger.warning(
             "%d of %d blocks of %s are left out, as their skip connections, if any, are not known: %s%s",
-            *(len(unknown), len(skipping), type(model).__name__),
+            *(len(unknown), len(skipping), type(module).__name__),
             *(", ".join(unknown[:3]), ", ..." if len(unknown) > 3 else ""),
         )
     if not found:
         raise Refusal(
-            f"the skip connections of {type(model).__name__} are not known; choose a Vision Transformer or a ResNet"
+            f"the skip connections of {type(module).__name__} are not known; choose a Vision Transformer or a ResNet, or say "
+            f"what its blocks consist of with Anatomy(kinds=(Block(...),))"
         )
     return found
 
 
-def without_skips(model: nn.Module) -> list[str]:
+def without_skips(model: AnyModel) -> list[str]:
     """The blocks that were made without skip connections."""
-    modules = dict(model.named_modules())
-    return [unit for unit in blocks(model) if getattr(modules[unit], "skip", True) is False]
+    module, _ = known(model)
+    return [unit for unit in blocks(model) if getattr(module.get_submodule(unit), "skip", True) is False]
 
 
-def lower_units(model: nn.Module) -> list[str]:
+def lower_units(model: AnyModel) -> list[str]:
     """The units of figure 5: the first three of a CNN's first stage and the first two of its second."""
     stages: dict[str, list[str]] = {}
     for unit in blocks(model):
@@ -271,82 +205,59 @@ def lower_units(model: nn.Module) -> list[str]:
     return [unit for stage, most in zip(stages.values(), (3, 2), strict=False) for unit in stage[:most]]
 
 
-def representation(model: nn.Module) -> str:
-    """The representation that the model's own head reads, as probes name it.
+def representation(model: AnyModel) -> str:
+    """The representation that the model's own head reads, as probes name it: ``cls``, ``mean`` or ``mean_spatial``.
 
-    ``cls`` (the class token) or an average: ``mean``, or ``mean_spatial`` if there are prefix tokens, which timm leaves out.
+    ``mean_spatial`` is the average without prefix tokens, which timm leaves out.
+
+    Raises:
+        Refusal: it is not known.
     """
-    pool, own = getattr(model, "global_pool", None) or getattr(model, "pool", None), layout(model)
-    if own.class_token and pool in ("token", "cls"):
-        return "cls"
-    return "mean_spatial" if own.prefix else "mean"
+    module, anatomy = known(model)
+    if anatomy.reads is None:
+        raise Refusal(
+            f"what the head of {type(module).__name__} reads is not known; say it with Anatomy(reads='cls'), 'mean' or "
+            f"'mean_spatial'"
+        )
+    return anatomy.reads
 
 
-class Sublayer(NamedTuple):
-    """A step of the residual stream.
-
-    Attributes:
-        name: its name, numbered as in the paper: ``attention 1``, ``MLP 1``, ``initial conv``, ``unit 1``.
-        residual: tap of the stream after the step.
-        long: tap of what the step adds to it, before the addition; None where it is unknown or there is no addition.
-        branch: the addition of `long` as we suppose it; whether the model adds so, only a run of it shows
-            (`intervene.true_branches`).
-        needed: whether there is no such step at all if it adds in another way, as `residual` is then no residual stream.
-    """
-
-    name: str
-    residual: Tap
-    long: Tap | None
-    branch: Branch | None = None
-    needed: bool = False
-
-
-def sublayers(model: nn.Module) -> list[Sublayer]:
+def sublayers(model: AnyModel) -> list[Sublayer]:
     """The steps of the residual stream (figures 6 and C.1-C.4): two per transformer block; a CNN's first layer and its units.
 
     A unit's long branch does not include the projection of a stage's first shortcut.
     """
-    modules = dict(model.named_modules())
+    module, anatomy = known(model)
     units = blocks(model)
     found: list[Sublayer] = []
     for number, unit in enumerate(units, 1):
-        branches = {one.sublayer: one for one in _branches(unit, modules[unit])}
-        own = [name for name, part in modules[unit].named_children() if not isinstance(part, nn.Identity)]
-        if _is_transformer_block(modules[unit]):
-            mixing = "attention" if "attn" in own else "token mixing"
-            whole = _first(unit, own, "ls1", "attn")
-            if _attention(modules[unit]) != "attn":
-                whole = Tap(f"{unit}.{_attention(modules[unit])}")
-            attention, mlp = branches.get("attention"), branches.get("mlp")
-            middle = Tap(f"{unit}.norm2", "in")
-            found.append(Sublayer(f"{mixing} {number}", middle, whole, attention, attention is not None))
-            last = _first(unit, own, "ls2", "mlp", "mlp_channels")
+        block = module.get_submodule(unit)
+        branches = {one.sublayer: one for one in _branches(unit, block, anatomy)}
+        own = kind(block, anatomy)
+        if own:
+            mixing, mlp = branches.get("attention"), branches.get("mlp")
+            whole, last = (_running(unit, block, added) for added in (own.mixing_added, own.mlp_added))
+            middle = Tap(f"{unit}.{own.norm2}", "in")
+            found.append(Sublayer(f"{own.name} {number}", middle, whole, mixing, mixing is not None))
             found.append(Sublayer(f"MLP {number}", Tap(unit), last, mlp))
         else:
             branch = branches.get("unit")
             found.append(Sublayer(f"unit {number}", Tap(unit), branch.long if branch else None, branch))
-    entrance = [name for name in ("conv1", "conv_stem", "stem") if name in modules]
-    if entrance and not _is_transformer_block(modules[units[0]]):
-        found.insert(0, Sublayer("initial conv", Tap(entrance[0]), None))
+    entrance = [name for name in anatomy.entrances or () if name in ("conv1", "conv_stem", "stem")]
+    if entrance and not kind(module.get_submodule(units[0]), anatomy):
+        found.insert(0, Sublayer("initial conv", Tap(_below(anatomy, entrance[0])), None))
     return found
 
 
-def is_padded(model: nn.Module) -> bool:
-    """Return whether position i of a map lies at pixel i x stride of the input, as odd kernels padded by half put it.
-
-    Otherwise the model is taken to cut its input into patches: a position lies in the middle of its cell.
-    """
-    strided = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and _side(module.stride) > 1
-    ]
-    return bool(strided) and all(
-        _side(module.kernel_size) == 1 + 2 * _side(module.padding) for module in strided
+def kind(block: nn.Module, anatomy: Anatomy) -> Block | None:
+    """The kind of transformer block that this one is; None if it is of no kind that is known, such as a convolutional unit."""
+    return next(
+        (own for own in anatomy.kinds or () if all(find.part(block, name) is not None for name in own.needs)),
+        None,
     )
 
 
-def last_block(model: nn.Module) -> list[str]:
+def last_block(model: AnyModel) -> list[str]:
     """The path of the last of `blocks`, in a list that is empty if the model has none."""
     try:
         return blocks(model)[-1:]
@@ -354,33 +265,55 @@ def last_block(model: nn.Module) -> list[str]:
         return []
 
 
-def is_convolutional(model: nn.Module) -> bool:
+def is_convolutional(model: AnyModel) -> bool:
     """Return whether most of the model is convolutions: such a model runs faster with its channels last in memory."""
-    kinds = [
-        isinstance(module, nn.Conv2d)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    return sum(kinds) > len(kinds) / 2
+    return find.is_convolutional(known(model)[0])
 
 
-def _sublayers(path: str, unit: nn.Module) -> Iterator[Tap]:
-    modules = dict(unit.named_modules())
-    if _is_transformer_block(unit):
-        for own in SUBLAYERS:
-            name = _attention(unit) if own.path == "attn" and "attn" in modules else own.path
-            if name in modules:
-                yield Tap(f"{path}.{name}", own.at)
+def _below(anatomy: Anatomy, path: str) -> str:
+    return f"{anatomy.base}.{path}" if anatomy.base else path
+
+
+def _sublayers(path: str, unit: nn.Module, anatomy: Anatomy) -> Iterator[Tap]:
+    if own := kind(unit, anatomy):
+        mixing, hidden = _first(unit, own.mixing), _first(unit, own.hidden)
+        inner = [Tap(own.norm1), *map(Tap, mixing), Tap(own.norm2, "in"), Tap(own.norm2), *map(Tap, hidden)]
+        yield from (Tap(f"{path}.{tap.path}", tap.at) for tap in inner if _runs(unit, tap.path))
     else:
-        shortcut = [
-            f"downsample.{name}" for name in ("0", "1", "conv", "norm") if f"downsample.{name}" in modules
-        ]
         pattern = [name for name, _ in unit.named_children() if RESIDUAL_UNIT.fullmatch(name)]
-        silent = (nn.Identity, *CONTAINERS)
         yield from (
-            Tap(f"{path}.{name}") for name in [*pattern, *shortcut] if not isinstance(modules[name], silent)
+            Tap(f"{path}.{name}")
+            for name in [*pattern, *SHORTCUT]
+            if _runs(unit, name) and not isinstance(find.part(unit, name), nn.Identity)
         )
     yield Tap(path)
+
+
+def _runs(unit: nn.Module, path: str) -> bool:
+    """Return whether a block has a module at this path that runs by itself."""
+    own = find.part(unit, path)
+    return isinstance(own, nn.Module) and not isinstance(own, CONTAINERS)
+
+
+def _branches(path: str, unit: nn.Module, anatomy: Anatomy) -> Iterator[Branch]:
+    if not _has_skip(unit):
+        return
+
+    def tap(names: Sequence[str]) -> Tap | None:
+        return next((Tap(f"{path}.{name}") for name in _first(unit, names)), None)
+
+    if own := kind(unit, anatomy):
+        middle = Tap(f"{path}.{own.norm2}", "in")
+        if mixing := tap(own.mixing_added):
+            yield Branch(path, "attention", Tap(path, "in"), mixing, middle)
+        if mlp := tap(own.mlp_added):
+            yield Branch(path, "mlp", middle, mlp, Tap(path))
+    elif anatomy.unit and (long := tap(anatomy.unit.long)):
+        skip = tap(anatomy.unit.shortcut) or Tap(path, "in")
+        # A bottleneck's second activation lies inside its long branch.
+        ends = [name for name in anatomy.unit.activation if name != "act2" or not hasattr(unit, "conv3")]
+        activation = tap(ends)
+        yield Branch(path, "unit", skip, long, Tap(path), activation.path if activation else None)
 
 
 def _has_skip(unit: nn.Module) -> bool:
@@ -388,74 +321,13 @@ def _has_skip(unit: nn.Module) -> bool:
     return getattr(unit, "skip", True) is not False and getattr(unit, "has_skip", True) is not False
 
 
-def _branches(path: str, unit: nn.Module) -> Iterator[Branch]:
-    own = dict(unit.named_modules())
-
-    def last(*names: str) -> Tap | None:
-        return next((Tap(f"{path}.{name}") for name in names if name in own), None)
-
-    if not _has_skip(unit):
-        return
-    if _is_transformer_block(unit):
-        if attention := last("drop_path1", "ls1", "attn"):
-            yield Branch(path, "attention", Tap(path, "in"), attention, Tap(f"{path}.norm2", "in"))
-        if mlp := last("drop_path2", "ls2", "mlp"):
-            yield Branch(path, "mlp", Tap(f"{path}.norm2", "in"), mlp, Tap(path))
-    elif long := last("drop_path", "se", "bn3", "norm3", "conv3", "bn2", "norm2", "conv2"):
-        skip = last("downsample", "shortcut") or Tap(path, "in")
-        activation = last("act3", *(() if "conv3" in own else ("act2",)), "relu")
-        yield Branch(path, "unit", skip, long, Tap(path), activation.path if activation else None)
+def _first(unit: nn.Module, names: Sequence[str]) -> list[str]:
+    """The first of these parts that a block has, in a list that is empty if it has none."""
+    return [name for name in names if isinstance(find.part(unit, name), nn.Module)][:1]
 
 
-def _attention(unit: nn.Module) -> str:
-    """Name of the module whose output is read as a block's attention: what is added, if the attention returns windows."""
-    windows = getattr(unit, "window_size", None)
-    return "drop_path1" if windows and hasattr(unit, "drop_path1") else "attn"
-
-
-def _is_transformer_block(unit: nn.Module) -> bool:
-    return all(hasattr(unit, name) for name in ("norm1", "norm2")) and any(
-        hasattr(unit, name) for name in ("attn", "mlp_tokens")
-    )
-
-
-def _first(unit: str, own: Sequence[str], *names: str) -> Tap | None:
-    return next((Tap(f"{unit}.{name}") for name in names if name in own), None)
-
-
-def _side(size: Any) -> Any:
-    return size[0] if isinstance(size, tuple | list) else size
-
-
-def _richest(model: nn.Module) -> str:
-    """A pattern for the children of the module that has most of them."""
-    path, _ = max(model.named_modules(), key=lambda named: len(list(named[1].children())))
-    return f"{path}.*".removeprefix(".")
-
-
-def _is_unit(module: nn.Module) -> bool:
-    """Return whether a module is composite, and neither a sequence of units nor a stage that holds one."""
-    sequences = (nn.Sequential, nn.ModuleList)
-    is_stage = any(isinstance(getattr(module, name, None), sequences) for name in ("blocks", "layers"))
-    return any(module.children()) and not isinstance(module, sequences) and not is_stage
-
-
-def _matching(paths: Sequence[str], pattern: str) -> list[Tap]:
-    """The taps that a pattern names, in order of definition."""
-    wanted = Tap.of(pattern)
-    if wanted.at == "heads":
-        return []  # heads are no tensor; only `attention_distance` reads them
-    parts = wanted.path.split(".")
-    if not any(sign in pattern for sign in "*?["):
-        return [wanted] if wanted.path in paths else []
-    # One ** means the same as several in a row, each of which would multiply the ways to match.
-    parts = [part for place, part in enumerate(parts) if part != "**" or parts[place - 1 : place] != ["**"]]
-    return [Tap(path, wanted.at) for path in paths if _match_parts(path.split("."), parts)]
-
-
-def _match_parts(path: list[str], pattern: list[str]) -> bool:
-    if not pattern:
-        return not path
-    if pattern[0] == "**":
-        return any(_match_parts(path[skip:], pattern[1:]) for skip in range(len(path) + 1))
-    return bool(path) and fnmatchcase(path[0], pattern[0]) and _match_parts(path[1:], pattern[1:])
+def _running(path: str, unit: nn.Module, names: Sequence[str]) -> Tap | None:
+    """The first of these parts that does something."""
+    own = [name for name in names if isinstance(find.part(unit, name), nn.Module)]
+    busy = [name for name in own if not isinstance(find.part(unit, name), nn.Identity)]
+    return next((Tap(f"{path}.{name}") for name in busy or own), None)

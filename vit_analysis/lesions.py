@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from vit_analysis import command, layers, plot
 from vit_analysis.images import AnyImages, Images, given
@@ -38,6 +38,8 @@ from vit_analysis.tensors import similarity
 
 logger = logging.getLogger(__name__)
 
+# Of several values that a model of transformers returns, the one that its classes are read from; the others are features.
+ANSWERS, FEATURES = ("", "[logits]", "[pooler_output]", "[image_embeds]"), ("[last_hidden_state]",)
 TRAINED = tuple(f"lab/vit_no_skip_{where}" for where in ("first", "middle", "last"))
 
 
@@ -81,13 +83,13 @@ def plan(model: Model, images: AnyImages) -> Measurement[RunSums]:
     """Plan what `measure` computes for one model; a pass of its own, as no other analysis can read the changed model."""
     images = given(images)
     branches: dict[str, list[Branch]] = {}
-    for branch in layers.branches(model.module):
+    for branch in layers.branches(model):
         branches.setdefault(branch.block, []).append(branch)
     changes: list[Any] = [nullcontext, *(partial(without_skips, branches=own) for own in branches.values())]
     repeated = replace(model, module=Repeated(model.module, changes))
-    taps = [tap._replace(path=f"model.{tap.path}".rstrip(".")) for tap in _outputs(model.module)]
+    taps = [tap._replace(path=f"model.{tap.path}".rstrip(".")) for tap in _outputs(model)]
     reading = Reading({model.name: repeated}, images, {model.name: taps}, _reducer(taps[-1]))
-    known, blocks = classes_of_labels(model, images), layers.blocks(model.module)
+    known, blocks = classes_of_labels(model, images), layers.blocks(model)
 
     def finish(sums: RunSums) -> pd.DataFrame:
         table = _run_rows(sums, blocks, list(branches)).assign(model=model.name, reference=_reference(known))
@@ -114,15 +116,15 @@ def trained_without_skips(
 def plan_trained(intact: Model, trained: Sequence[Model], images: AnyImages) -> Measurement[RunSums]:
     """Plan what `trained_without_skips` computes without running it, so that one pass can serve several analyses."""
     loaded, images = named([intact, *trained]), given(images)
-    blocks = layers.blocks(intact.module)
-    lacking = [layers.without_skips(model.module) for model in trained]
+    blocks = layers.blocks(intact)
+    lacking = [layers.without_skips(model) for model in trained]
     for model, lacks in zip(trained, lacking, strict=True):
-        if len(lacks) != 1 or layers.blocks(model.module) != blocks:
+        if len(lacks) != 1 or layers.blocks(model) != blocks:
             raise Refusal(
-                f"{model.name} has {len(layers.blocks(model.module))} blocks, and {len(lacks)} without skip connections; "
+                f"{model.name} has {len(layers.blocks(model))} blocks, and {len(lacks)} without skip connections; "
                 f"wanted are {len(blocks)}, as {intact.name} has, and 1"
             )
-    taps = {name: _outputs(model.module) for name, model in loaded.items()}
+    taps = {name: _outputs(model) for name, model in loaded.items()}
     reading = Reading(loaded, images, taps, _reducer(Tap("")))
     known = classes_of_labels(intact, images)
     fold = partial(_fold_runs, known=known, split=lambda seen: [list(own.values()) for own in seen.values()])
@@ -154,17 +156,20 @@ def partition(table: pd.DataFrame, model: str, block: str) -> float:
     return float(within[within["layer"].isin(before) & within["other_layer"].isin(after)]["cka"].mean())
 
 
-def _outputs(model: nn.Module) -> list[Tap]:
+def _outputs(model: Model) -> list[Tap]:
     """The taps of the first block's input, of every block's output and of the model's output."""
     blocks = layers.blocks(model)
     return [Tap(blocks[0], "in"), *map(Tap, blocks), Tap("")]
 
 
-def _reducer(output: Tap) -> Callable[[Activation], Tensor]:
+def _reducer(output: Tap) -> Callable[[Activation], Tensor | None]:
     """Return a reducer that keeps the predicted classes of the model's output, and the Gram vector of any other layer."""
 
-    def reduce(activation: Activation) -> Tensor:
-        if activation.layer.key:
+    def reduce(activation: Activation) -> Tensor | None:
+        answer = activation.layer.tap == output and activation.layer.key in ANSWERS
+        if activation.layer.tap == output and activation.layer.key in FEATURES:
+            return None
+        if activation.layer.key and not answer:
             raise Refusal(
                 f"{activation} is one of several values that its block passes on, and what comes before and after "
                 f"such blocks is not known; choose a Vision Transformer or a ResNet"
@@ -271,6 +276,7 @@ def main(
             get _trained in the name.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.ready(out, "_trained")
     loaded = load_all(models, device=device)
     removed = measure(loaded, images, state=out)
     command.write(removed, out)

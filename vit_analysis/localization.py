@@ -29,18 +29,19 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from vit_analysis import command, layers, plot
+from vit_analysis.anatomy.probing import position, positions
 from vit_analysis.images import AnyImages, Images, given
 from vit_analysis.layers import INPUT, Tap
 from vit_analysis.models import Model, Models, load_all, named
 from vit_analysis.reading.intervals import jackknife, of_table
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.reading.stream import Activation, Pass, Reading, one_image
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import with_provenance
 from vit_analysis.tensors import similarity
 from vit_analysis.tensors.similarity import SMALLEST_BATCH
-from vit_analysis.tensors.tokens import on_grid
+from vit_analysis.tensors.tokens import Grid, on_grid
 
 logger = logging.getLogger(__name__)
 
@@ -109,20 +110,27 @@ def plan(
     loaded = named(models)
     taps = _taps(loaded, "last" if layers == "paper" else layers)
     inputs: dict[str, Tensor] = {}  # by model, of the current batch
+    places: dict[str, dict[tuple[int, int], Grid]] = {}  # by model
+    chosen_images = given(images)
+
+    def prepare() -> None:
+        for name, model in loaded.items():
+            places[name] = positions(model.module, one_image(chosen_images, model))
 
     def reduce(activation: Activation) -> Pairs | None:
         if activation.layer.tap == INPUT:
-            inputs[activation.model.name] = activation.values
+            inputs[activation.model.name] = activation.values.clone()  # the model may write into it
             return None
-        return _pairs(activation, inputs[activation.model.name], tokens)
+        name = activation.model.name
+        return _pairs(activation, inputs[name], places[name], tokens)
 
     def finish(sums: PatchSums) -> pd.DataFrame:
         table = _table(sums)
         _warn_of_constant_tokens(table)
         return with_provenance(table, "localization", **reading.facts(), layers=layers, tokens=tokens)
 
-    reading = Reading(loaded, given(images), taps, reduce, settings={"tokens": tokens})
-    return Measurement(reading, _fold, PatchSums, finish)
+    reading = Reading(loaded, chosen_images, taps, reduce, settings={"tokens": tokens})
+    return Measurement(reading, _fold, PatchSums, finish, prepare)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -229,26 +237,36 @@ def _overlap(coarse: int, fine: int) -> Float64[Tensor, "coarse fine"]:
 
 
 def patches(
-    pixels: Float[Tensor, "image channel height width"], rows: int, columns: int
+    pixels: Float[Tensor, "image channel height width"], grid: Grid
 ) -> Float[Tensor, "image patch pixel"]:
-    """Cut every image into a grid of patches, row by row.
+    """Cut every image into the cells of a grid, row by row; a cell that reaches beyond the image has zeros there.
+
+    Zeros are the same in all images, so that in a similarity they count for nothing. Cells begin at the first one that
+    does not begin before the image: positions of padded convolutions lie at the upper left corner of theirs.
 
     Raises:
-        Refusal: the images do not divide into the grid.
+        Refusal: the cells are no whole pixels.
     """
-    height, width = pixels.shape[2:]
-    if height % rows or width % columns:
-        raise Refusal(f"an input of {height} x {width} px does not divide into {rows} x {columns} patches")
+    height, width = int(grid.height), int(grid.width)
+    if (height, width) != (grid.height, grid.width):
+        raise Refusal(f"patches of {grid.height:g} x {grid.width:g} px are no whole pixels")
+    top, left = (max(0, round(start)) for start in (grid.top, grid.left))
+    inside = pixels[:, :, top : top + grid.rows * height, left : left + grid.columns * width]
+    missing = grid.rows * height - inside.shape[2], grid.columns * width - inside.shape[3]
+    if any(missing):
+        inside = torch.nn.functional.pad(inside, (0, missing[1], 0, missing[0]))
     axes = "image channel (row down) (col across) -> image (row col) (channel down across)"
-    return rearrange(pixels, axes, row=rows, col=columns)
+    return rearrange(inside, axes, row=grid.rows, col=grid.columns)
 
 
 def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[Tap]]:
-    found = layers.choose({name: model.module for name, model in models.items()}, chosen)
+    found = layers.choose(models, chosen)
     return {name: [INPUT, *own] for name, own in found.items()}
 
 
-def _pairs(activation: Activation, pixels: Tensor, tokens: Tokens) -> Pairs:
+def _pairs(
+    activation: Activation, pixels: Tensor, places: Mapping[tuple[int, int], Grid], tokens: Tokens
+) -> Pairs:
     grid = on_grid(activation.values, activation.layout, str(activation))
     rows, columns = grid.shape[1:3]
     if rows * columns > MOST_TOKENS:
@@ -261,7 +279,7 @@ def _pairs(activation: Activation, pixels: Tensor, tokens: Tokens) -> Pairs:
     own = grid.flatten(1, 2)
     if tokens == "normalized":
         own = torch.nn.functional.normalize(own.float(), dim=-1)
-    parts = similarity.hsic_between(own, patches(pixels, rows, columns))
+    parts = similarity.hsic_between(own, patches(pixels, position(places, rows, columns)))
     return Pairs(torch.cat([part.flatten() for part in parts]), rows, columns)
 
 
@@ -349,6 +367,7 @@ def main(
         out: path of the results without ending; .parquet and .png are added.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.ready(out)
     chosen = layers[0] if len(layers) == 1 else layers
     table = measure(load_all(models, device=device), images, layers=chosen, tokens=tokens, state=out)
     logger.info("%s", summary(table).round(3).to_string(index=False))

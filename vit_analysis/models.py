@@ -1,30 +1,43 @@
-"""Models by name: ``NAME[@WEIGHTS]``, with their preprocessing and a digest of their weights."""
+"""Models by name, ``[SOURCE/]NAME[,KEY=VALUE...][@WEIGHTS]``, or as modules: with preprocessing, anatomy and a digest."""
 
 import hashlib
-import json
-import pickle
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-import safetensors.torch
-import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from timm.data import ImageNetInfo, resolve_model_data_config
-from timm.models import clean_state_dict
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from vit_analysis.anatomy import find, probing
+from vit_analysis.anatomy.roles import Anatomy
 from vit_analysis.images import LAB, Images, Preprocessing
 from vit_analysis.lab import zoo
-from vit_analysis.spelling import Refusal, did_you_mean
+from vit_analysis.loading import checkpoint, conventions, fitting
+from vit_analysis.makers import of_lab, of_timm, of_torchvision, of_transformers
+from vit_analysis.makers.making import Maker, seeded
+from vit_analysis.makers.request import HUBS, RANDOM, Request, exists, path
+from vit_analysis.spelling import Refusal
 
-RANDOM = "random"
-HUBS = ("hf-hub:", "hf_hub:", "local-dir:")
-# The input of a lab model that no checkpoint describes, such as an untrained twin.
-LAB_INPUT = {"input_size": "[3, 32, 32]", "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys of weights in checkpoints
+logger = logging.getLogger(__name__)
+
+MAKERS: Mapping[str, Maker] = {
+    of_torchvision.PREFIX: of_torchvision.Torchvision(),
+    of_transformers.PREFIX: of_transformers.Transformers(),
+}
+"""Sources of networks by the beginning of a name; without one of these it is timm's, or the lab's."""
+# Modules that only pass on to the one inside them; torch.compile's is asked for by name, as importing it takes long.
+WRAPPERS = (
+    "DataParallel",
+    "DistributedDataParallel",
+    "OptimizedModule",
+    "AveragedModel",
+    "ModelEmaV2",
+    "ModelEmaV3",
+)
+INSIDE = ("_orig_mod", "module")
 
 
 @dataclass(frozen=True)
@@ -36,17 +49,34 @@ class Model:
         module: the module, in evaluation mode and on its device.
         preprocessing: how an image becomes its input.
         digest: digest of names and values of its weights.
+        told: what its user says of its anatomy.
     """
 
     name: str
     module: nn.Module
     preprocessing: Preprocessing
     digest: str
+    told: Anatomy = field(default_factory=Anatomy)
 
     @property
     def device(self) -> torch.device:
         """The device that holds the weights."""
         return next(self.module.parameters(), torch.empty(0)).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights, and so of the images that it takes."""
+        floats = (own.dtype for own in self.module.parameters() if own.is_floating_point())
+        return next(floats, torch.float32)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Which parts play which roles: as found, as measured where the module does not tell, as its user says."""
+        found = find.anatomy(self.module)
+        _, network = find.inner(self.module)
+        if not find.is_network(network) and self.told.prefix is None and not find.is_convolutional(network):
+            found = found.with_told(probing.measured(self.module, self.preprocessing.input_size))
+        return found.with_told(self.told)
 
 
 Models = str | Model | Sequence[str | Model] | Mapping[str, str | Model | nn.Module]
@@ -54,38 +84,64 @@ Models = str | Model | Sequence[str | Model] | Mapping[str, str | Model | nn.Mod
 
 
 def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) -> Model:
-    """Load the model that ``NAME[@WEIGHTS]`` names.
+    """Load the model that ``[SOURCE/]NAME[,KEY=VALUE...][@WEIGHTS]`` names.
 
     Args:
-        name: NAME is ``lab/...`` or any timm name. WEIGHTS is a checkpoint (safetensors, or a ``torch.save`` file read with
-            ``weights_only=True``), or ``random`` for the untrained twin; without it, the lab's or timm's trained weights.
-        seed: random seed of an untrained twin's weights.
+        name: SOURCE is ``lab``, ``torchvision`` or ``transformers`` (a folder or a name of its hub); NAME without one is
+            timm's. KEY=VALUE goes to the constructor, as in ``vit_tiny_patch16_224,img_size=32,patch_size=4``; what a
+            checkpoint itself shows (classes, size and number of patches, registers) need not be said. WEIGHTS is a checkpoint
+            (safetensors, or a ``torch.save`` file read with ``weights_only=True``) of any common trainer or codebase, or
+            ``random`` for the untrained twin, ``random:3`` for one of another seed; without it, the trained weights that the
+            source has.
+        seed: random seed of an untrained twin's weights, where the name gives none.
         device: where to put it; None is the GPU if there is one.
 
     Raises:
-        Refusal: unknown name, or weights that do not fit.
+        Refusal: unknown name, settings that the network does not take, or weights that do not fit.
         FileNotFoundError: no such checkpoint.
-        OSError: timm's weights cannot be had, or the file is no checkpoint.
+        OSError: trained weights cannot be had, or the file is no checkpoint.
     """
-    base, at, weights = name.rpartition("@")
-    if at and not weights:
-        raise Refusal(f"{name!r} names no weights after the @; give a checkpoint file, {RANDOM!r}, or no @")
-    if not at or (base.startswith("hf-hub:") and weights != RANDOM and not _is_file(_path(weights))):
-        base, weights = name, ""  # a hub name may carry a revision of its own
-    if base.startswith("lab/"):
-        module, preprocessing = _lab(base, weights, seed)
+    request = Request.of(name, seed)
+    if request.name.startswith(zoo.PREFIX):
+        module, preprocessing = of_lab.make(request)
     else:
-        module = _timm(base, weights, seed)
-        preprocessing = _preprocessing(module)
+        maker = next((own for start, own in MAKERS.items() if request.name.startswith(start)), of_timm.Timm())
+        module = _made(maker, request)
+        preprocessing = maker.preprocessing(request.name, module)
     module = module.eval().requires_grad_(False)
     place = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(_short(name, base, weights), module.to(place), preprocessing, digest(module))
+    return Model(request.short(name), module.to(place), preprocessing, digest(module))
+
+
+def _made(maker: Maker, request: Request) -> nn.Module:
+    """Make a network, with the weights that are asked for."""
+    if not request.weights:
+        return maker.trained(request.name, request.settings)
+    with seeded(request.seed):
+        module = maker.untrained(request.name, request.settings)
+    if request.file is None:
+        return module
+    read = checkpoint.read(request.file)
+    named = conventions.renamed(read.tensors, module)
+    settings = {
+        key: value
+        for key, value in maker.settings(fitting.shown(named.tensors, module), module).items()
+        if key not in request.settings
+    }
+    if settings:
+        with seeded(request.seed):
+            module = maker.untrained(request.name, {**settings, **request.settings})
+    told = [*read.said, *named.said, *(f"{key}={value}" for key, value in settings.items())]
+    told += fitting.fit(module, named.tensors, request.weights)
+    if told:
+        logger.info("%s: %s", request.file.name, "; ".join(told))
+    return module
 
 
 def twin(name: str) -> str:
     """The name of the untrained twin of ``NAME[@WEIGHTS]``."""
     base, at, weights = name.rpartition("@")
-    known = at and (weights == RANDOM or Path(weights).expanduser().is_file() or not base.startswith(HUBS))
+    known = at and (weights.partition(":")[0] == RANDOM or exists(path(weights)) or not base.startswith(HUBS))
     return f"{base if known else name}@{RANDOM}"
 
 
@@ -98,18 +154,72 @@ def load_all(names: Sequence[str], *, device: str | None = None) -> list[Model]:
     return [replace(model, name=name) for name, model in zip(names, loaded, strict=True)]
 
 
+def own(
+    module: nn.Module,
+    name: str,
+    *,
+    preprocessing: Preprocessing | None = None,
+    anatomy: Anatomy = Anatomy(),  # noqa: B008  (frozen)
+) -> Model:
+    """Make a model of a module of your own.
+
+    Args:
+        module: the module. One that only wraps another (DataParallel, torch.compile, an average of weights, a training task
+            without weights of its own around a network of timm, torchvision or transformers) stands for the one inside.
+        name: its name in tables and pictures.
+        preprocessing: how an image becomes its input; None takes that of the network, or of the only one inside the module. A
+            module in which there is none is taken to want timm's default, which a warning says.
+        anatomy: what is known of it and could not be found, such as ``Anatomy(prefix=1, class_token=True)``.
+    """
+    module = unwrapped(module)
+    path, network = find.inner(module)
+    known = find.is_network(network)
+    if preprocessing is None:
+        preprocessing = _preprocessing(network) if known else Preprocessing()
+        if not known:
+            logger.warning(
+                "%s: how its images are prepared is not known; assumed are %d x %d pixels, ImageNet's mean and standard "
+                "deviation, as timm does for models without a configuration; say it with models.own(..., preprocessing=...)",
+                *(name, *preprocessing.input_size[1:]),
+            )
+    if known and path:
+        logger.info("%s: images are prepared as for its %r, a %s", name, path, type(network).__name__)
+    return Model(name, module, preprocessing, digest(module), anatomy)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that a wrapper stands for; itself if it is none."""
+    if type(module).__name__ in WRAPPERS:
+        return unwrapped(next(getattr(module, name) for name in INSIDE if hasattr(module, name)))
+    path, network = find.inner(module)
+    if not path or not find.is_network(network):
+        return module
+    of_wrapper, of_network = (
+        {id(tensor) for tensor in (*part.parameters(), *part.buffers())} for part in (module, network)
+    )
+    return network if of_wrapper == of_network else module
+
+
+def _preprocessing(network: nn.Module) -> Preprocessing:
+    home = type(network).__module__
+    if home.startswith(find.TORCHVISION):
+        return of_torchvision.preprocessing(network)
+    if home.startswith(find.TRANSFORMERS):
+        return of_transformers.preprocessing(network)
+    return of_timm.preprocessing(network)
+
+
 def named(models: Models) -> dict[str, Model]:
     """Load or wrap models, in any form that an analysis takes, and return them by name.
 
     Args:
-        models: a loaded model or the name of one, several of them, or modules under names of your own. A module that timm
-            did not make gets timm's default preprocessing: 224 px, ImageNet statistics.
+        models: a loaded model or the name of one, several of them, or modules under names of your own (see `own`).
 
     Raises:
         Refusal: it is none of these, there is no model, or the same name occurs twice.
     """
     if isinstance(models, Mapping):
-        own = {name: _as_model(name, value) for name, value in models.items()}
+        by_name = {name: _as_model(name, value) for name, value in models.items()}
     else:
         several = [models] if isinstance(models, str | Model | nn.Module) else models
         if not isinstance(several, Iterable):
@@ -122,10 +232,10 @@ def named(models: Models) -> dict[str, Model]:
             raise Refusal(
                 f"give different models, or names of your own as in {{'a': model, 'b': model}}; got {names}"
             )
-        own = {model.name: model for model in loaded}
-    if not own:
+        by_name = {model.name: model for model in loaded}
+    if not by_name:
         raise Refusal("give one or more models, such as ['lab/vit', 'lab/resnet']; got none")
-    return own
+    return by_name
 
 
 def _as_model(name: Any, value: Any) -> Model:
@@ -135,7 +245,7 @@ def _as_model(name: Any, value: Any) -> Model:
         return replace(value, name=str(name))
     if not isinstance(value, nn.Module):
         raise _no_models(value)
-    return Model(str(name), value, _preprocessing(value), digest(value))
+    return own(value, str(name))
 
 
 def _no_models(found: object) -> Refusal:
@@ -148,80 +258,13 @@ def _no_models(found: object) -> Refusal:
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors or ``torch.save`` file. A pickle is read as weights only, never executed.
-
-    Raises:
-        FileNotFoundError: there is no such file; it names the checkpoints in that folder.
-        OSError: the file is neither, or holds something other than weights.
-    """
-    if not _is_file(path):
-        beside = [
-            str(file)
-            for file in path.parent.glob("*")
-            if file.suffix in {".safetensors", ".pt", ".pth", ".bin"}
-        ]
-        raise FileNotFoundError(f"no checkpoint {str(path)!r}; {did_you_mean(str(path), beside)}")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(f"{str(path)!r} is not a file of weights that can be read safely: {reason}") from error
-    wrapper = next(
-        (key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)), None
-    )
-    content = content[wrapper] if wrapper else content
-    if not isinstance(content, dict):
-        raise OSError(f"{str(path)!r} holds {type(content).__name__}, not a dictionary of tensors")
-    others = [
-        f"{key!r} ({type(value).__name__})" for key, value in content.items() if not isinstance(value, Tensor)
-    ]
-    if others or not content:
-        told = f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" or "nothing"
-        raise OSError(
-            f"{str(path)!r} holds {told} where tensors by name are expected; save the model's state_dict()"
-        )
-    return clean_state_dict(content)
-
-
-def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights that must fit exactly.
-
-    Raises:
-        Refusal: they do not; it says which keys are missing, unexpected, of another shape or not numbers, and how many.
-    """
-    own = module.state_dict()
-    faults = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
-        ],
-        "not numbers": [key for key in own if key in state and state[key].isnan().any()],
-    }
-    told = [
-        f"{len(keys)} {fault} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for fault, keys in faults.items()
-        if keys
-    ]
-    if told:
-        raise Refusal(
-            f"{source!r} does not fit {type(module).__name__} of {len(own)} tensors: {'; '.join(told)}"
-        )
-    module.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
-
-
 def classes_of_labels(model: Model, images: Images) -> list[int] | None:
     """The model's class for each label of the images: the lab's shapes for its models, ImageNet's 1000 by their WordNet ids.
 
     None where it is not known that the images' labels are among the model's classes.
     """
     lab = [zoo.PREFIX + name for name in zoo.RECIPES]
-    if images.source == LAB and model.name.removesuffix(f"@{RANDOM}").partition(":")[0] in lab:
+    if images.source == LAB and model.name.partition("@")[0].partition(":")[0] in lab:
         return list(range(len(images.classes)))
     wnids = ImageNetInfo().label_names()
     known = {wnid: number for number, wnid in enumerate(wnids)}
@@ -230,112 +273,37 @@ def classes_of_labels(model: Model, images: Images) -> list[int] | None:
 
 
 def digest(module: nn.Module) -> str:
-    """Sixteen hexadecimal digits that change when any weight does."""
-    total = hashlib.sha256()
-    for key, value in module.state_dict().items():
-        total.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    """Sixteen hexadecimal digits that change when any weight does, or what the module consists of.
+
+    Raises:
+        Refusal: the weights have no values, as on torch's meta device.
+    """
+    total = hashlib.sha256(repr(module).encode())
+    tensors = {**dict(module.named_buffers()), **module.state_dict()}  # some buffers are in no state
+    for key, value in tensors.items():
+        total.update(key.encode())
+        for content in _contents(value):
+            total.update(content)
     return total.hexdigest()[:16]
 
 
-def _short(name: str, base: str, weights: str) -> str:
-    """NAME@WEIGHTS without the file's folder and ending, and without the file if it has the model's name."""
-    if not weights or weights == RANDOM:
-        return name
-    file = Path(weights).stem
-    return base if file == base else f"{base}@{file}"
-
-
-def _lab(name: str, weights: str, seed: int) -> tuple[nn.Module, Preprocessing]:
-    recipe = zoo.recipe(name)
-    checkpoint = _path(weights) if weights not in ("", RANDOM) else None
-    file = checkpoint or (zoo.home(name) if weights == RANDOM else zoo.lab_file(name))
-    state = None if weights == RANDOM else read_checkpoint(file)
-    facts = _metadata(file) if file.is_file() else {}
-    try:
-        config = json.loads(facts["config"]) if "config" in facts else recipe.config
-        size, mean, std = (tuple(json.loads(facts.get(key, default))) for key, default in LAB_INPUT.items())
-        preprocessing = Preprocessing(size, mean, std, crop_pct=1.0)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = zoo.build(recipe.architecture, config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise OSError(f"{str(file)!r} says of itself what cannot be: {error}") from error
-    if state is not None:
-        fit(module, state, weights or name)
-    return module, preprocessing
-
-
-def _path(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError as error:  # the home of an unknown user
-        raise FileNotFoundError(f"no checkpoint {name!r}: {error}") from error
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # too long, or in a folder that may not be looked into
-        return False
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    if file.suffix != ".safetensors":
-        return {}
-    with safe_open(file, framework="pt") as shipped:
-        return shipped.metadata() or {}
-
-
-def _timm(name: str, weights: str, seed: int) -> nn.Module:
-    architecture = name.partition(".")[0]
-    if not name.startswith(HUBS) and not timm.is_model(architecture):
-        everything = [
-            *(zoo.PREFIX + own for own in zoo.RECIPES),
-            *timm.list_models(),
-            *timm.list_pretrained(),
-        ]
-        raise Refusal(f"no model {name!r}; {did_you_mean(name, everything)}")
-    if not weights:
-        return _pretrained(name)
-    state = None if weights == RANDOM else read_checkpoint(_path(weights))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = timm.create_model(name, pretrained=False)
-    if state is None:
-        return module
-    config: Any = module.pretrained_cfg
-    classifier = state.get(f"{config.get('classifier')}.weight")
-    if classifier is not None and len(classifier) != module.num_classes:
-        module = timm.create_model(
-            name, pretrained=False, num_classes=len(classifier)
-        )  # fine-tuned to other classes
-    fit(module, state, weights)
-    return module
-
-
-def _pretrained(name: str) -> nn.Module:
-    remedy = f"give a checkpoint file ({name}@FILE) or the untrained twin ({name}@{RANDOM})"
-    try:
-        module = timm.create_model(name, pretrained=True)
-    except (
-        Exception
-    ) as error:  # hub clients raise errors of many libraries; all mean that the weights did not come
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(f"no trained weights for {name!r}: {reason}; {remedy}") from error
-    return module
-
-
-def _preprocessing(module: nn.Module) -> Preprocessing:
-    """The preprocessing that timm gives for a model, but with the image size and channels that the module was built for."""
-    config = resolve_model_data_config(module)
-    known = {field.name for field in fields(Preprocessing)}
-    channels, *size = config["input_size"]
-    embed = getattr(module, "patch_embed", None)
-    if getattr(embed, "strict_img_size", True) and isinstance(own := getattr(embed, "img_size", None), tuple):
-        size = list(own)
-    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    if first is not None and first.in_channels == 1 and getattr(module, "pretrained_cfg", None):
-        channels = 1
-    config["input_size"] = (channels, *size)
-    return Preprocessing(**{key: value for key, value in config.items() if key in known})
+def _contents(value: Any) -> Iterable[bytes]:
+    """The bytes of a weight: of a tensor, of a quantised one, of several in a tuple, or of what else a state may hold."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _contents(part)
+    elif not isinstance(value, Tensor):
+        yield repr(value).encode()
+    elif value.is_meta:
+        raise Refusal("the weights of this model are on the device 'meta', which holds no values; load some")
+    elif value.is_quantized:
+        per_tensor = value.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+        yield f"{value.qscheme()}{value.q_scale() if per_tensor else value.q_per_channel_scales().tolist()}".encode()
+        yield from _contents(value.int_repr())
+    elif hasattr(value, "__tensor_flatten__"):  # several tensors that pass for one, as torchao's
+        for name in value.__tensor_flatten__()[0]:
+            yield from _contents(getattr(value, name))
+    else:
+        plain = value.detach().cpu().to_dense() if value.layout != torch.strided else value.detach().cpu()
+        yield f"{tuple(plain.shape)}{plain.dtype}".encode()
+        yield plain.contiguous().flatten().view(torch.uint8).numpy().tobytes()

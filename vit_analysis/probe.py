@@ -27,15 +27,15 @@ from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
 from vit_analysis import command, layers, plot
+from vit_analysis.anatomy.modes import evaluating
 from vit_analysis.images import FACTORY_PREFIXES, LAB, AnyImages, Images, given
-from vit_analysis.layers import Tap
+from vit_analysis.layers import Tap, choose
 from vit_analysis.models import Model, Models, load_all, named
 from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervals import jackknife
-from vit_analysis.reading.intervene import evaluating
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading, gather
+from vit_analysis.reading.stream import Activation, Pass, Reading, gather, one_image
 from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import WITHOUT, placed, with_provenance
 from vit_analysis.tensors import ridge
@@ -125,7 +125,7 @@ class Reader:
         spatial = every[:, prefix:]
         parts: dict[str, Tensor] = {}
         for token in self.tokens:
-            if token == "cls" and prefix and self.layout.class_token:
+            if token == "cls" and self.layout.has_class_token(activation):
                 parts[token] = every[:, 0]
             elif token == "mean" or (token == "mean_spatial" and prefix and spatial.shape[1]):
                 parts[token] = (every if token == "mean" else spatial).mean(1)
@@ -203,7 +203,7 @@ def plan(
     chosen = shots.chosen()
     examples = shots.images.only(torch.cat([draws.flatten() for draws in chosen.values()]).unique().tolist())
     images = _judged(images, examples)
-    taps = _taps(loaded, layers)
+    taps = choose(loaded, layers)
     readers, names = _readers(loaded, taps, tokens, examples)
     probes: dict[Place, dict[str, Probe]] = {}
 
@@ -265,10 +265,6 @@ def _told(targets: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str, list[Tap]]:
-    return layers.choose({name: model.module for name, model in models.items()}, chosen)
-
-
 def _readers(
     models: Mapping[str, Model], taps: Mapping[str, Sequence[Tap]], tokens: Sequence[str], images: Images
 ) -> tuple[dict[str, Reader], dict[Place, list[str]]]:
@@ -279,10 +275,11 @@ def _readers(
     readers: dict[str, Reader] = {}
     names: dict[Place, list[str]] = {}
     for name, model in models.items():
-        (one,) = images.only(images.order[:1]).read([model.preprocessing])
-        layout, read = layers.layout(model.module), [*taps[name], *map(Tap, layers.last_block(model.module))]
-        with evaluating(model.module), torch.inference_mode(), Capture(model.module, read) as run:
-            seen = run(one.inputs[0].to(model.device))
+        layout, read = layers.layout(model), [*taps[name], *map(Tap, layers.last_block(model))]
+        with evaluating(model.module), torch.no_grad(), Capture(model.module, read) as run:
+            pixels = one_image(images, model)
+            run.learn_axes(pixels)
+            seen = run(pixels)
         maps = [channels_first(value, layout) for value in seen.values() if value.ndim == 4]
         last = (maps[-1].shape[1], maps[-1].shape[2], maps[-1].shape[3]) if maps else None
         readers[name] = Reader(tuple(dict.fromkeys(tokens)), layout, last)
@@ -361,7 +358,7 @@ def _table(sums: Correct, shots: int) -> pd.DataFrame:
 
 
 def _native(models: Mapping[str, Model]) -> dict[str, str]:
-    return {name: layers.representation(model.module) for name, model in models.items()}
+    return {name: layers.representation(model) for name, model in models.items()}
 
 
 def _grids(models: Mapping[str, Model], readers: Mapping[str, Reader]) -> dict[str, list[int]]:
@@ -372,7 +369,7 @@ def _grids(models: Mapping[str, Model], readers: Mapping[str, Reader]) -> dict[s
             grids[name] = list(last[1:])
         else:
             with contextlib.suppress(Refusal):
-                grid = layers.grid(model.module)
+                grid = layers.grid(model)
                 grids[name] = [grid.rows, grid.columns]
     return grids
 
@@ -403,6 +400,7 @@ def main(
         out: path of the results without ending; .parquet and .png are added, and _tokens.png, and _maps.png of each token.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.ready(out, "_tokens", "_maps")
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
     examples = Shots(train, shots or (FREE_SHOTS if train.source == LAB else FEW_SHOTS), draws)

@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_analysis import command, layers, plot
+from vit_analysis.anatomy.probing import position, positions
 from vit_analysis.images import AnyImages, Images, given
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model, Models, load_all, named
@@ -41,10 +42,10 @@ from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.intervene import true_branches
 from vit_analysis.reading.measure import Measurement, tables
 from vit_analysis.reading.state import GROUPS, Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.reading.stream import Activation, Pass, Reading, one_image
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import placed, with_provenance
-from vit_analysis.tensors.tokens import on_grid
+from vit_analysis.tensors.tokens import Grid, on_grid
 
 # The paper's number of images, in batches small enough that the activations of a ResNet-50 stay under 2 GB.
 PAPER = Images(limit=32, batch=8)
@@ -137,13 +138,15 @@ def plan_with_maps(
     if channels is not None and channels < 1:
         raise Refusal(f"channels must be at least 1, or None for all, got {channels}")
     loaded, images = named(models), given(images)
-    steps = {name: _steps(model, images, layers) for name, model in loaded.items()}
+    one = {name: one_image(images, model) for name, model in loaded.items()}
+    steps = {name: _steps(model, one[name], layers) for name, model in loaded.items()}
+    places = {name: positions(model.module, one[name]) for name, model in loaded.items()}
     reading = Reading(
         models=loaded,
         images=images,
         taps={name: list(own) for name, own in steps.items()},
         reduce=_centre,
-        differentiate=_differentiator(loaded, channels),
+        differentiate=_differentiator(places, channels),
         settings={"channels": channels},
     )
     facts = {"layers": layers, "channels": channels}
@@ -183,14 +186,15 @@ def drawn(numbers: Sequence[int], channels: int, draws: int | None) -> Int[Tenso
 
 
 def offsets(
-    size: int, count: int, *, padded: bool
+    size: int, place: float, stride: float
 ) -> tuple[Float64[Tensor, " pixel"], Bool[Tensor, " pixel"]]:
-    """Return each pixel's distance along one axis from the middle of ``count`` positions, and whether it is in its patch.
+    """Return each pixel's distance along one axis from a position, and whether it is in the position's own patch.
 
-    Position i lies at pixel i x stride where convolutions are ``padded``, otherwise in the middle of its patch.
+    Args:
+        size: how many pixels there are.
+        place: the pixel at which the position lies.
+        stride: how many pixels its patch has, of which it is the middle.
     """
-    stride, middle = size / count, count // 2
-    place = stride * middle if padded else stride * (middle + 0.5) - 0.5
     distance = torch.arange(size, dtype=torch.float64) - place
     return distance, (distance >= -stride / 2) & (distance < stride / 2)
 
@@ -203,10 +207,10 @@ class Step(NamedTuple):
     branch: str
 
 
-def _steps(model: Model, images: Images, chosen: str | Sequence[str]) -> dict[Tap, Step]:
+def _steps(model: Model, pixels: Tensor, chosen: str | Sequence[str]) -> dict[Tap, Step]:
     """Return the taps of the chosen layers, and the step of each."""
     try:
-        steps = _true_steps(model, layers.sublayers(model.module), images)
+        steps = _true_steps(model, layers.sublayers(model), pixels)
     except Refusal:
         if chosen == "paper":
             raise
@@ -217,16 +221,15 @@ def _steps(model: Model, images: Images, chosen: str | Sequence[str]) -> dict[Ta
         for branch, tap in (("residual", step.residual), ("long", step.long))
         if tap
     }
-    taps = list(known) if chosen == "paper" else layers.choose({"": model.module}, chosen)[""]
+    taps = list(known) if chosen == "paper" else layers.choose({"": model}, chosen)[""]
     return {tap: known.get(tap, Step(str(tap), np.nan, "residual")) for tap in taps}
 
 
-def _true_steps(model: Model, steps: Sequence[layers.Sublayer], images: Images) -> Sequence[layers.Sublayer]:
+def _true_steps(model: Model, steps: Sequence[layers.Sublayer], pixels: Tensor) -> Sequence[layers.Sublayer]:
     """Return the steps without long branches that, on one image, are not what is added, and without steps that need them."""
     branches = [step.branch for step in steps if step.branch]
     if not branches:
         return steps
-    pixels = next(images.read([model.preprocessing])).inputs[0].to(model.device)
     found = set(true_branches(model.module, branches, pixels))
     return [
         step if step.branch is None or step.branch in found else step._replace(long=None)
@@ -243,27 +246,43 @@ def _centre(activation: Activation) -> Centre:
 
 
 def _differentiator(
-    models: Mapping[str, Model], channels: int | None
+    places: Mapping[str, Mapping[tuple[int, int], Grid]], channels: int | None
 ) -> Callable[[Model, list[int], Tensor, Mapping[Layer, Centre]], dict[Layer, Field]]:
-    padded = {name: layers.is_padded(model.module) for name, model in models.items()}
-
     def differentiate(
         model: Model, numbers: list[int], pixels: Tensor, seen: Mapping[Layer, Centre]
     ) -> dict[Layer, Field]:
         quiet = True if processes.rank_and_size()[0] else None
         fields = {}
+        _refuse_cut_off(model, seen)
         for layer, centre in tqdm(seen.items(), desc=model.name, unit="layer", leave=False, disable=quiet):
             chosen = drawn(numbers, centre.features.shape[1], channels).to(pixels.device)
             gradient = mean_gradient(pixels, centre.features, chosen)
-            fields[layer] = _field(gradient, centre, padded=padded[model.name])
+            fields[layer] = _field(gradient, position(places[model.name], centre.rows, centre.columns))
         return fields
 
     return differentiate
 
 
-def _field(gradient: Float64[Tensor, "image row col"], centre: Centre, *, padded: bool) -> Field:
-    down, own_rows = offsets(gradient.shape[1], centre.rows, padded=padded)
-    across, own_columns = offsets(gradient.shape[2], centre.columns, padded=padded)
+def _refuse_cut_off(model: Model, seen: Mapping[Layer, Centre]) -> None:
+    """Refuse layers that differ from image to image and yet have no gradient, which a constant layer may lack.
+
+    Raises:
+        Refusal: gradients do not reach the input; it names the first layer.
+    """
+    quantised = any("quantized" in type(module).__module__ for module in model.module.modules())
+    for layer, centre in seen.items():
+        features = centre.features
+        if (quantised or not features.requires_grad) and (features != features[:1]).any():
+            raise Refusal(
+                f"gradients of {str(layer)!r} of {model.name} do not reach its input, though it depends on it: a quantised "
+                f"network, or one that runs a part under torch.no_grad()"
+            )
+
+
+def _field(gradient: Float64[Tensor, "image row col"], grid: Grid) -> Field:
+    row, column = grid.middle()
+    down, own_rows = offsets(gradient.shape[1], row, grid.height)
+    across, own_columns = offsets(gradient.shape[2], column, grid.width)
     squares = down.square()[:, None] + across.square()
     inside = (own_rows[:, None] & own_columns).double()
     weights = torch.stack([torch.ones_like(inside), squares, inside]).to(gradient.device)
@@ -342,6 +361,7 @@ def main(
         out: path of the results without ending; .parquet and .png are added, and _maps.parquet and _maps.png for the fields.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.ready(out, "_maps")
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
     table, maps = with_maps(loaded, images, layers=chosen, channels=channels, state=out)

@@ -87,7 +87,7 @@ def plan(models: Models, images: AnyImages, *, first: int = FIRST) -> Measuremen
     if first < 0:
         raise Refusal(f"first must be at least 0, got {first}")
     loaded = named(models)
-    readers = {name: _Reader(layers.branches(model.module), first) for name, model in loaded.items()}
+    readers = {name: _Reader(layers.branches(model), first) for name, model in loaded.items()}
     taps = {name: reader.taps for name, reader in readers.items()}
 
     def reduce(activation: Activation) -> Any:
@@ -140,7 +140,7 @@ def inner_products(
 
 
 def _rows(layout: Layout, prefix: int, first: int) -> Iterator[tuple[str, slice]]:
-    if layout.class_token and prefix:
+    if layout.class_token and prefix:  # where it is not known, no row claims to be of one
         yield "cls", slice(0, 1)
     yield "spatial", slice(prefix, None)
     yield from ((str(number), slice(number, number + 1)) for number in range(first))
@@ -284,6 +284,7 @@ def main(
         out: path of the results without ending; .parquet and .png are added.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.ready(out)
     loaded = load_all(models, device=device)
     table = measure(loaded, images, first=first, state=out)
     command.write(table, out)

@@ -371,6 +371,7 @@ def main(
             normalized tokens, with _normalized in the name.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.ready(out, "_normalized")
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
     table = measure(loaded, images, layers=chosen, tokens=tokens, target=target, state=out)

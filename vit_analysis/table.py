@@ -15,7 +15,8 @@ import pandas as pd
 
 from vit_analysis.spelling import Refusal, did_you_mean
 
-VERSIONS = ("vit-analysis", "torch", "timm", "numpy")
+VERSIONS = ("vit-analysis", "torch", "torchvision", "timm", "numpy", "pillow")
+MAKER = "vit_analysis"
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
 
@@ -82,6 +83,22 @@ def read(path: Path | str) -> pd.DataFrame:
     except Exception as error:  # of many kinds; all mean that this is no complete parquet file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(f"{path} is no table that can be read: {reason}") from error
+
+
+def write_picture(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib, with this package's name in it, by which `is_ours` knows it again."""
+    write_whole(path, lambda part: figure.savefig(part, metadata={"Software": MAKER}))
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file is a table or a picture that this package made."""
+    if path.suffix == ".parquet":
+        try:
+            return "analysis" in read(path).attrs
+        except OSError:
+            return False
+    with path.open("rb") as file:
+        return MAKER.encode() in file.read(2048)
 
 
 def column(table: pd.DataFrame, name: str) -> pd.Series:

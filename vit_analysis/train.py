@@ -25,9 +25,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from vit_analysis import command, models
+from vit_analysis import command
 from vit_analysis.images import LAB, UNSEEN, Images, Preprocessing, as_input, batches_of
 from vit_analysis.lab import scenes, zoo
+from vit_analysis.loading import checkpoint, fitting
+from vit_analysis.loading.conventions import renamed
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import VERSIONS, write_whole
 
@@ -43,6 +45,7 @@ WEIGHT_DECAY = 0.05
 WARM_UP = 100  # steps
 HEADS = ("head.", "fc.")  # where the lab's models keep their classification head
 CHECKPOINT_EVERY = 200  # steps
+RUNS = Path("runs")
 
 
 @runtime_checkable
@@ -242,7 +245,7 @@ def fuse(model: nn.Module, fused: bool) -> None:
         attention.fused_attn = fused
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterator[Batch]) -> tuple[float, int]:
     """Share of the images that the model classifies correctly, and the number of images."""
     right = torch.cat([model(images).argmax(dim=1) == labels for images, labels in batches])
@@ -288,7 +291,7 @@ def start_from(model: nn.Module, init: Path) -> None:
     Raises:
         Refusal: any other weights do not fit.
     """
-    own, given = model.state_dict(), models.read_checkpoint(init)
+    own, given = model.state_dict(), renamed(checkpoint.read(init).tensors, model).tensors
     other = [
         name
         for name in own
@@ -296,7 +299,7 @@ def start_from(model: nn.Module, init: Path) -> None:
     ]
     if other:
         logger.info("%s tells %d other classes: its head is not taken", init, len(given[other[0]]))
-    models.fit(model, given | {name: own[name] for name in other}, str(init))
+    fitting.fit(model, given | {name: own[name] for name in other}, str(init))
 
 
 def ship(model: nn.Module, recipe: zoo.Recipe, data: Data, plan: Plan, out: Path) -> None:
@@ -337,6 +340,8 @@ def main(
     seed: int | None = None,
     init: Path | None = None,
     out: Path | None = None,
+    ship: bool = False,
+    overwrite: bool = False,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Train a lab model: on scenes, to tell their shapes, or on the classes of other images.
@@ -348,16 +353,19 @@ def main(
         learning_rate: the largest learning rate, reached after the warm-up.
         seed: seed of the weights; None is the model's own, 0 for most.
         init: weights to start from, such as the shipped ones; None starts from random ones.
-        out: file to write the weights to; None is the lab's own file for this model.
+        out: file to write the weights to; None is runs/NAME.safetensors.
+        ship: write to the lab's own file for this model, inside the package.
+        overwrite: replace weights that are there.
         device: cpu or cuda.
     """
     if seen < 1:
         raise Refusal(f"--seen is at least 1 image, got {seen}")
-    recipe, out = zoo.recipe(name), out or zoo.home(name)
+    recipe, out = zoo.recipe(name), _place(name, out, seed, ship=ship)
+    command.writable(out)
+    if out.exists() and not overwrite:
+        raise Refusal(f"{str(out)!r} is there already; say --overwrite, or choose another --out")
     limit = min(images.limit or UNLIMITED, recipe.distinct or UNLIMITED)
     images = replace(images, limit=limit, seed=images.seed or recipe.images)
-    if images.source != LAB and out == zoo.home(name):
-        raise Refusal(f"--out FILE is needed: {name} learned from scenes, and would be overwritten")
     data = SceneData(images, device) if images.source == LAB else FileData(images, device)
     recipe = replace(recipe, config={**recipe.config, "num_classes": len(data.classes)})
     train(
@@ -367,6 +375,20 @@ def main(
         out,
         init,
     )
+
+
+def _place(name: str, out: Path | None, seed: int | None, *, ship: bool) -> Path:
+    """Where the weights go: where the user says, or under runs/; into the package only if that is asked for.
+
+    Raises:
+        Refusal: two places are asked for.
+    """
+    if ship and out:
+        raise Refusal(f"--ship writes to the lab's own file of {name}, and --out to another; say one of them")
+    if ship or out:
+        return out or zoo.home(name)
+    run = f"{name.removeprefix(zoo.PREFIX).replace(':', '.seed')}" + (f".seed{seed}" if seed else "")
+    return RUNS / f"{run}.safetensors"
 
 
 if __name__ == "__main__":

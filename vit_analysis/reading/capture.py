@@ -1,14 +1,16 @@
 """Activations of a model, read by forward hooks while it runs.
 
 Where to read is a `Tap`; what was read there is a `Layer`, one for each time that the module ran and for each tensor that it
-returned. Two facts decide the design. (1) A later in-place operation (``x += shortcut``, ``ReLU(inplace=True)``) overwrites
+returned. Three facts decide the design. (1) A later in-place operation (``x += shortcut``, ``ReLU(inplace=True)``) overwrites
 what a hook merely refers to, so that the BatchNorm layers of a ResNet would be read after their ReLU or the addition. So an
 activation is reduced, or copied, inside the hook. (2) A module that a fast path skips (timm's fused attention) fires no hook
-at all, silently. So a tap that saw nothing is an error.
+at all, silently. So a tap that saw nothing is an error. (3) Images need not lie along the first axis (a
+`nn.TransformerEncoder` has tokens there). So the axis of each activation is found once, with two sizes of batch
+(`Capture.learn_axes`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,6 +99,10 @@ class Capture:
         self, model: nn.Module, taps: Iterable[Tap | str], reduce: Callable[[Layer, Any], Any] = keep
     ) -> None:
         self.model, self.reduce = model, reduce
+        self.axes: dict[Layer, int | None] = {}
+        self._shapes: dict[Layer, tuple[int, ...]] | None = (
+            None  # where they are learnt, and nothing is reduced
+        )
         self.taps = list(dict.fromkeys(tap if isinstance(tap, Tap) else Tap.of(tap) for tap in taps))
         self._hooks = ExitStack()
         self._images = 0  # in the current pass; 0 (unknown) where the model is called by others
@@ -142,8 +148,40 @@ class Capture:
         seen, self._seen = self._seen, Seen()  # the caller alone decides how long activations live
         return seen
 
+    def learn_axes(self, pixels: Tensor) -> None:
+        """Find the axis of images in everything that the taps see: the one that grows from two images to three.
+
+        From then on it is the first axis of what is reduced. Tensors without such an axis are left out; of a square of
+        images by images the rows count. Without this call images are taken to lie along the first axis.
+
+        Args:
+            pixels: some images, of which the first is enough.
+
+        Raises:
+            Refusal: the model does not take such images.
+        """
+        shapes = []
+        for images in (2, 3):
+            self._runs, self._shapes = {}, {}
+            few = pixels[:1].expand(images, *pixels.shape[1:]).clone()
+            try:
+                self.model(few)
+            except (Refusal, OSError):
+                raise
+            except Exception as error:
+                raise trouble(self.model, few, error) from error
+            finally:
+                seen, self._shapes = self._shapes, None
+            shapes.append(seen)
+        two, three = shapes
+        self.axes = {layer: _growing(shape, three.get(layer, ())) for layer, shape in two.items()}
+
     def _record(self, tap: Tap, value: Any) -> None:
         self._runs[tap] = self._runs.get(tap, 0) + 1
+        if self._shapes is not None:
+            for key, tensor in floating_tensors(value):
+                self._shapes[Layer(tap, self._runs[tap], key)] = tuple(tensor.shape)
+            return
         for key, activation in self._tensors(tap, value):
             layer = Layer(tap, self._runs[tap], key)
             try:
@@ -156,7 +194,6 @@ class Capture:
 
     def _tensors(self, tap: Tap, value: Any) -> list[tuple[str, Any]]:
         """Return the tensors in a value that passes a tap, each with its place among several (empty if there is only one)."""
-        # No check for one row per image: attention in windows is refused by the analysis, which knows the number of tokens.
         if isinstance(value, Heads):
             return [("", value)]
         tensors = list(floating_tensors(value))
@@ -165,8 +202,30 @@ class Capture:
                 f"{str(tap)!r} passes on {type(value).__name__} without a floating-point tensor; tap another layer"
             )
         if self._images:
-            tensors = _of_images(tap, tensors, self._images)
+            tensors = self._of_images(tap, tensors)
         return tensors if len(tensors) > 1 else [("", tensors[0][1])]
+
+    def _of_images(self, tap: Tap, tensors: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+        """The tensors that have one row per image, with images along their first axis."""
+        own = []
+        for key, tensor in tensors:
+            axis = self.axes.get(Layer(tap, self._runs[tap], key), 0)
+            if axis is not None and tensor.ndim > axis and tensor.shape[axis] == self._images:
+                own.append((key, tensor.movedim(axis, 0)))
+        if not own:
+            shape = " x ".join(map(str, tensors[0][1].shape)) or "a number"
+            raise Refusal(
+                f"{str(tap)!r} passes on {shape} for {self._images} images, not one row per image (attention in windows, "
+                f"a part of the image at a time?), so images cannot be told apart in it; tap another layer, such as the "
+                f"output of its block"
+            )
+        return own
+
+
+def _growing(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
+    if len(two) != len(three):
+        return None
+    return next((axis for axis, size in enumerate(two) if (size, three[axis]) == (2, 3)), None)
 
 
 def trouble(model: nn.Module, pixels: Tensor, error: Exception) -> Refusal:
@@ -195,18 +254,6 @@ def _silence(model: nn.Module, silent: list[Tap]) -> Refusal:
         f"{told}{more} did not run in the forward pass of {type(model).__name__}, so there is nothing to read ({why}?); "
         f"tap a module that runs"
     )
-
-
-def _of_images(tap: Tap, tensors: list[tuple[str, Tensor]], images: int) -> list[tuple[str, Tensor]]:
-    """The tensors that have one row per image."""
-    own = [(key, tensor) for key, tensor in tensors if tensor.ndim and len(tensor) == images]
-    if not own:
-        shape = " x ".join(map(str, tensors[0][1].shape)) or "a number"
-        raise Refusal(
-            f"{str(tap)!r} passes on {shape} for {images} images, not one row per image (attention in windows, a part of the "
-            f"image at a time?), so images cannot be told apart in it; tap another layer, such as the output of its block"
-        )
-    return own
 
 
 def floating_tensors(value: Any, key: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -240,8 +287,10 @@ def attach(model: nn.Module, tap: Tap, record: Callable[[Tap, Any], None], hooks
 def _attach_heads(module: nn.Module, see: Callable[[Heads], None], hooks: ExitStack) -> None:
     """Watch `scaled_dot_product_attention` while this module runs, and have the module call it.
 
-    timm's attentions compute the softmax themselves where ``fused_attn`` is off, so it is on until ``hooks`` closes. Outputs
-    of the two ways differ by rounding only, queries and keys not at all.
+    timm's attentions compute the softmax themselves where ``fused_attn`` is off, and those of transformers where their
+    configuration says ``eager``, so both are on until ``hooks`` closes. Outputs of the two ways differ by rounding only,
+    queries and keys not at all. torch's own attention has a fast path that calls nothing that could be watched; it is off
+    as long.
     """
     watching = ExitStack()
 
@@ -258,6 +307,13 @@ def _attach_heads(module: nn.Module, see: Callable[[Heads], None], hooks: ExitSt
         if getattr(part, "fused_attn", None) is False:
             setattr(part, "fused_attn", True)  # noqa: B010  (a module's attributes are tensors and modules to mypy)
             hooks.callback(setattr, part, "fused_attn", False)
+        if isinstance(part, nn.MultiheadAttention) and torch.backends.mha.get_fastpath_enabled():
+            torch.backends.mha.set_fastpath_enabled(False)
+            hooks.callback(torch.backends.mha.set_fastpath_enabled, True)
+        config: Any = getattr(part, "config", None)
+        if getattr(config, "_attn_implementation", None) == "eager":
+            config._attn_implementation = "sdpa"
+            hooks.callback(setattr, config, "_attn_implementation", "eager")
 
 
 class _Watch(TorchFunctionMode):
@@ -268,7 +324,25 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:
             self.see(_heads(*args, **(kwargs or {})))
+        if func is functional.multi_head_attention_forward:
+            with self._watching_inside():
+                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def _watching_inside(self) -> Iterator[None]:
+        """Watch what torch's own attention calls inside, where a mode is off: by another function of that name."""
+        real = functional.scaled_dot_product_attention
+
+        def watched(*args: Any, **kwargs: Any) -> Tensor:
+            self.see(_heads(*args, **kwargs))
+            return real(*args, **kwargs)
+
+        functional.scaled_dot_product_attention = watched  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            functional.scaled_dot_product_attention = real
 
 
 def _heads(

@@ -7,26 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vit_analysis.anatomy.modes import evaluating
 from vit_analysis.layers import Branch, Tap
 from vit_analysis.reading.capture import attach, trouble
 from vit_analysis.spelling import Refusal
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Switch dropout off and BatchNorm to its running statistics; every module's own mode comes back afterwards.
-
-    Modes are changed through ``train`` alone, as some modules (timm's TinyViT) keep there what depends on the mode.
-    """
-    modes = {module: module.training for module in model.modules()}
-    if any(modes.values()):
-        model.eval()
-    try:
-        yield model
-    finally:
-        for module, mode in modes.items():  # parents first, as `train` reaches their children
-            if module.training != mode:
-                module.train(mode)
 
 
 @contextmanager
@@ -74,11 +58,11 @@ def true_branches(model: nn.Module, branches: Sequence[Branch], images: Tensor) 
     def see(tap: Tap, value: Any) -> None:
         seen.setdefault(tap, value.clone() if isinstance(value, Tensor) else None)
 
-    with evaluating(model), torch.inference_mode(), ExitStack() as hooks:
+    with evaluating(model), torch.no_grad(), ExitStack() as hooks:
         for tap in {tap for one in branches for tap in (one.skip, one.long, one.joined)}:
             attach(model, tap, see, hooks)
         try:
-            model(images[:1])
+            model(images[:1].clone())
         except Refusal:
             raise
         except Exception as error:
@@ -187,5 +171,5 @@ class Repeated(nn.Module):
         """Run the model under every change in turn."""
         for change in self.changes:
             with change(self.model):
-                output = self.model(images)
+                output = self.model(images.clone())  # a model may write into its input
         return output

@@ -66,6 +66,8 @@ class Measurement(Generic[SumsType]):
             "taps": {name: [str(tap) for tap in taps] for name, taps in self.reading.taps.items()},
             "sums": self.kind.__name__,
             "settings": dict(self.reading.settings),
+            "prepared": {name: repr(own.preprocessing) for name, own in self.reading.models.items()},
+            "told": {name: repr(own.told) for name, own in self.reading.models.items()},
             "code": code(),
             # With one more file in a folder, the same seed chooses other files.
             "order": hashlib.sha256(str(self.reading.images.order).encode()).hexdigest(),

@@ -12,12 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_analysis import layers
+from vit_analysis.anatomy.modes import evaluating
 from vit_analysis.images import AnyImages, Images, given
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model, Models, named
 from vit_analysis.reading import processes
 from vit_analysis.reading.capture import Capture, Layer
-from vit_analysis.reading.intervene import channels_last, evaluating
+from vit_analysis.reading.intervene import channels_last
 from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.grams import Grams
@@ -116,7 +117,7 @@ class Reading:
     ) -> "Reading":
         """Read the chosen layers (`layers.choose`) of models and images in any form that an analysis takes."""
         loaded = named(models)
-        taps = layers.choose({name: model.module for name, model in loaded.items()}, chosen)
+        taps = layers.choose(loaded, chosen)
         return cls(loaded, given(images), taps, reduce, settings=settings)
 
     def facts(self) -> dict[str, Any]:
@@ -135,15 +136,27 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
         for batch in images.read(wanted, rank=rank, of=size, start=start):
             seen = {}
             for name, model in models.items():
-                pixels = batch.inputs[wanted.index(model.preprocessing)].to(model.device, non_blocking=True)
+                pixels = as_input_of(model, batch.inputs[wanted.index(model.preprocessing)])
                 seen[name] = look(reading, model, runs[name], pixels, batch.images)
             yield Pass(batch.number, len(batch.labels), seen, batch.labels, batch.images)
+
+
+def one_image(images: Images, model: Model) -> Tensor:
+    """The first of some images, as a model's input: for what has to be found out before all of them are read."""
+    batch = next(iter(images.read([model.preprocessing])))
+    return as_input_of(model, batch.inputs[0][:1])
+
+
+def as_input_of(model: Model, pixels: Tensor) -> Tensor:
+    """The images on the model's device and in its precision: a copy, as it may write into it and others read the same."""
+    own = pixels.to(model.device, model.dtype, non_blocking=True)
+    return own.clone() if own is pixels else own
 
 
 @contextmanager
 def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
     """Make a model ready to be read: in evaluation mode, its convolutions tuned, hooks on its taps."""
-    layout = layers.layout(model.module)
+    layout = layers.layout(model)
 
     def reduce(layer: Layer, values: Any) -> Any:
         activation = Activation(model, layer, values, layout)
@@ -153,7 +166,7 @@ def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
             fault.add_note(f"in what is kept of {activation}")
             raise
 
-    tuned = layers.is_convolutional(model.module) and not as_they_are()
+    tuned = layers.is_convolutional(model) and not as_they_are()
     with (
         evaluating(model.module),
         channels_last(model.module) if tuned else nullcontext(),
@@ -175,11 +188,16 @@ def look(
     The gradient mode is set here and not in `stream`: held across its ``yield``, it would leak to the caller.
     """
     if reading.differentiate is None:
-        with torch.inference_mode():
+        with torch.no_grad():  # no inference mode: what a module caches in it could never be trained with
+            if not run.axes:
+                run.learn_axes(pixels)
             return run(pixels)
     with torch.inference_mode(False), torch.enable_grad():
-        pixels = pixels.clone().requires_grad_()
-        return reading.differentiate(model, images, pixels, run(pixels))
+        if not run.axes:
+            run.learn_axes(pixels)
+        pixels.requires_grad_()
+        # A copy, as nothing may write into what gradients are taken with respect to.
+        return reading.differentiate(model, images, pixels, run(pixels.clone()))
 
 
 @dataclass(frozen=True)

@@ -338,7 +338,7 @@ def _there(name: str) -> str | None:
 
 def _earlier_units(cnn: Model) -> list[str]:
     """The unit in the middle of a CNN and the first one of its last stage, which figure D.3 shows."""
-    units = layers.blocks(cnn.module)
+    units = layers.blocks(cnn)
     stage = units[-1].rpartition(".")[0]
     return list(
         dict.fromkeys(

@@ -17,7 +17,7 @@ float64. What float32 does not tolerate is a common offset, which centring cance
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
@@ -164,14 +164,37 @@ def piece(device: torch.device) -> int:
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Compute matrix products in true float32: no TF32, no bf16 substitution, no autocast."""
+    """Compute matrix products in true float32: no TF32, no bf16 substitution, no autocast; the user's settings come back."""
+    newer = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    with _newer_precision() if newer else _older_precision(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def _older_precision() -> Iterator[None]:
+    """Before torch 2.9 there is one setting."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def _newer_precision() -> Iterator[None]:
+    """Since torch 2.9 each backend has its own, and asking for the older one is an error after a user has set these."""
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    before = [own.fp32_precision for own in backends]
+    try:
+        for own in backends:
+            own.fp32_precision = "ieee"
+        yield
+    finally:
+        for own, precision in zip(backends, before, strict=True):
+            own.fp32_precision = "none"  # as the more general setting says, if that is what it was
+            if own.fp32_precision != precision:
+                own.fp32_precision = precision
 
 
 def _rows(features: Float[Tensor, "image ..."]) -> Float[Tensor, "image feature"]:

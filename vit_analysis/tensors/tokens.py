@@ -21,17 +21,32 @@ from vit_analysis.spelling import Refusal
 # stand at 30-50 times the median and ordinary ones reach 2, so any number between 4 and 20 finds the same tokens.
 MASSIVE = 5.0
 DOMINANT_IMAGES = 0.01  # share of the images of a batch
+# How to say what is not known of a module of one's own.
+TELL = "models.own(module, 'NAME', anatomy=Anatomy({}))"
 TINY = 1e-12  # tokens are divided by their norm or by this, whichever is larger
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The places of spatial tokens: row by row from the top left, ``height`` and ``width`` pixels of the input apart."""
+    """The cells of spatial tokens in the input: row by row from the top left, each ``height`` x ``width`` pixels.
+
+    The first cell begins at pixel (``top``, ``left``): before the image (a negative number) where a network pads it. Pixels
+    that are left over at the right and at the bottom are in no cell.
+    """
 
     rows: int
     columns: int
     height: float
     width: float
+    top: float = 0.0
+    left: float = 0.0
+
+    def middle(self) -> tuple[float, float]:
+        """Row and column of the pixel in the middle of the cell at the middle position."""
+        row, column = (
+            count // 2 * side for count, side in ((self.rows, self.height), (self.columns, self.width))
+        )
+        return self.top + row + (self.height - 1) / 2, self.left + column + (self.width - 1) / 2
 
     def distances(self) -> Float64[Tensor, "query key"]:
         """Distances between the centres of all pairs of tokens, in pixels of the input."""
@@ -46,24 +61,49 @@ class Layout:
 
     Attributes:
         spatial: number of spatial tokens of a token layer; None for a model without a fixed token grid.
-        prefix: number of prefix tokens before them.
-        class_token: whether the first prefix token is a class token.
+        prefix: number of prefix tokens before them; None if that is not known.
+        class_token: whether the first prefix token is a class token; None if that is not known.
         channels_last: whether maps are ``image row col channel``.
         by_shape: whether a square map's shape decides instead of `channels_last`: two equal axes are its rows and columns.
         grid: rows and columns of the spatial tokens of a token layer, where there is a fixed grid.
     """
 
     spatial: int | None = None
-    prefix: int = 0
-    class_token: bool = False
+    prefix: int | None = 0
+    class_token: bool | None = False
     channels_last: bool = False
     by_shape: bool = False
     grid: tuple[int, int] | None = None
 
     def prefix_of(self, activation: Tensor) -> int:
-        """The number of prefix tokens in this activation; a patch embedding, before the class token is added, has none."""
-        has_prefix = activation.ndim == 3 and activation.shape[1] != self.spatial
-        return min(self.prefix, activation.shape[1]) if has_prefix else 0
+        """The number of prefix tokens in this activation; a patch embedding, before the class token is added, has none.
+
+        Raises:
+            Refusal: it is not known.
+        """
+        if activation.ndim != 3 or activation.shape[1] == self.spatial:
+            return 0
+        if self.prefix is None:
+            raise Refusal(
+                f"how many of these {activation.shape[1]} tokens stand before the spatial ones (class token, registers) is "
+                f"not known; say it: {TELL.format('prefix=1, class_token=True')}"
+            )
+        return min(self.prefix, activation.shape[1])
+
+    def has_class_token(self, activation: Tensor) -> bool:
+        """Return whether this activation has a class token, which is then its first token.
+
+        Raises:
+            Refusal: it is not known.
+        """
+        if not self.prefix_of(activation):
+            return False
+        if self.class_token is None:
+            raise Refusal(
+                f"whether the first of these {activation.shape[1]} tokens is a class token is not known; say it, as in "
+                f"{TELL.format('class_token=True')}"
+            )
+        return self.class_token
 
     def ends_with_channels(self, map: Float[Tensor, "image a b c"]) -> bool:
         """Return whether this map is ``image row col channel``: some models have such blocks and do not declare it."""
@@ -90,7 +130,7 @@ def class_token(activation: Tensor, layout: Layout) -> Tensor | None:
     """The class token; None for a token layer that has none. Maps and vectors are returned whole."""
     if activation.ndim != 3:
         return activation
-    return activation[:, 0] if layout.class_token and layout.prefix_of(activation) else None
+    return activation[:, 0] if layout.has_class_token(activation) else None
 
 
 def mean(activation: Tensor, layout: Layout) -> Tensor:

@@ -1,0 +1,177 @@
+"""Networks of `transformers`: ``transformers/FOLDER``, a name of its hub, or a kind such as ``transformers/vit@random``.
+
+The package is optional: it is imported when such a name is asked for.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from vit_analysis.images import Preprocessing
+from vit_analysis.loading.fitting import Shown
+from vit_analysis.makers.making import no_weights
+from vit_analysis.makers.request import exists, path
+from vit_analysis.spelling import Refusal, did_you_mean
+
+PREFIX = "transformers/"
+TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # the half that sees
+CLASSIFIER = "ForImageClassification"
+HALVES = ((0.5,) * 3, (0.5,) * 3)  # mean and standard deviation of ViT's own processor
+POOLER = "pooler"  # reads the last norm's output, and no analysis reads it
+
+
+class Transformers:
+    """Networks of `transformers`, made of their configuration."""
+
+    def untrained(self, name: str, settings: Mapping[str, Any]) -> nn.Module:
+        """Make a network without trained weights.
+
+        Raises:
+            Refusal: there is no such configuration, or it does not have the settings.
+        """
+        library, config = _library(), _config(name, settings)
+        return _kind(library, config).from_config(config)
+
+    def trained(self, name: str, settings: Mapping[str, Any]) -> nn.Module:
+        """Make a network with the weights that lie beside its configuration.
+
+        Raises:
+            Refusal: there is no such configuration, or weights are missing.
+            OSError: the weights cannot be had.
+        """
+        library, config = _library(), _config(name, settings)
+        try:
+            module, info = _kind(library, config).from_pretrained(
+                _place(name), config=config, output_loading_info=True, dtype="float32"
+            )
+        except Exception as error:  # a download fails in many ways
+            raise no_weights(name, error) from error
+        missing = [key for key in info["missing_keys"] if POOLER not in key]
+        if missing or info["mismatched_keys"]:
+            told = ", ".join(sorted(map(str, missing or info["mismatched_keys"]))[:3])
+            raise Refusal(
+                f"the weights of {name!r} do not fit {type(module).__name__}: {len(missing)} are missing and "
+                f"{len(info['mismatched_keys'])} of another shape ({told})"
+            )
+        return module
+
+    def settings(self, shown: Shown, module: nn.Module) -> dict[str, Any]:
+        """Say with which settings a network would be as a checkpoint shows, of those in which it is not."""
+        config: Any = module.config
+        patch = shown.patch[0] if shown.patch else config.patch_size
+        side = shown.grid[0] * patch if shown.grid else config.image_size
+        wanted = {
+            "num_labels": shown.classes or config.num_labels,
+            "patch_size": patch,
+            "image_size": side,
+            "num_register_tokens": shown.registers,
+        }
+        return {
+            key: value
+            for key, value in wanted.items()
+            if value is not None and hasattr(config, key) and getattr(config, key) != value
+        }
+
+    def preprocessing(self, name: str, module: nn.Module) -> Preprocessing:
+        """Say how an image becomes the network's input: the processor's configuration beside the network's, or ViT's own."""
+        file = path(_place(name)) / "preprocessor_config.json"
+        facts = json.loads(file.read_text(encoding="utf-8")) if exists(file) else None
+        if facts is None:
+            return preprocessing(module)
+        return _processed(facts.get("image_processor", facts), module)
+
+
+def preprocessing(module: nn.Module) -> Preprocessing:
+    """The preprocessing of a network whose processor is not known: its own size, squashed, mean and deviation 0.5."""
+    config: Any = module.config
+    return Preprocessing(
+        _input(config, _side(getattr(config, "image_size", 224))), *HALVES, "bilinear", 1.0, "squash"
+    )
+
+
+def _processed(facts: Mapping[str, Any], module: nn.Module) -> Preprocessing:
+    """Read a processor's configuration: resized to an edge and cropped, or squashed to a size."""
+    size = facts.get("size", getattr(module.config, "image_size", 224))  # type: ignore[union-attr]
+    crop = facts.get("crop_size") if facts.get("do_center_crop") else None
+    squashed = isinstance(size, int) or "height" in size
+    resized = _side(size)
+    side = _side(crop) if crop else resized
+    mean, std = (
+        tuple(float(value) for value in facts.get(key, default))
+        for key, default in zip(("image_mean", "image_std"), HALVES, strict=True)
+    )
+    if not facts.get("do_normalize", True):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    return Preprocessing(
+        _input(module.config, side),
+        mean,
+        std,
+        Image.Resampling(facts.get("resample", Image.Resampling.BILINEAR)).name.lower(),
+        side / resized,
+        "squash" if squashed and not crop else "center",
+    )
+
+
+def _input(config: Any, side: int) -> tuple[int, int, int]:
+    return getattr(config, "num_channels", 3), side, side
+
+
+def _side(size: Any) -> int:
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge") or size.get("height")
+    if isinstance(size, list | tuple):
+        size = size[0]
+    return int(size)
+
+
+def _library() -> Any:
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise Refusal(
+            f"names that begin with {PREFIX!r} need the package transformers: pip install transformers"
+        ) from error
+
+
+def _place(name: str) -> str:
+    own = name.removeprefix(PREFIX)
+    return str(path(own)) if exists(path(own)) else own
+
+
+def _config(name: str, settings: Mapping[str, Any]) -> Any:
+    """The configuration of a folder, of a name on the hub, or of a kind of network; of two towers the one that sees."""
+    library, place = _library(), _place(name)
+    kinds = library.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    if not exists(path(place)) and place in kinds:
+        config = library.AutoConfig.for_model(TOWERS.get(place, place))
+    else:
+        try:
+            config = library.AutoConfig.from_pretrained(place)
+        except Exception as error:  # a download fails in many ways
+            near = did_you_mean(place, [*kinds, *_beside(place)])
+            reason = str(error).strip().partition("\n")[0]
+            raise OSError(f"no network of transformers is {place!r}; {near} ({reason})") from error
+    config = getattr(config, "vision_config", config)
+    for key, value in settings.items():
+        if not hasattr(config, key):
+            known = [own for own in vars(config) if not own.startswith("_")]
+            raise Refusal(f"{name} does not take {key}={value}; {did_you_mean(key, known)}")
+        setattr(config, key, value)
+    return config
+
+
+def _beside(place: str) -> list[str]:
+    folder = Path(place).parent
+    return [str(one) for one in folder.iterdir() if one.is_dir()] if folder.is_dir() else []
+
+
+def _kind(library: Any, config: Any) -> Any:
+    """The class that makes the network: with its head if the configuration was written by a classifier."""
+    if any(name.endswith(CLASSIFIER) for name in config.architectures or ()):
+        return library.AutoModelForImageClassification
+    return library.AutoModel
