@@ -1,7 +1,9 @@
 """A checkpoint's tensors, whatever file, folder or nested dictionary holds them."""
 
 import json
+import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,14 +86,14 @@ def read(path: Path) -> Checkpoint:
         raise _unsafe(path, f"it is {what}")
     if path.suffix == ".npz":
         return Checkpoint(*_npz(path))
-    if path.suffix == ".safetensors" or _is_safetensors(path):
+    if _is_safetensors(path) or (path.suffix == ".safetensors" and not zipfile.is_zipfile(path)):
         try:
             return Checkpoint(safetensors.torch.load_file(path), ())
         except (SafetensorError, ValueError, KeyError) as error:
             raise _unsafe(path, _reason(error)) from error
     try:
         content, unread = pickled.load(path)
-    except Exception as error:  # an unpickler may raise anything when a file is broken
+    except pickle.UnpicklingError as error:
         raise _unsafe(path, _reason(error)) from error
     return _taken(path, content, unread)
 

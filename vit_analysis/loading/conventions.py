@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import takewhile
 from math import inf, isqrt
 from typing import NamedTuple
 
@@ -58,8 +59,10 @@ def renamed(tensors: Mapping[str, Tensor], module: nn.Module) -> Checkpoint:
     tensors = _without_infixes(tensors)
     own = module.state_dict()
     direct = _prefixed(tensors, own)
+    if _hits(direct, own) == len(own):
+        return _laid_out(direct, own)
     found = max(
-        (direct, _translated(tensors, module), _filtered(direct, module)), key=lambda one: _hits(one, own)
+        (direct, _translated(tensors, module), _filtered(tensors, module)), key=lambda one: _hits(one, own)
     )
     if _hits(found, own) < ENOUGH * min(len(own), len(tensors)):
         return Checkpoint(dict(tensors), ())
@@ -217,12 +220,7 @@ def _translated(tensors: Mapping[str, Tensor], module: nn.Module) -> Checkpoint:
         return Checkpoint({}, ())
     canonical, rest = _decoded(tensors, theirs)
     canonical, said = _with_positions_of(canonical, module, ours)
-    if (
-        "CLIP" in theirs.convention.title
-        and "CLIP" not in ours.convention.title
-        and "head.weight" in canonical
-    ):
-        canonical.setdefault("head.bias", torch.zeros(len(canonical["head.weight"])))  # a projection has none
+    canonical = _with_bias_of(canonical, theirs, ours)
     inside = {name: value for name, value in rest.items() if name.startswith(theirs.prefix)}
     outside = [name for name in rest if name not in inside]
     if outside:
@@ -324,6 +322,17 @@ def _with_positions_of(
     return canonical, []
 
 
+def _with_bias_of(canonical: dict[str, Tensor], theirs: Spelled, ours: Spelled) -> dict[str, Tensor]:
+    """Give CLIP's projection, which has no bias, one of zeros where it becomes a head; take one of zeros from a head."""
+    from_clip, to_clip = ("CLIP" in one.convention.title for one in (theirs, ours))
+    weight, bias = canonical.get("head.weight"), canonical.get("head.bias")
+    if from_clip and not to_clip and weight is not None and bias is None:
+        return canonical | {"head.bias": weight.new_zeros(len(weight))}
+    if to_clip and not from_clip and bias is not None and not bias.any():
+        return {name: value for name, value in canonical.items() if name != "head.bias"}
+    return canonical
+
+
 def _is_square(number: int) -> bool:
     return isqrt(number) ** 2 == number
 
@@ -345,7 +354,7 @@ def _laid_out(found: Checkpoint, own: Mapping[str, Tensor]) -> Checkpoint:
         if name.endswith("patch_embed.proj.weight") and (axes, done[name].ndim) == (2, 4):
             done[name] = done[name].permute(0, 2, 3, 1).flatten(1)
             said.append("the patch embedding laid out by row, column and channel")
-        elif done[name].ndim != axes:
+        elif all(one == 1 for one in own[name].shape[: max(0, axes - done[name].ndim)]):
             done[name] = _ranked(done[name], axes)
     return Checkpoint(done, tuple(said))
 
@@ -353,11 +362,12 @@ def _laid_out(found: Checkpoint, own: Mapping[str, Tensor]) -> Checkpoint:
 # timm's own filters -------------------------------------------------------------------------------------------------
 
 
-def _filtered(direct: Checkpoint, module: nn.Module) -> Checkpoint:
+def _filtered(tensors: Mapping[str, Tensor], module: nn.Module) -> Checkpoint:
     """What timm makes of a file of the module's family; what it would resize stays as it is."""
     of_family = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
     if of_family is None or not type(module).__module__.startswith("timm."):
         return Checkpoint({}, ())
+    direct = _below(tensors, _shared(tensors))
     try:
         done = of_family(dict(direct.tensors), module)
     except Exception:  # it is for files of one family; another's may break it in any way
@@ -369,3 +379,9 @@ def _filtered(direct: Checkpoint, module: nn.Module) -> Checkpoint:
                 return Checkpoint({}, ())
             done[name] = direct.tensors[name]
     return Checkpoint(done, (*direct.said, f"names turned into timm's {type(module).__name__}'s"))
+
+
+def _shared(names: Iterable[str]) -> str:
+    """The prefix that all names have."""
+    parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{one[0]}." for one in takewhile(lambda several: len(set(several)) == 1, parts))

@@ -39,7 +39,10 @@ HEAD_ROOTS = (
 OWN = re.compile(  # of the module's own making: the file need not have them, the module need not want them
     r"(^|\.)(relative_position_index|relative_coords_table|attn_mask|position_ids|position_index|pos_embed\.inv_freq|rope\..*|periods)$"
 )
-COUNTERS = re.compile(r"(^|\.)num_batches_tracked$")
+NEEDLESS = {  # what a file may lack: it is not computed with, and keeps the module's value
+    "counters of batches": re.compile(r"(^|\.)num_batches_tracked$"),
+    "a mask token": re.compile(r"(^|\.)mask_token$"),
+}
 TRAINING = {  # kinds of tensors that only training needs
     "a mask token": re.compile(r"(^|\.)mask_token$"),
     "a decoder": re.compile(r"(^|\.)decoder(_|\.)"),
@@ -101,12 +104,17 @@ def shown(tensors: Mapping[str, Tensor], module: nn.Module) -> Shown:
     block = re.escape(known("blocks.0.norm1.weight")).replace("0", r"(\d+)", 1)
     blocks = {found[1] for name in tensors if (found := re.fullmatch(block, name))}
     has_fc_norm, has_norm = (known(f"{name}.weight") in tensors for name in ("fc_norm", "norm"))
+    tokens = sum(known(name) in tensors for name in ("cls_token", "dist_token"))
+    number = registers.shape[-2] if registers is not None and registers.ndim > 1 else 0
+    grid = (
+        None if positions is None else _grid(positions, module, own.get(known("pos_embed")), tokens, number)
+    )
     return Shown(
         classes=_classes(tensors, own),
         channels=patch.shape[1] if patch is not None and is_conv else None,
         patch=(patch.shape[2], patch.shape[3]) if patch is not None and is_conv else None,
-        grid=_grid(positions, module, own.get(known("pos_embed"))) if positions is not None else None,
-        registers=registers.shape[-2] if registers is not None and registers.ndim > 1 else 0,
+        grid=grid,
+        registers=number,
         class_token=known("cls_token") in tensors,
         average=has_fc_norm if has_fc_norm != has_norm else None,
         pooler=any(TRAINING["a pooler"].search(name) for name in tensors),
@@ -147,9 +155,10 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
     module.load_state_dict(own | fitting)
     kinds = dict.fromkeys(aside.values())
     said = [f"{counted(len(aside), 'tensor')} left aside ({first(kinds)})"] if aside else []
-    if counters := [key for key in own if key not in tensors and COUNTERS.search(key)]:
-        said.append(f"{counted(len(counters), 'counter')} of batches not in the file")
-    return said
+    lacking = [
+        kind for kind, one in NEEDLESS.items() if any(one.search(key) for key in own.keys() - tensors.keys())
+    ]
+    return [*said, f"{' and '.join(lacking)} not in the file"] if lacking else said
 
 
 def _aside(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
@@ -166,8 +175,8 @@ def _aside(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
 
 
 def _is_needless(key: str, value: Tensor) -> bool:
-    """Whether the file may lack it: a counter, what the module makes itself, or nothing at all."""
-    return bool(COUNTERS.search(key) or OWN.search(key)) or not value.numel()
+    """Whether the file may lack it: it is not computed with, the module makes it itself, or it is empty."""
+    return any(one.search(key) for one in (*NEEDLESS.values(), OWN)) or not value.numel()
 
 
 def _is_quantised(value: Tensor, own: Tensor) -> bool:
@@ -234,18 +243,31 @@ def _classes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | 
     return 0 if has_known or not any(key.startswith(HEAD_ROOTS) for key in own) else None
 
 
-def _grid(positions: Tensor, module: nn.Module, own: Tensor | None) -> tuple[int, int] | None:
-    """Rows and columns of the patches that have positions."""
-    if positions.ndim not in (2, 3):
-        return (positions.shape[1], positions.shape[2]) if positions.ndim == 4 else None
-    number = positions.shape[-2]
-    grid = _own_grid(module)
-    if own is not None and own.shape[-2] == number and grid:
+def _grid(
+    positions: Tensor, module: nn.Module, own: Tensor | None, tokens: int, registers: int
+) -> tuple[int, int] | None:
+    """Rows and columns of the patches that have positions: the module's if there are as many, else a square or None.
+
+    Args:
+        positions: the position embedding in the file.
+        module: the module, which was built for a grid too.
+        own: its position embedding.
+        tokens: class tokens in the file.
+        registers: registers in the file, which have positions in some networks.
+    """
+    if positions.ndim == 4:
+        return positions.shape[1], positions.shape[2]
+    grid, number = _own_grid(module), positions.shape[-2]
+    is_embedded = own is None or not grid or own.shape[-2] > prod(grid)
+    others = {tokens, tokens + registers} if is_embedded else {0}
+    if grid and number - prod(grid) in others:
         return grid
-    prefix = own.shape[-2] - prod(grid) if own is not None and grid else None
-    likely = [number - prefix] if prefix is not None and prefix >= 0 else [number, number - 1, number - 2]
-    side = next((isqrt(one) for one in likely if one > 0 and isqrt(one) ** 2 == one), None)
-    return (side, side) if side else None
+    sides = {isqrt(number - other) for other in others if number > other and _is_square(number - other)}
+    return (side := sides.pop(), side) if len(sides) == 1 else None
+
+
+def _is_square(number: int) -> bool:
+    return isqrt(number) ** 2 == number
 
 
 def _own_grid(module: nn.Module) -> tuple[int, int] | None:

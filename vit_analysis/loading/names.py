@@ -179,7 +179,7 @@ CONVENTIONS = (
     Convention("Hugging Face's DINOv2 (before 5)", HUGGING_FACE_4_DINOV2, _INNER),
     Convention("Hugging Face's DINOv2", HUGGING_FACE_DINOV2 | GATED, _INNER),
     Convention("Hugging Face's DINOv2 (before 5)", HUGGING_FACE_4_DINOV2 | GATED_4, _INNER),
-    Convention("Hugging Face's CLIP", HUGGING_FACE_CLIP, _INNER),
+    Convention("Hugging Face's CLIP or SigLIP", HUGGING_FACE_CLIP, _INNER),
     Convention("OpenAI's CLIP", OPENAI_CLIP),
     Convention("torchvision's Vision Transformer", TORCHVISION),
     Convention("torchvision's Vision Transformer (up to 0.12)", TORCHVISION_OLD),

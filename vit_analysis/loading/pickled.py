@@ -5,13 +5,13 @@ import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-LEGACY = b"\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch's magic number, pickled, before 1.6
 LEGACY_HEAD = 4  # pickles of a legacy file up to the object: magic number, protocol, system, object
 
 # What runs, opens or fetches things. No file of weights needs it, so a file that asks for it is not read at all.
@@ -85,36 +85,46 @@ def load(path: Path) -> tuple[Any, list[str]]:
 
     Raises:
         pickle.UnpicklingError: it is broken, or asks for code.
-        RuntimeError, EOFError, ValueError: it is broken.
     """
     kinds: dict[str, str] = {}
-    for stream in _pickles(path):
+    for stream, number in _pickles(path):
         with stream:
-            for _ in range(1 if isinstance(stream, zipfile.ZipExtFile) else LEGACY_HEAD):
-                _Rehearsal(stream, kinds).load()
+            for _ in range(number):
+                _run(_Rehearsal(stream, kinds).load)
     asked = [name for name in kinds if name.partition(".")[0] in CODE_MODULES or name in CODE_NAMES]
     if asked:
         raise pickle.UnpicklingError(f"it holds {asked[0]} where weights are expected")
     met: set[str] = set()
     stand_ins: list[Any] = [(_stand_in(name, kind, met), name) for name, kind in kinds.items()]
-    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+    allowed = torch.serialization.safe_globals(stand_ins)
+    with path.open("rb") as file, allowed, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old storages and other protocols
-        return torch.load(path, map_location="cpu", weights_only=True), sorted(met)
+        content = _run(lambda: torch.load(file, map_location="cpu", weights_only=True))
+    return content, sorted(met)
 
 
-def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    """Open the pickles of a file."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            yield from (archive.open(name) for name in archive.namelist() if name.endswith("/data.pkl"))
-    else:
-        yield path.open("rb")
+def _run(unpickle: Callable[[], Any]) -> Any:
+    try:
+        return unpickle()
+    except Exception as error:  # an unpickler may raise anything when a file is broken
+        raise pickle.UnpicklingError(str(error) or type(error).__name__) from error
+
+
+def _pickles(path: Path) -> Iterator[tuple[BufferedIOBase, int]]:
+    """Open what is pickled in a file, with the number of pickles that stand there one after the other."""
+    if not zipfile.is_zipfile(path):
+        yield path.open("rb"), LEGACY_HEAD
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                yield BytesIO(archive.read(name)), 1
 
 
 class _Rehearsal(pickle.Unpickler):
     """Unpickles with a stand-in for every name, and notes whether it is used as a dictionary, a list or neither."""
 
-    def __init__(self, stream: IO[bytes], kinds: dict[str, str]) -> None:
+    def __init__(self, stream: BufferedIOBase, kinds: dict[str, str]) -> None:
         super().__init__(stream)
         self.kinds = kinds
 
