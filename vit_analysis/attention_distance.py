@@ -174,7 +174,7 @@ def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[Subse
 def scale(model: Model) -> Scale:
     """Return the distances between the model's tokens, on its device, and the number of its prefix tokens."""
     grid = layers.grid(model)
-    return Scale(grid.distances().to(model.device), layers.layout(model).prefix)
+    return Scale(grid.distances().to(model.device), layers.prefix(model))
 
 
 def head_distances(heads: Heads, scale: Scale) -> Float64[Tensor, "image head 3"]:

@@ -23,7 +23,7 @@ from vit_analysis.anatomy.patterns import matching, nearest
 from vit_analysis.anatomy.places import INPUT, Branch, Sublayer, Tap
 from vit_analysis.anatomy.roles import Anatomy, Block
 from vit_analysis.spelling import Refusal
-from vit_analysis.tensors.tokens import Grid, Layout
+from vit_analysis.tensors.tokens import TELL, Grid, Layout
 
 __all__ = ["INPUT", "Anatomy", "Branch", "Sublayer", "Tap"]
 
@@ -136,6 +136,21 @@ def layout(model: AnyModel) -> Layout:
         by_shape=not find.is_convolutional(module),
         grid=tokens,
     )
+
+
+def prefix(model: AnyModel) -> int:
+    """Return the number of tokens before the spatial ones.
+
+    Raises:
+        Refusal: it is not known.
+    """
+    module, anatomy = known(model)
+    if anatomy.prefix is None:
+        raise Refusal(
+            f"how many tokens of {type(module).__name__} stand before the spatial ones (class token, registers) is not known; "
+            f"say it: {TELL.format('prefix=1, class_token=True')}"
+        )
+    return anatomy.prefix
 
 
 def grid(model: AnyModel) -> Grid:

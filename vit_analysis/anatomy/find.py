@@ -28,6 +28,7 @@ SEQUENCES = (nn.Sequential, nn.ModuleList)
 TOKEN = re.compile(r"(^|[._])(cls|class|dist|distillation|reg|register)s?_?(tokens?|embedding)$")
 POSITION = re.compile(r"pos|rel|rope|bias|scale|gamma|lambda|temperature")
 UNUSED = ("mask_token",)
+BARE = ("torch.nn.modules.module", "torch.nn.modules.container")  # torch's modules that have no weights of their own
 
 
 def anatomy(module: nn.Module) -> Anatomy:
@@ -190,7 +191,8 @@ def _prefix(network: nn.Module) -> tuple[int | None, bool | None]:
 def _own(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The parameters that may be tokens: those that a network adds to torch's layers, but for positions and scales."""
     for path, module in network.named_modules():
-        if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Embedding):
+        home = type(module).__module__
+        if home.startswith("torch.nn.") and home not in BARE and not isinstance(module, nn.Embedding):
             continue
         for name, value in module.named_parameters(recurse=False):
             whole = f"{path}.{name}".removeprefix(".")

@@ -104,11 +104,11 @@ def positions(module: nn.Module, pixels: Tensor) -> dict[tuple[int, int], Grid]:
         module: the network, in evaluation mode.
         pixels: images, of which the first is run.
     """
-    steps: list[tuple[nn.Module, tuple[int, ...], tuple[int, ...]]] = []
+    steps: list[tuple[nn.Module, tuple[int, int], tuple[int, int]]] = []
 
     def note(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and output.ndim == 4:
-            steps.append((part, tuple(args[0].shape[-2:]), tuple(output.shape[-2:])))
+            steps.append((part, _size(args[0]), _size(output)))
 
     with evaluating(module), torch.no_grad(), ExitStack() as hooks:
         for part in module.modules():
@@ -143,7 +143,11 @@ def position(known: Mapping[tuple[int, int], Grid], rows: int, columns: int) -> 
     )
 
 
-def _after(part: Any, grid: Grid, after: tuple[int, ...]) -> Grid | None:
+def _size(map: Tensor) -> tuple[int, int]:
+    return map.shape[-2], map.shape[-1]
+
+
+def _after(part: Any, grid: Grid, after: tuple[int, int]) -> Grid | None:
     """The cells of what a convolution or a pooling makes of a map; None where they are not those of its numbers."""
     cells = []
     for axis, (size, stride, start) in enumerate(

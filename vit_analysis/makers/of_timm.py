@@ -59,7 +59,7 @@ class Timm:
 
     def _of_tokens(self, shown: Shown, module: nn.Module) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        embed = getattr(module, "patch_embed", None)
+        embed: Any = getattr(module, "patch_embed", None)
         if shown.patch and hasattr(embed, "patch_size") and tuple(embed.patch_size) != shown.patch:
             found["patch_size"] = shown.patch if shown.patch[0] != shown.patch[1] else shown.patch[0]
         if shown.grid and getattr(embed, "grid_size", None):

@@ -96,7 +96,7 @@ def preprocessing(module: nn.Module) -> Preprocessing:
 
 def _processed(facts: Mapping[str, Any], module: nn.Module) -> Preprocessing:
     """Read a processor's configuration: resized to an edge and cropped, or squashed to a size."""
-    size = facts.get("size", getattr(module.config, "image_size", 224))  # type: ignore[union-attr]
+    size = facts.get("size", getattr(module.config, "image_size", 224))
     crop = facts.get("crop_size") if facts.get("do_center_crop") else None
     squashed = isinstance(size, int) or "height" in size
     resized = _side(size)

@@ -338,7 +338,7 @@ class _Watch(TorchFunctionMode):
             self.see(_heads(*args, **kwargs))
             return real(*args, **kwargs)
 
-        functional.scaled_dot_product_attention = watched  # type: ignore[assignment]
+        functional.scaled_dot_product_attention = watched
         try:
             yield
         finally:

@@ -167,7 +167,7 @@ class Repeated(nn.Module):
     def _get_name(self) -> str:
         return self.model._get_name()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         """Run the model under every change in turn."""
         for change in self.changes:
             with change(self.model):

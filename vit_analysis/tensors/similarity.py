@@ -184,7 +184,8 @@ def _older_precision() -> Iterator[None]:
 @contextmanager
 def _newer_precision() -> Iterator[None]:
     """Since torch 2.9 each backend has its own, and asking for the older one is an error after a user has set these."""
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    every: Any = torch.backends
+    backends = [every.cuda.matmul, every.mkldnn.matmul]
     before = [own.fp32_precision for own in backends]
     try:
         for own in backends:
