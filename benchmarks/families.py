@@ -1,4 +1,6 @@
-"""Every analysis on one small member of each of many families of timm's, untrained: a table, or why there is none.
+"""Every analysis on one small member of each of many families, untrained: a table, or why there is none.
+
+Of timm's families, torchvision's and transformers'.
 
     python benchmarks/families.py                          # all of them; writes benchmarks/families.md
     python benchmarks/families.py --only vit swin xcit     # these, printed
@@ -18,7 +20,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ POOL = Images(limit=400, batch=32, seed=1)
 
 @dataclass(frozen=True)
 class Family:
-    """One member of a family, as `timm.create_model` makes it, and the size of its images where it takes any."""
+    """One member of a family by its name and settings, and the size of its images where it takes any."""
 
     name: str
     size: int | None = None
@@ -52,6 +54,13 @@ class Family:
     def make(self) -> models.Model:
         """The untrained model, with the preprocessing that it has for a user."""
         config = dict(self.config)
+        if "/" in self.name:
+            settings = "".join(f",{key}={value}" for key, value in config.items())
+            own = models.load(f"{self.name}{settings}@random", device="cpu")
+            size = self.size or own.preprocessing.input_size[1]
+            return replace(
+                own, name=self.name, preprocessing=replace(own.preprocessing, input_size=(3, size, size))
+            )
         if self.size:
             config["pretrained_cfg_overlay"] = {"input_size": (3, self.size, self.size)}
         torch.manual_seed(0)
@@ -67,6 +76,14 @@ def sized(name: str, size: int, **config: Any) -> Family:
 def free(name: str, size: int = 64, **config: Any) -> Family:
     """A member that takes images of any size."""
     return Family(name, size, tuple(config.items()))
+
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}
+
+
+def sized_there(name: str, size: int = 64) -> Family:
+    """A small Vision Transformer of transformers, built for one size of image."""
+    return Family(f"transformers/{name}", size, tuple({**SMALL, "image_size": size}.items()))
 
 
 FAMILIES: dict[str, Family] = {
@@ -156,6 +173,63 @@ FAMILIES: dict[str, Family] = {
     "xception": free("xception41"),
     "hgnetv2": free("hgnetv2_b0"),
 }
+
+TORCHVISION = {
+    "alexnet": free("torchvision/alexnet"),
+    "convnext": free("torchvision/convnext_tiny"),
+    "densenet": free("torchvision/densenet121"),
+    "efficientnet": free("torchvision/efficientnet_b0"),
+    "efficientnetv2": free("torchvision/efficientnet_v2_s"),
+    "googlenet": free("torchvision/googlenet"),
+    "inception": free("torchvision/inception_v3", 96),
+    "maxvit": free("torchvision/maxvit_t", 224),
+    "mnasnet": free("torchvision/mnasnet0_5"),
+    "mobilenetv2": free("torchvision/mobilenet_v2"),
+    "mobilenetv3": free("torchvision/mobilenet_v3_small"),
+    "regnet": free("torchvision/regnet_y_400mf"),
+    "resnet": free("torchvision/resnet18"),
+    "resnet, bottleneck": free("torchvision/resnet50"),
+    "resnext": free("torchvision/resnext50_32x4d"),
+    "shufflenet": free("torchvision/shufflenet_v2_x0_5"),
+    "squeezenet": free("torchvision/squeezenet1_0"),
+    "swin": free("torchvision/swin_t"),
+    "swinv2": free("torchvision/swin_v2_t"),
+    "vgg": free("torchvision/vgg11"),
+    "vit": free("torchvision/vit_b_32", 64, image_size=64),
+}
+TRANSFORMERS = {
+    "beit": sized_there("beit"),
+    "bit": free("transformers/bit"),
+    "clip": sized_there("clip"),
+    "convnext": free("transformers/convnext"),
+    "cvt": free("transformers/cvt"),
+    "data2vec": sized_there("data2vec-vision"),
+    "deit": sized_there("deit"),
+    "dinov2": sized_there("dinov2"),
+    "dinov2, registers": sized_there("dinov2_with_registers"),
+    "dinov3": sized_there("dinov3_vit"),
+    "efficientnet": free("transformers/efficientnet"),
+    "focalnet": free("transformers/focalnet"),
+    "hiera": free("transformers/hiera", 224),
+    "ijepa": sized_there("ijepa"),
+    "levit": free("transformers/levit", 224),
+    "mobilenetv2": free("transformers/mobilenet_v2"),
+    "mobilevit": free("transformers/mobilevit"),
+    "poolformer": free("transformers/poolformer"),
+    "pvt": free("transformers/pvt", 224),
+    "regnet": free("transformers/regnet"),
+    "resnet": free("transformers/resnet"),
+    "segformer": free("transformers/segformer"),
+    "siglip": sized_there("siglip"),
+    "swin": free("transformers/swin", 224),
+    "swinv2": free("transformers/swinv2", 224),
+    "vit": sized_there("vit"),
+    "vit, masked (mae)": sized_there("vit_mae"),
+    "vit, masked (msn)": sized_there("vit_msn"),
+    "yolos": sized_there("yolos"),
+}
+FAMILIES |= {f"torchvision: {name}": family for name, family in TORCHVISION.items()}
+FAMILIES |= {f"transformers: {name}": family for name, family in TRANSFORMERS.items()}
 
 TABLES = ("yes", "in part")
 WARNINGS: list[str] = []

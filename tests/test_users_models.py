@@ -1,4 +1,4 @@
-"""Models as users have them: wrapped, compiled, in other precisions, odd inside; right or refused, and given back as they were."""
+"""Models as users have them: wrapped, compiled, in other precisions, odd inside: right or refused, and given back."""
 
 import copy
 import logging
@@ -217,7 +217,7 @@ def test_a_quantised_network_is_read_but_not_differentiated():
     found, exact = measured(cka, quantised), measured(cka, networks.timm_vit())
     assert 0 < np.abs(found["cka"] - exact["cka"]).max() < 0.1
     with pytest.raises(
-        Refusal, match="gradients of .* do not reach its input, though it depends on it: a quant"
+        Refusal, match=r"gradients of .* do not reach its input, though it depends on it: a quant"
     ):
         measured(receptive_field, quantised)
 

@@ -36,7 +36,7 @@ def run(main: Callable[..., None]) -> None:
     A `Refusal` or an OSError ends it with a sentence. Any other exception is a fault of ours and ends it with its traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("timm", "PIL", "matplotlib", "httpx", "huggingface_hub"):
+    for library in ("timm", "PIL", "matplotlib", "httpx", "huggingface_hub", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
     keep_memory()
     signal.signal(signal.SIGTERM, _stop)  # as clusters send it: to be treated as Ctrl-C

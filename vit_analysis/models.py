@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -268,8 +269,18 @@ def classes_of_labels(model: Model, images: Images) -> list[int] | None:
         return list(range(len(images.classes)))
     wnids = ImageNetInfo().label_names()
     known = {wnid: number for number, wnid in enumerate(wnids)}
-    fits = getattr(model.module, "num_classes", None) == len(wnids) and images.classes
+    fits = _classes(model.module) == len(wnids) and images.classes
     return [known[name] for name in images.classes] if fits and known.keys() >= set(images.classes) else None
+
+
+def _classes(module: nn.Module) -> int | None:
+    """How many classes a network tells apart, where it says so."""
+    for holder, name in ((module, "num_classes"), (getattr(module, "config", None), "num_labels")):
+        if isinstance(count := getattr(holder, name, None), int):
+            return count
+    if not (type(module).__module__.startswith(find.TORCHVISION) and find.is_network(module)):
+        return None
+    return [part for part in module.modules() if isinstance(part, nn.Linear)][-1].out_features
 
 
 def digest(module: nn.Module) -> str:
@@ -278,7 +289,7 @@ def digest(module: nn.Module) -> str:
     Raises:
         Refusal: the weights have no values, as on torch's meta device.
     """
-    total = hashlib.sha256(repr(module).encode())
+    total = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(module)).encode())
     tensors = {**dict(module.named_buffers()), **module.state_dict()}  # some buffers are in no state
     for key, value in tensors.items():
         total.update(key.encode())

@@ -115,6 +115,14 @@ NETWORKS = (
         "layernorm",
         "cls",
     ),
+    # transformers: DINOv3
+    Network(
+        "embeddings.patch_embeddings",
+        "embeddings.patch_embeddings",
+        ("embeddings.cls_token", "embeddings.register_tokens"),
+        "norm",
+        "cls",
+    ),
     # transformers: CLIP
     Network(
         "embeddings.patch_embedding",

@@ -28,7 +28,10 @@ SEQUENCES = (nn.Sequential, nn.ModuleList)
 TOKEN = re.compile(r"(^|[._])(cls|class|dist|distillation|reg|register)s?_?(tokens?|embedding)$")
 POSITION = re.compile(r"pos|rel|rope|bias|scale|gamma|lambda|temperature")
 UNUSED = ("mask_token",)
-BARE = ("torch.nn.modules.module", "torch.nn.modules.container")  # torch's modules that have no weights of their own
+BARE = (
+    "torch.nn.modules.module",
+    "torch.nn.modules.container",
+)  # torch's modules that have no weights of their own
 
 
 def anatomy(module: nn.Module) -> Anatomy:

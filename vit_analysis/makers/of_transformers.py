@@ -4,7 +4,9 @@ The package is optional: it is imported when such a name is asked for.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,10 @@ from vit_analysis.makers.making import no_weights
 from vit_analysis.makers.request import exists, path
 from vit_analysis.spelling import Refusal, did_you_mean
 
+logger = logging.getLogger(__name__)
+
 PREFIX = "transformers/"
+PROCESSOR = "preprocessor_config.json"
 TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # the half that sees
 CLASSIFIER = "ForImageClassification"
 HALVES = ((0.5,) * 3, (0.5,) * 3)  # mean and standard deviation of ViT's own processor
@@ -46,9 +51,10 @@ class Transformers:
         """
         library, config = _library(), _config(name, settings)
         try:
-            module, info = _kind(library, config).from_pretrained(
-                _place(name), config=config, output_loading_info=True, dtype="float32"
-            )
+            with _quiet(library):
+                module, info = _kind(library, config).from_pretrained(
+                    _place(name), config=config, output_loading_info=True
+                )
         except Exception as error:  # a download fails in many ways
             raise no_weights(name, error) from error
         missing = [key for key in info["missing_keys"] if POOLER not in key]
@@ -58,7 +64,7 @@ class Transformers:
                 f"the weights of {name!r} do not fit {type(module).__name__}: {len(missing)} are missing and "
                 f"{len(info['mismatched_keys'])} of another shape ({told})"
             )
-        return module
+        return module.float()
 
     def settings(self, shown: Shown, module: nn.Module) -> dict[str, Any]:
         """Say with which settings a network would be as a checkpoint shows, of those in which it is not."""
@@ -79,11 +85,14 @@ class Transformers:
 
     def preprocessing(self, name: str, module: nn.Module) -> Preprocessing:
         """Say how an image becomes the network's input: the processor's configuration beside the network's, or ViT's own."""
-        file = path(_place(name)) / "preprocessor_config.json"
-        facts = json.loads(file.read_text(encoding="utf-8")) if exists(file) else None
-        if facts is None:
-            return preprocessing(module)
-        return _processed(facts.get("image_processor", facts), module)
+        if facts := _processor(name):
+            return _processed(facts.get("image_processor", facts), module)
+        assumed = preprocessing(module)
+        logger.warning(
+            "%s: no %s says how its images are prepared; assumed are %d x %d pixels, squashed, mean and deviation 0.5",
+            *(name, PROCESSOR, *assumed.input_size[1:]),
+        )
+        return assumed
 
 
 def preprocessing(module: nn.Module) -> Preprocessing:
@@ -138,6 +147,30 @@ def _library() -> Any:
         ) from error
 
 
+@contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """Let the library draw no progress bars, which without a terminal are lines of text."""
+    bars = library.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _processor(name: str) -> dict[str, Any] | None:
+    """The configuration of a processor in a folder or on the hub; None where there is none."""
+    if _is_kind(_place(name)):
+        return None
+    try:
+        file = _library().utils.cached_file(_place(name), PROCESSOR)
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def _place(name: str) -> str:
     own = name.removeprefix(PREFIX)
     return str(path(own)) if exists(path(own)) else own
@@ -146,14 +179,13 @@ def _place(name: str) -> str:
 def _config(name: str, settings: Mapping[str, Any]) -> Any:
     """The configuration of a folder, of a name on the hub, or of a kind of network; of two towers the one that sees."""
     library, place = _library(), _place(name)
-    kinds = library.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-    if not exists(path(place)) and place in kinds:
+    if _is_kind(place):
         config = library.AutoConfig.for_model(TOWERS.get(place, place))
     else:
         try:
             config = library.AutoConfig.from_pretrained(place)
         except Exception as error:  # a download fails in many ways
-            near = did_you_mean(place, [*kinds, *_beside(place)])
+            near = did_you_mean(place, [*_kinds(), *_beside(place)])
             reason = str(error).strip().partition("\n")[0]
             raise OSError(f"no network of transformers is {place!r}; {near} ({reason})") from error
     config = getattr(config, "vision_config", config)
@@ -163,6 +195,14 @@ def _config(name: str, settings: Mapping[str, Any]) -> Any:
             raise Refusal(f"{name} does not take {key}={value}; {did_you_mean(key, known)}")
         setattr(config, key, value)
     return config
+
+
+def _kinds() -> Mapping[str, str]:
+    return _library().models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+
+
+def _is_kind(place: str) -> bool:
+    return not exists(path(place)) and place in _kinds()
 
 
 def _beside(place: str) -> list[str]:

@@ -58,11 +58,16 @@ class Request:
         return cls(base, first.strip(), _settings(name, rest), weights, seed)
 
     def short(self, asked: str) -> str:
-        """The name in tables and pictures: without the file's folder and ending, and without a file of the model's name."""
+        """The name in tables and pictures: without folders and the file's ending, and without a file of the model's name."""
+        _, slash, place = self.name.partition("/")
+        if slash and exists(path(place)):  # a folder of transformers
+            asked, base = (name.replace(place, Path(place).name) for name in (asked, self.base))
+        else:
+            base = self.base
         if not self.weights or self.weights == RANDOM:
             return asked
         file = Path(self.weights).stem
-        return self.base if file == self.base else f"{self.base}@{file}"
+        return base if file == base else f"{base}@{file}"
 
 
 def path(name: str) -> Path:

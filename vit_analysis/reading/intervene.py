@@ -56,7 +56,8 @@ def true_branches(model: nn.Module, branches: Sequence[Branch], images: Tensor) 
     seen: dict[Tap, Any] = {}
 
     def see(tap: Tap, value: Any) -> None:
-        seen.setdefault(tap, value.clone() if isinstance(value, Tensor) else None)
+        own = _first(value)
+        seen.setdefault(tap, None if own is None else own.clone())
 
     with evaluating(model), torch.no_grad(), ExitStack() as hooks:
         for tap in {tap for one in branches for tap in (one.skip, one.long, one.joined)}:
@@ -96,7 +97,7 @@ def without_skips(model: nn.Module, branches: Sequence[Branch]) -> Iterator[nn.M
     def hold(branch: Branch, output: Any) -> None:
         held[branch] = _tensor(branch, output).clone()  # the addition may be done in place
 
-    def replace(branch: Branch, value: Any) -> Tensor:
+    def replace(branch: Branch, value: Any) -> Any:
         joined = _tensor(branch, value)
         if branch not in held:
             raise branch.refusal()
@@ -105,7 +106,8 @@ def without_skips(model: nn.Module, branches: Sequence[Branch]) -> Iterator[nn.M
             if branch not in skips or not branch.is_sum(model, skips.pop(branch), long[:1], joined[:1]):
                 raise branch.refusal()
             checked.add(branch)
-        return branch.join(model, long).reshape(joined.shape)
+        changed = branch.join(model, long).reshape(joined.shape)
+        return changed if isinstance(value, Tensor) else type(value)((changed, *value[1:]))
 
     with ExitStack() as hooks:
         for branch in branches:
@@ -117,17 +119,25 @@ def without_skips(model: nn.Module, branches: Sequence[Branch]) -> Iterator[nn.M
         yield model
 
 
+def _first(value: Any) -> Tensor | None:
+    """The activation in what a module passes on: the first of several, as attention weights come after it."""
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    return value if isinstance(value, Tensor) else None
+
+
 def _tensor(branch: Branch, value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
+    own = _first(value)
+    if own is None:
         raise branch.refusal()
-    return value
+    return own
 
 
 def _hooked(
     model: nn.Module,
     branch: Branch,
     hold: Callable[[Branch, Any], None],
-    replace: Callable[[Branch, Any], Tensor],
+    replace: Callable[[Branch, Any], Any],
 ) -> list[Any]:
     def replace_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return replace(branch, args[0]), *args[1:]
