@@ -12,7 +12,7 @@ BLOCKS = (
     Block(
         needs=(*_RESIDUAL, "attn", "window_size", "drop_path1"),
         mixing=("drop_path1",),
-        mixing_added=("drop_path1", "ls1", "attn"),
+        mixing_added=("drop_path1",),
         mlp_added=("drop_path2", "ls2", "mlp"),
     ),
     # timm: Vision Transformers and their kin; the lab's
