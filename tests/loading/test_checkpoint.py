@@ -118,10 +118,10 @@ def test_objects_in_the_place_of_weights_are_refused(tmp_path):
         ),
         "array": (
             {"model": {"a.weight": np.ones(3)}},
-            "holds 'model' (dict) where tensors by name are expected",
+            "holds 'a.weight' (numpy._core.multiarray._reconstruct) where tensors by name",
         ),
         "one of many": (
-            {"model": {"a.weight": torch.ones(3), "b.weight": np.ones(3)}},
+            {"model": {"a.weight": torch.ones(3), "a.bias": torch.ones(3), "b.weight": np.ones(3)}},
             "numpy._core.multiarray._reconstruct where weights are expected, at 'b.weight'",
         ),
         "nothing": ({}, "holds nothing where tensors by name are expected; save the model's state_dict()"),

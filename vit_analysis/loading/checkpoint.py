@@ -155,7 +155,11 @@ def _taken(path: Path, content: Any, unread: list[str]) -> Checkpoint:
     if objects and not any(sets):
         raise _unsafe(path, f"it holds {_what(next(iter(objects.values())))} where weights are expected")
     if not sets:
-        found = [f"{key!r} ({_what(value)})" for key, value in content.items()]
+        found = [
+            f"{key!r} ({_what(value)})"
+            for key, value in _innermost(content).items()
+            if not isinstance(value, Tensor)
+        ]
         raise OSError(
             f"{str(path)!r} holds {first(found) or 'nothing'} where tensors by name are expected; {foreign.SAVE}"
         )
@@ -176,9 +180,9 @@ def _taken(path: Path, content: Any, unread: list[str]) -> Checkpoint:
             f"{at}.{name}" if at else name: value for at, own in main.items() for name, value in own.items()
         }
         return Checkpoint(flat, tuple(said))
-    others = ", ".join(f"{at!r}" for at in main if at != best)
+    others = ", ".join(f"{at!r}" if at else "the top" for at in main if at != best)
     if best or others:
-        said.insert(0, f"weights under {best!r}" + (f", not under {others}" if others else ""))
+        said.insert(0, f"weights under {best!r}{', not under ' if others else ''}{others}")
     return Checkpoint(main[best], tuple(said))
 
 
@@ -201,12 +205,23 @@ def _sets(
     if "param_groups" in content:
         return
     named = {key: value for key, value in content.items() if isinstance(key, str)}
-    if any(isinstance(value, Tensor) for value in named.values()):
-        yield place, {key: value for key, value in named.items() if not isinstance(value, Mapping)}
+    own = {key: value for key, value in named.items() if not isinstance(value, Mapping)}
+    if sum(isinstance(value, Tensor) for value in own.values()) * 2 > len(
+        own
+    ):  # a loss among settings is no weight
+        yield place, own
     if depth < DEEPEST:
         for key, value in named.items():
             if isinstance(value, Mapping) and not NO_WEIGHTS.search(key):
                 yield from _sets(value, f"{place}.{key}" if place else key, depth + 1)
+
+
+def _innermost(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """What stands where weights are expected: below the keys of wrappers."""
+    below = next(
+        (value for key, value in content.items() if key in WRAPPERS and isinstance(value, Mapping)), None
+    )
+    return content if below is None else _innermost(below)
 
 
 def _objects(

@@ -56,17 +56,22 @@ def renamed(tensors: Mapping[str, Tensor], module: nn.Module) -> Checkpoint:
     Raises:
         Refusal: weights at several places fit equally well.
     """
-    tensors = _without_infixes(tensors)
     own = module.state_dict()
+    bare = {INFIXES.sub("", name): value for name, value in tensors.items()}
+    found = _best(bare, module, own)
+    if _hits(found, own) < ENOUGH * min(len(own), len(bare)):
+        found = Checkpoint(bare, ())
+    taken = ["names of wrappers taken out"] if bare.keys() != tensors.keys() else []
+    return _laid_out(Checkpoint(found.tensors, (*taken, *found.said)), own)
+
+
+def _best(tensors: dict[str, Tensor], module: nn.Module, own: Mapping[str, Tensor]) -> Checkpoint:
+    """What makes the most names the module's own, the simplest first."""
     direct = _prefixed(tensors, own)
     if _hits(direct, own) == len(own):
-        return _laid_out(direct, own)
-    found = max(
-        (direct, _translated(tensors, module), _filtered(tensors, module)), key=lambda one: _hits(one, own)
-    )
-    if _hits(found, own) < ENOUGH * min(len(own), len(tensors)):
-        return Checkpoint(dict(tensors), ())
-    return _laid_out(found, own)
+        return direct
+    several = (direct, _translated(tensors, module), _filtered(tensors, module))
+    return max(several, key=lambda one: _hits(one, own))
 
 
 def spelled(names: Iterable[str], *, clear: float = inf) -> Spelled | None:
@@ -115,10 +120,6 @@ def _only(place: str | list[str], is_clear: bool) -> str:
 
 def _hits(found: Checkpoint, own: Mapping[str, Tensor]) -> int:
     return len(own.keys() & found.tensors.keys())
-
-
-def _without_infixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {INFIXES.sub("", name): value for name, value in tensors.items()}
 
 
 # Prefixes -----------------------------------------------------------------------------------------------------------
@@ -236,8 +237,8 @@ def _translated(tensors: Mapping[str, Tensor], module: nn.Module) -> Checkpoint:
             0,
             f"names of {title} turned into those of {ours.convention.title} (activations and epsilons: the module's)",
         )
-    elif theirs.prefix != ours.prefix:
-        said.insert(0, f"prefix {theirs.prefix!r} instead of {ours.prefix!r}")
+    if theirs.outer:
+        said.insert(0, f"prefix {theirs.outer!r} taken off")
     return Checkpoint(done, tuple(said))
 
 
