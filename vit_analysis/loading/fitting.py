@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isqrt, prod
 
+import torch
 from torch import Tensor, nn
 
 from vit_analysis.loading import heads
 from vit_analysis.loading.choice import counted, first
-from vit_analysis.loading.conventions import looks_like, spelled
+from vit_analysis.loading.translation import looks_like, spelled
 from vit_analysis.spelling import Refusal
 
 OWN = re.compile(  # of the module's own making: the file need not have them, the module need not want them
@@ -116,6 +117,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
             f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}" for key in shapes
         ],
         "quantised": [key for key in own if key in tensors and _is_quantised(tensors[key], own[key])],
+        "without values": [key for key in own if key in tensors and _is_hollow(tensors[key])],
         "not numbers": [key for key in own if key in tensors and _has_nan(tensors[key])],
     }
     if told := [f"{len(keys)} {fault} ({first(keys)})" for fault, keys in faults.items() if keys]:
@@ -164,7 +166,14 @@ def _is_quantised(value: Tensor, own: Tensor) -> bool:
     return value.is_quantized or (own.is_floating_point() and (not is_number or value.is_complex()))
 
 
+def _is_hollow(value: Tensor) -> bool:
+    """Whether it is a promise of a tensor or sparse, neither of which is a network's weight."""
+    return value.is_meta or value.layout != torch.strided
+
+
 def _has_nan(value: Tensor) -> bool:
+    if _is_hollow(value):
+        return False
     return value.is_floating_point() and not value.is_quantized and bool(value.float().isnan().any())
 
 
@@ -175,7 +184,7 @@ def _hints(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str
     if theirs and theirs != ours:
         hints.append(f"its names look like {theirs}")
     there, here = _depth(tensors), _depth(own)
-    if theirs == ours and there != here and there and here:
+    if theirs and theirs == ours and there != here and there and here:
         hints.append(f"it has {counted(there, 'block')} where the module has {here}")
     return hints
 
