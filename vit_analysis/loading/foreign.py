@@ -64,3 +64,8 @@ def kind(path: Path) -> str | None:
             f"a zip archive of {', '.join(members[:3])}{', ...' if len(members) > 3 else ''}; unpack it first"
         )
     return None
+
+
+def unsafe(path: Path, reason: str) -> OSError:
+    """The error that refuses a file."""
+    return OSError(f"{str(path)!r} is not a file of weights that can be read safely: {reason}")
