@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +64,7 @@ def read(path: Path) -> Checkpoint:
         raise unsafe(path, f"it is {what}")
     if path.suffix == ".npz":
         return Checkpoint(*_npz(path))
-    if _is_safetensors(path) or (path.suffix == ".safetensors" and not zipfile.is_zipfile(path)):
+    if _is_safetensors(path) or (path.suffix == ".safetensors" and not foreign.is_zip(path)):
         try:
             return Checkpoint(safetensors.torch.load_file(path), ())
         except (SafetensorError, ValueError, KeyError) as error:
@@ -122,7 +121,7 @@ def _npz(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    except (ValueError, TypeError, OSError, EOFError) as error:
+    except Exception as error:  # numpy and zipfile raise errors of many kinds when an archive is broken
         raise unsafe(path, _reason(error)) from error
     return jax.renamed(tensors) if jax.is_known(tensors) else (tensors, ())
 
