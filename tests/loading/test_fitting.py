@@ -319,6 +319,19 @@ def test_names_of_another_codebase_are_named():
         loaded(vit(), lucid)
 
 
+@pytest.mark.parametrize("odd", [torch.tensor(1.0), torch.ones(0), torch.ones(7)])
+def test_a_tensor_of_any_shape_in_any_place_is_refused(odd):
+    for source, target in ((torchvision_vit, vit), (vit, torchvision_vit)):
+        state, module = source().state_dict(), target()
+        for name in (
+            name for name in state if name.endswith(("token", "pos_embedding", "pos_embed", "head.weight"))
+        ):
+            found = renamed(state | {name: odd}, module)
+            shown(found.tensors, module)
+            with pytest.raises(Refusal, match=r"does not fit"):
+                fit(module, found.tensors, "file")
+
+
 def test_a_pooler_is_not_made_up():
     with pytest.raises(Refusal, match=r"2 missing \(pooler.dense.weight, pooler.dense.bias\)"):
         loaded(hugging_face("ViT", "Model"), vit(num_classes=0).state_dict())

@@ -17,6 +17,8 @@ INFIXES = re.compile(
     r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_fpw_module)\."
 )
 """What wrappers put into names, anywhere: compilation, FSDP of either age, activation checkpoints, Lightning's Fabric."""
+CHUNKS = re.compile(r"(?<=\bblocks\.)\d+\.(?=\d+\.)")
+"""The number of the part that a block is in, where DINOv2 is trained in parts; the block's own counts through."""
 RESIZED = re.compile(r"pos_embed|patch_embed|relative_position|rel_pos")
 """What timm's own filters resize without a word."""
 
@@ -32,12 +34,20 @@ def renamed(tensors: Mapping[str, Tensor], module: nn.Module) -> Checkpoint:
         Refusal: weights at several places fit equally well.
     """
     own = module.state_dict()
-    bare = {INFIXES.sub("", name): value for name, value in tensors.items()}
+    bare = _bare(tensors, own)
     found = _best(bare, module, own)
     if _hits(found, own) < ENOUGH * min(len(own), len(bare)):
         found = Checkpoint(bare, ())
     taken = ["names of wrappers taken out"] if bare.keys() != tensors.keys() else []
     return _laid_out(Checkpoint(found.tensors, (*taken, *found.said)), own)
+
+
+def _bare(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what wrappers put into their names, unless that would make two of one."""
+    bare = {INFIXES.sub("", name): value for name, value in tensors.items()}
+    if not any(CHUNKS.search(name) for name in own):
+        bare = {CHUNKS.sub("", name): value for name, value in bare.items()}
+    return bare if len(bare) == len(tensors) else dict(tensors)
 
 
 def _best(tensors: dict[str, Tensor], module: nn.Module, own: Mapping[str, Tensor]) -> Checkpoint:
@@ -83,10 +93,12 @@ def _with_positions_of(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Move the class token's own position to where the module has it: with the positions, or in the token already."""
     own = {name: tuple(value.shape) for name, value in decoded(module.state_dict(), ours)[0].items()}
-    if not {"pos_embed", "cls_token"} <= own.keys() & canonical.keys() or canonical["pos_embed"].ndim != 3:
+    positions, token = canonical.get("pos_embed"), canonical.get("cls_token")
+    if positions is None or token is None or not {"pos_embed", "cls_token"} <= own.keys():
         return canonical, []
-    here, there = _is_square(canonical["pos_embed"].shape[1]), _is_square(own["pos_embed"][1])
-    positions, token = canonical["pos_embed"], canonical["cls_token"]
+    if positions.ndim != 3 or token.shape != (1, 1, positions.shape[2]):
+        return canonical, []
+    here, there = _is_square(positions.shape[1]), _is_square(own["pos_embed"][1])
     if there and not here and _is_square(positions.shape[1] - 1):
         moved = {"cls_token": token + positions[:, :1], "pos_embed": positions[:, 1:]}
         return canonical | moved, ["the class token's position added to the token"]
@@ -101,7 +113,7 @@ def _with_bias_of(canonical: dict[str, Tensor], theirs: Spelled, ours: Spelled) 
     """Give CLIP's projection, which has no bias, one of zeros where it becomes a head; take one of zeros from a head."""
     from_clip, to_clip = ("CLIP" in one.convention.title for one in (theirs, ours))
     weight, bias = canonical.get("head.weight"), canonical.get("head.bias")
-    if from_clip and not to_clip and weight is not None and bias is None:
+    if from_clip and not to_clip and weight is not None and weight.ndim == 2 and bias is None:
         return canonical | {"head.bias": weight.new_zeros(len(weight))}
     if to_clip and not from_clip and bias is not None and not bias.any():
         return {name: value for name, value in canonical.items() if name != "head.bias"}

@@ -242,8 +242,8 @@ def _grid(
         tokens: class tokens in the file.
         registers: registers in the file, which have positions in some networks.
     """
-    if positions.ndim == 4:
-        return positions.shape[1], positions.shape[2]
+    if positions.ndim not in (2, 3):
+        return (positions.shape[1], positions.shape[2]) if positions.ndim == 4 else None
     grid, number = _own_grid(module), positions.shape[-2]
     is_embedded = own is None or not grid or own.shape[-2] > prod(grid)
     others = {tokens, tokens + registers} if is_embedded else {0}

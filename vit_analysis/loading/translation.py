@@ -96,7 +96,7 @@ def encoded(canonical: Mapping[str, Tensor], spelled: Spelled) -> dict[str, Tens
         template, block, kind = _template(name)
         entry = spelled.convention.names.get(template) or spelled.convention.names.get(name)
         places = _places(entry) if entry else ()
-        if not places or len(value) % len(places):
+        if not places or not value.ndim or len(value) % len(places):
             done[name] = value
             continue
         for place in dict.fromkeys(places):
