@@ -6,12 +6,15 @@ import io
 import json
 import os
 import pickle
+import random
 import subprocess
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_networks import hugging_face, resnet, vit
 from torch import nn
 
@@ -118,10 +121,10 @@ def test_objects_in_the_place_of_weights_are_refused(tmp_path):
         ),
         "array": (
             {"model": {"a.weight": np.ones(3)}},
-            "holds 'model' (dict) where tensors by name are expected",
+            "holds 'a.weight' (numpy._core.multiarray._reconstruct) where tensors by name",
         ),
         "one of many": (
-            {"model": {"a.weight": torch.ones(3), "b.weight": np.ones(3)}},
+            {"model": {"a.weight": torch.ones(3), "a.bias": torch.ones(3), "b.weight": np.ones(3)}},
             "numpy._core.multiarray._reconstruct where weights are expected, at 'b.weight'",
         ),
         "nothing": ({}, "holds nothing where tensors by name are expected; save the model's state_dict()"),
@@ -197,7 +200,7 @@ def test_files_of_others_are_named(tmp_path, name):
 def test_a_zip_of_other_things_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("folder/model.pth", b"1")
-    assert "a zip archive of model.pth; unpack it first" in refused(tmp_path / "a.zip")
+    assert "a zip archive of 'model.pth'; unpack it first" in refused(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -211,6 +214,27 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, legacy):
         assert "is not a file of weights that can be read safely: " in refused(tmp_path / "cut.pth")
 
 
+@pytest.mark.parametrize("kind", ["zip", "before 1.6", "npz", "safetensors"])
+def test_a_damaged_file_is_read_or_refused(tmp_path, kind):
+    state = {f"blocks.{i}.weight": torch.ones(3, 3) for i in range(3)}
+    held = {"model": state, "args": argparse.Namespace(a=1), "best": np.float64(1)}
+    file = tmp_path / ("a.npz" if kind == "npz" else "a.pth")
+    if kind == "npz":
+        np.savez(file, **{name: value.numpy() for name, value in state.items()})
+    elif kind == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save(held, file, _use_new_zipfile_serialization=kind == "zip")
+    whole, chance = file.read_bytes(), random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice([1, 3, 20])):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        file.write_bytes(damaged)
+        with suppress(OSError):
+            read(file)
+
+
 def test_a_plain_pickle_and_another_protocol(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}))
     assert "is not a file of weights that can be read safely" in refused(tmp_path / "a.pkl")
@@ -222,8 +246,6 @@ def test_the_content_counts_and_not_the_ending(tmp_path):
     state = {name: value.contiguous() for name, value in resnet().state_dict().items()}
     torch.save(state, tmp_path / "a.safetensors")
     assert read(tmp_path / "a.safetensors").tensors.keys() == state.keys()
-    from safetensors.torch import save_file
-
     save_file(state, tmp_path / "a.bin")
     assert read(tmp_path / "a.bin").tensors.keys() == state.keys()
 

@@ -22,8 +22,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from vit_analysis.lab.vit import ViT
 from vit_analysis.loading.checkpoint import read
-from vit_analysis.loading.conventions import looks_like, renamed
+from vit_analysis.loading.conventions import renamed
 from vit_analysis.loading.fitting import fit, shown
+from vit_analysis.loading.translation import looks_like
 
 CLASSIFIERS = {
     "timm": vit,

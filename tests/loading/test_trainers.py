@@ -142,6 +142,11 @@ VIT_FILES = {
         "dino_loss": {"center": torch.ones(1, 4)},
         "args": argparse.Namespace(arch="vit"),
     },
+    "DINOv2's own, in parts": lambda s: {
+        "teacher": under(
+            "backbone.", {name.replace("blocks.", "blocks.0."): value for name, value in s.items()}
+        )
+    },
     "DINOv2's own": lambda s: {"model": under("teacher.backbone.", s) | under("student.backbone.", other(s))},
     "BYOL": lambda s: (
         under("online_encoder.net.", s)

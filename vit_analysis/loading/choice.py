@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])|shadow|swa(?![a-z])|averaged", re.IGNORECASE)
+AVERAGED = re.compile(r"(?<![a-z])ema(?![a-z])|shadow|(?<![a-z])swa(?![a-z])|averaged", re.IGNORECASE)
 """An average over training steps comes before what it is an average of, as timm's own loader has it."""
 PREFERRED = [
     (re.compile(first), re.compile(other))

@@ -5,36 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isqrt, prod
 
+import torch
 from torch import Tensor, nn
 
+from vit_analysis.loading import heads
 from vit_analysis.loading.choice import counted, first
-from vit_analysis.loading.conventions import looks_like, spelled
+from vit_analysis.loading.translation import looks_like, spelled
 from vit_analysis.spelling import Refusal
-
-HEADS = (
-    *(
-        "head",
-        "head.fc",
-        "head.l",
-        "fc",
-        "classifier",
-        "classifier.1",
-        "heads.head",
-        "heads.0",
-        "cls_classifier",
-    ),
-    *("head_dist", "distillation_classifier", "visual_projection", "head.fc2", "last_linear", "proj"),
-)
-"""Where modules have the layer that gives the logits, or the embedding that is compared with text."""
-HEAD_ROOTS = (
-    "head.",
-    "heads.",
-    "head_dist.",
-    "fc.",
-    "classifier.",
-    "cls_classifier.",
-    "distillation_classifier.",
-)
 
 OWN = re.compile(  # of the module's own making: the file need not have them, the module need not want them
     r"(^|\.)(relative_position_index|relative_coords_table|attn_mask|position_ids|position_index|pos_embed\.inv_freq|rope\..*|periods)$"
@@ -57,6 +34,8 @@ TRAINING = {  # kinds of tensors that only training needs
     "indices": OWN,
 }
 
+HEADLESS = "it has no head for the module's: make the module without one (num_classes=0)"
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -69,7 +48,7 @@ class Shown:
         grid: rows and columns of patches, from the position embedding: those of the module, or else a square.
         registers: its register tokens.
         class_token: whether it has a class token.
-        average: whether its head reads the mean of the tokens, by timm's names.
+        average: whether its head reads the mean of the tokens, where that is not as in the module.
         pooler: whether it has Hugging Face's pooler.
         blocks: its blocks.
         width: features of a token.
@@ -92,33 +71,26 @@ def shown(tensors: Mapping[str, Tensor], module: nn.Module) -> Shown:
 
     The module says what its parts are called, and how many tokens besides those of patches its position embedding holds.
     """
-    own = module.state_dict()
-    known = _part_of(module)
+    own, known, stem = module.state_dict(), _part_of(module), _stem(module, tensors)
+    classes, channels = heads.classes(tensors, module), None if stem is None else stem.shape[1]
     if known is None:
-        stem = next((name for name, value in own.items() if value.ndim == 4), "")
-        channels = tensors[stem].shape[1] if stem in tensors and tensors[stem].ndim == 4 else None
-        return Shown(_classes(tensors, own), channels)
+        return Shown(classes, channels)
     patch, positions = tensors.get(known("patch_embed.proj.weight")), tensors.get(known("pos_embed"))
     registers, norm = tensors.get(known("reg_token")), tensors.get(known("blocks.0.norm1.weight"))
-    is_conv = patch is not None and patch.ndim == 4
     block = re.escape(known("blocks.0.norm1.weight")).replace("0", r"(\d+)", 1)
-    blocks = {found[1] for name in tensors if (found := re.fullmatch(block, name))}
-    has_fc_norm, has_norm = (known(f"{name}.weight") in tensors for name in ("fc_norm", "norm"))
-    tokens = sum(known(name) in tensors for name in ("cls_token", "dist_token"))
     number = registers.shape[-2] if registers is not None and registers.ndim > 1 else 0
-    grid = (
-        None if positions is None else _grid(positions, module, own.get(known("pos_embed")), tokens, number)
-    )
+    tokens = sum(known(name) in tensors for name in ("cls_token", "dist_token"))
+    place, mean = known("pos_embed"), known("fc_norm.weight")
     return Shown(
-        classes=_classes(tensors, own),
-        channels=patch.shape[1] if patch is not None and is_conv else None,
-        patch=(patch.shape[2], patch.shape[3]) if patch is not None and is_conv else None,
-        grid=grid,
+        classes=classes,
+        channels=channels,
+        patch=_patch(module, known("patch_embed.proj.weight"), patch) if patch is stem else None,
+        grid=positions if positions is None else _grid(positions, module, own.get(place), tokens, number),
         registers=number,
         class_token=known("cls_token") in tensors,
-        average=has_fc_norm if has_fc_norm != has_norm else None,
+        average=mean in tensors if (mean in tensors) != (mean in own) else None,
         pooler=any(TRAINING["a pooler"].search(name) for name in tensors),
-        blocks=len(blocks) or None,
+        blocks=len({found[1] for name in tensors if (found := re.fullmatch(block, name))}) or None,
         width=len(norm) if norm is not None and norm.ndim == 1 else None,
     )
 
@@ -134,7 +106,8 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
             what the names look like.
     """
     own = module.state_dict()
-    aside = _aside(tensors, own)
+    layers = heads.layers(module)
+    aside = _aside(tensors, own, layers)
     missing = [key for key, value in own.items() if key not in tensors and not _is_needless(key, value)]
     shapes = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
     faults = {
@@ -144,10 +117,13 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
             f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}" for key in shapes
         ],
         "quantised": [key for key in own if key in tensors and _is_quantised(tensors[key], own[key])],
+        "without values": [key for key in own if key in tensors and _is_hollow(tensors[key])],
         "not numbers": [key for key in own if key in tensors and _has_nan(tensors[key])],
     }
     if told := [f"{len(keys)} {fault} ({first(keys)})" for fault, keys in faults.items() if keys]:
-        hints = _hints(tensors, own, missing)
+        hints = _hints(tensors, own)
+        if missing and all(heads.is_in(key, layers) for key in missing):
+            hints.append(HEADLESS)
         raise Refusal(
             f"{source!r} does not fit {type(module).__name__} of {len(own)} tensors: {'; '.join([*told, *hints])}"
         )
@@ -161,17 +137,23 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
     return [*said, f"{' and '.join(lacking)} not in the file"] if lacking else said
 
 
-def _aside(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
-    """The tensors that the module does without, and what they are."""
+def _aside(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], layers: tuple[str, ...]
+) -> dict[str, str]:
+    """The tensors that the module does without, and what they are: what it has none of at all."""
+    kinds = {
+        kind: pattern for kind, pattern in TRAINING.items() if not any(pattern.search(key) for key in own)
+    } | {"counters": TRAINING["counters"]}
+    has_head = any(heads.is_in(key, layers) for key in own)
     aside: dict[str, str] = {}
-    has_head = any(key.startswith(HEAD_ROOTS) or key.rpartition(".")[0] in HEADS for key in own)
-    for key in tensors.keys() - own.keys():
-        kind = next((kind for kind, pattern in TRAINING.items() if pattern.search(key)), None)
-        if kind is None and not has_head and (key.startswith(HEAD_ROOTS) or key.rpartition(".")[0] in HEADS):
-            kind = "a head"
-        if kind:
+    for key in tensors:
+        if key in own:
+            continue
+        if not has_head and heads.has_part(key, layers):
+            aside[key] = "a head"
+        elif kind := next((kind for kind, pattern in kinds.items() if pattern.search(key)), None):
             aside[key] = kind
-    return dict(sorted(aside.items()))
+    return aside
 
 
 def _is_needless(key: str, value: Tensor) -> bool:
@@ -184,21 +166,26 @@ def _is_quantised(value: Tensor, own: Tensor) -> bool:
     return value.is_quantized or (own.is_floating_point() and (not is_number or value.is_complex()))
 
 
+def _is_hollow(value: Tensor) -> bool:
+    """Whether it is a promise of a tensor or sparse, neither of which is a network's weight."""
+    return value.is_meta or value.layout != torch.strided
+
+
 def _has_nan(value: Tensor) -> bool:
+    if _is_hollow(value):
+        return False
     return value.is_floating_point() and not value.is_quantized and bool(value.float().isnan().any())
 
 
-def _hints(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], missing: list[str]) -> list[str]:
+def _hints(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """What the names and shapes tell of the network that the file is from."""
     hints = []
     theirs, ours = looks_like(tensors), looks_like(own)
     if theirs and theirs != ours:
         hints.append(f"its names look like {theirs}")
     there, here = _depth(tensors), _depth(own)
-    if there != here and there and here:
+    if theirs and theirs == ours and there != here and there and here:
         hints.append(f"it has {counted(there, 'block')} where the module has {here}")
-    if missing and all(key.startswith(HEAD_ROOTS) or key.rpartition(".")[0] in HEADS for key in missing):
-        hints.append("it has no head for the module's: make the module without one (num_classes=0)")
     return hints
 
 
@@ -229,18 +216,18 @@ def _part_of(module: nn.Module) -> Callable[[str], str] | None:
     return name_of
 
 
-def _classes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int | None:
-    """Rows of the head: of the module's own if it is in the file, else of whatever head is."""
-    heads = [
-        name
-        for name in HEADS
-        if f"{name}.weight" in own or not any(key.startswith(HEAD_ROOTS) for key in own)
-    ]
-    found = next((tensors[f"{name}.weight"] for name in heads if f"{name}.weight" in tensors), None)
-    if found is not None and found.ndim >= 2:
-        return found.shape[0]
-    has_known = any(f"{name}.weight" in own for name in HEADS)
-    return 0 if has_known or not any(key.startswith(HEAD_ROOTS) for key in own) else None
+def _stem(module: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The weight of the file for the first convolution that the module has."""
+    convolutions = (name for name, part in module.named_modules() if isinstance(part, nn.Conv2d))
+    weight = tensors.get(f"{next(convolutions, '')}.weight")
+    return weight if weight is not None and weight.ndim == 4 else None
+
+
+def _patch(module: nn.Module, name: str, weight: Tensor | None) -> tuple[int, int] | None:
+    """Rows and columns of pixels in a patch, if patches are cut by a convolution that does not let them overlap."""
+    part = dict(module.named_modules()).get(name.removesuffix(".weight"))
+    is_cut = isinstance(part, nn.Conv2d) and tuple(part.kernel_size) == tuple(part.stride)
+    return (weight.shape[2], weight.shape[3]) if is_cut and weight is not None and weight.ndim == 4 else None
 
 
 def _grid(
@@ -255,8 +242,8 @@ def _grid(
         tokens: class tokens in the file.
         registers: registers in the file, which have positions in some networks.
     """
-    if positions.ndim == 4:
-        return positions.shape[1], positions.shape[2]
+    if positions.ndim not in (2, 3):
+        return (positions.shape[1], positions.shape[2]) if positions.ndim == 4 else None
     grid, number = _own_grid(module), positions.shape[-2]
     is_embedded = own is None or not grid or own.shape[-2] > prod(grid)
     others = {tokens, tokens + registers} if is_embedded else {0}

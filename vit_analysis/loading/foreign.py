@@ -3,6 +3,8 @@
 import zipfile
 from pathlib import Path
 
+from vit_analysis.loading.choice import first
+
 SAVE = "save the model's state_dict()"
 ANOTHER = "convert it to PyTorch first"
 
@@ -53,14 +55,33 @@ def kind(path: Path) -> str | None:
     by_bytes = next((what for magic, what in BYTES.items() if start.lstrip().startswith(magic)), None)
     if by_bytes or by_ending:
         return by_bytes or by_ending
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        members = [name.rpartition("/")[2] for name in archive.namelist()]
+    members = _members(path)
+    if members is None:
+        return "a broken zip archive; fetch or save it again"
     if found := next((what for name, what in MEMBERS.items() if name in members), None):
         return found
     if TORCH not in members and not all(name.endswith(".npy") for name in members):
-        return (
-            f"a zip archive of {', '.join(members[:3])}{', ...' if len(members) > 3 else ''}; unpack it first"
-        )
+        return f"a zip archive of {first(map(repr, members))}; unpack it first"
     return None
+
+
+def is_zip(path: Path) -> bool:
+    """Whether it starts as a zip archive does, which is how torch knows its own."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _members(archive: Path) -> list[str] | None:
+    """The names of files in an archive, without their folders; None if it is broken."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return [name.rpartition("/")[2] for name in opened.namelist()]
+    except Exception:  # zipfile raises errors of many kinds when an archive is broken
+        return None
+
+
+def unsafe(path: Path, reason: str) -> OSError:
+    """The error that refuses a file."""
+    return OSError(f"{str(path)!r} is not a file of weights that can be read safely: {reason}")

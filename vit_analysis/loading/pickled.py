@@ -5,53 +5,46 @@ import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from io import BufferedIOBase, BytesIO
+from collections.abc import Callable
+from io import BufferedIOBase, BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from vit_analysis.loading.foreign import is_zip
+
 LEGACY_HEAD = 4  # pickles of a legacy file up to the object: magic number, protocol, system, object
 
 # What runs, opens or fetches things. No file of weights needs it, so a file that asks for it is not read at all.
-CODE_MODULES = frozenset(
-    (
-        *(
-            "os",
-            "posix",
-            "nt",
-            "sys",
-            "subprocess",
-            "shutil",
-            "runpy",
-            "socket",
-            "importlib",
-            "pty",
-            "ctypes",
-            "code",
-        ),
-        *(
-            "timeit",
-            "pdb",
-            "bdb",
-            "webbrowser",
-            "multiprocessing",
-            "asyncio",
-            "urllib",
-            "http",
-            "requests",
-            "ftplib",
-        ),
-        *("smtplib", "commands", "tempfile", "pip", "signal"),
-    )
-)
-CODE_NAMES = frozenset(
-    (
-        *("builtins.eval", "builtins.exec", "builtins.open", "builtins.compile", "builtins.__import__"),
-        *("builtins.input", "builtins.breakpoint", "builtins.exit", "_io.open", "_io.FileIO", "io.open"),
-    )
-)
+CODE_MODULES = {
+    *(
+        "os",
+        "posix",
+        "nt",
+        "sys",
+        "subprocess",
+        "shutil",
+        "runpy",
+        "socket",
+        "importlib",
+        "pty",
+        "ctypes",
+        "code",
+    ),
+    *("timeit", "pdb", "bdb", "webbrowser", "commands", "pip"),
+}
+CODE_NAMES = {
+    *(
+        "builtins.eval",
+        "builtins.exec",
+        "builtins.open",
+        "builtins.compile",
+        "builtins.__import__",
+        "builtins.input",
+    ),
+    *("builtins.breakpoint", "builtins.exit", "_io.open", "_io.FileIO", "io.open", "io.FileIO"),
+}
 
 
 class Inert:
@@ -87,9 +80,9 @@ def load(path: Path) -> tuple[Any, list[str]]:
         pickle.UnpicklingError: it is broken, or asks for code.
     """
     kinds: dict[str, str] = {}
-    for stream, number in _pickles(path):
-        with stream:
-            for _ in range(number):
+    for pickles in _run(lambda: _pickles(path)):
+        with pickles as stream:
+            for _ in range(LEGACY_HEAD if isinstance(stream, BufferedReader) else 1):
                 _run(_Rehearsal(stream, kinds).load)
     asked = [name for name in kinds if name.partition(".")[0] in CODE_MODULES or name in CODE_NAMES]
     if asked:
@@ -110,18 +103,15 @@ def _run(unpickle: Callable[[], Any]) -> Any:
         raise pickle.UnpicklingError(str(error) or type(error).__name__) from error
 
 
-def _pickles(path: Path) -> Iterator[tuple[BufferedIOBase, int]]:
-    """Open what is pickled in a file, with the number of pickles that stand there one after the other."""
-    if not zipfile.is_zipfile(path):
-        yield path.open("rb"), LEGACY_HEAD
-        return
+def _pickles(path: Path) -> list[BufferedIOBase]:
+    """Open what is pickled in a file: a legacy file itself, or the records of an archive."""
+    if not is_zip(path):
+        return [path.open("rb")]
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith("/data.pkl"):
-                yield BytesIO(archive.read(name)), 1
+        return [BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("/data.pkl")]
 
 
-class _Rehearsal(pickle.Unpickler):
+class _Rehearsal(pickle._Unpickler):  # the one in Python, whose memory a broken file cannot exhaust
     """Unpickles with a stand-in for every name, and notes whether it is used as a dictionary, a list or neither."""
 
     def __init__(self, stream: BufferedIOBase, kinds: dict[str, str]) -> None:
