@@ -81,9 +81,11 @@ def free(name: str, size: int = 64, **config: Any) -> Family:
 SMALL = {"num_hidden_layers": 2, "hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 96}
 
 
-def sized_there(name: str, size: int = 64) -> Family:
-    """A small Vision Transformer of transformers, built for one size of image."""
-    return Family(f"transformers/{name}", size, tuple({**SMALL, "image_size": size}.items()))
+def sized_there(name: str, size: int = 64, **more: Any) -> Family:
+    """A small Vision Transformer of transformers, built for one size of image; a setting None is left out."""
+    config = {**SMALL, "image_size": size, **more}
+    settings = {key: value for key, value in config.items() if value is not None}
+    return Family(f"transformers/{name}", size, tuple(settings.items()))
 
 
 FAMILIES: dict[str, Family] = {
@@ -205,8 +207,8 @@ TRANSFORMERS = {
     "cvt": free("transformers/cvt"),
     "data2vec": sized_there("data2vec-vision"),
     "deit": sized_there("deit"),
-    "dinov2": sized_there("dinov2"),
-    "dinov2, registers": sized_there("dinov2_with_registers"),
+    "dinov2": sized_there("dinov2", intermediate_size=None),
+    "dinov2, registers": sized_there("dinov2_with_registers", intermediate_size=None, num_register_tokens=4),
     "dinov3": sized_there("dinov3_vit"),
     "efficientnet": free("transformers/efficientnet"),
     "focalnet": free("transformers/focalnet"),

@@ -165,3 +165,17 @@ def test_the_classes_of_any_codebase_are_counted():
     assert models._classes(networks.transformers_vit()) == networks.CLASSES
     assert models._classes(networks.timm_vit()) == networks.CLASSES
     assert models._classes(networks.Own()) is None
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit", "dinov2", "dinov2_with_registers"])
+def test_a_file_without_a_pooler_is_a_network_without_one(tmp_path, kind):
+    module = networks.transformers_vit(kind)
+    network = getattr(module, "vit", module)
+    network.config.architectures = [type(network).__name__]
+    network.save_pretrained(tmp_path / "net")
+    state = {key: value for key, value in network.state_dict().items() if "pooler" not in key}
+    torch.save(state, tmp_path / "net.pth")
+    loaded = models.load(f"transformers/{tmp_path / 'net'}@{tmp_path / 'net.pth'}", device="cpu")
+    with torch.no_grad():
+        expected, found = network(PIXELS)[0], loaded.module(PIXELS)[0]
+    assert torch.equal(found, expected)

@@ -21,11 +21,11 @@ from vit_analysis.anatomy import find
 from vit_analysis.anatomy.find import CONTAINERS
 from vit_analysis.anatomy.patterns import matching, nearest
 from vit_analysis.anatomy.places import INPUT, Branch, Sublayer, Tap
-from vit_analysis.anatomy.roles import Anatomy, Block
+from vit_analysis.anatomy.roles import Anatomy, Block, Unit
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import TELL, Grid, Layout
 
-__all__ = ["INPUT", "Anatomy", "Branch", "Sublayer", "Tap"]
+__all__ = ["INPUT", "Anatomy", "Block", "Branch", "Grid", "Sublayer", "Tap", "Unit"]
 
 logger = logging.getLogger(__name__)
 

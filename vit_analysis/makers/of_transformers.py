@@ -27,7 +27,8 @@ PROCESSOR = "preprocessor_config.json"
 TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}  # the half that sees
 CLASSIFIER = "ForImageClassification"
 HALVES = ((0.5,) * 3, (0.5,) * 3)  # mean and standard deviation of ViT's own processor
-POOLER = "pooler"  # reads the last norm's output, and no analysis reads it
+# The pooler reads what the last norm gives, and no analysis reads it: many files of weights have none.
+POOLER, WITH_POOLER = "pooler", "add_pooling_layer"
 
 
 class Transformers:
@@ -39,8 +40,10 @@ class Transformers:
         Raises:
             Refusal: there is no such configuration, or it does not have the settings.
         """
-        library, config = _library(), _config(name, settings)
-        return _kind(library, config).from_config(config)
+        own = {key: value for key, value in settings.items() if key != WITH_POOLER}
+        library, config = _library(), _config(name, own)
+        more = {WITH_POOLER: settings[WITH_POOLER]} if WITH_POOLER in settings else {}
+        return _kind(library, config).from_config(config, **more)
 
     def trained(self, name: str, settings: Mapping[str, Any]) -> nn.Module:
         """Make a network with the weights that lie beside its configuration.
@@ -77,11 +80,13 @@ class Transformers:
             "image_size": side,
             "num_register_tokens": shown.registers,
         }
-        return {
+        found = {
             key: value
             for key, value in wanted.items()
             if value is not None and hasattr(config, key) and getattr(config, key) != value
         }
+        without = shown.pooler is False and getattr(module, POOLER, None) is not None
+        return found | ({WITH_POOLER: False} if without else {})
 
     def preprocessing(self, name: str, module: nn.Module) -> Preprocessing:
         """Say how an image becomes the network's input: the processor's configuration beside the network's, or ViT's own."""
