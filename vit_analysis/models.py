@@ -16,8 +16,8 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from vit_analysis.images import LAB, Images, Preprocessing
-from vit_analysis.lab import zoo
+from vit_analysis.images import Images, Preprocessing
+from vit_analysis.lab import scenes, zoo
 from vit_analysis.spelling import Refusal, did_you_mean
 
 RANDOM = "random"
@@ -221,12 +221,14 @@ def classes_of_labels(model: Model, images: Images) -> list[int] | None:
     None where it is not known that the images' labels are among the model's classes.
     """
     lab = [zoo.PREFIX + name for name in zoo.RECIPES]
-    if images.source == LAB and model.name.removesuffix(f"@{RANDOM}").partition(":")[0] in lab:
-        return list(range(len(images.classes)))
-    wnids = ImageNetInfo().label_names()
-    known = {wnid: number for number, wnid in enumerate(wnids)}
-    fits = getattr(model.module, "num_classes", None) == len(wnids) and images.classes
-    return [known[name] for name in images.classes] if fits and known.keys() >= set(images.classes) else None
+    names = [name.rpartition("/")[2] for name in images.classes]  # a class may be a folder in other folders
+    if model.name.removesuffix(f"@{RANDOM}").partition(":")[0] in lab:
+        known = {shape: number for number, shape in enumerate(scenes.SHAPES)}
+    elif getattr(model.module, "num_classes", None) == ImageNetInfo().num_classes():
+        known = {wnid: number for number, wnid in enumerate(ImageNetInfo().label_names())}
+    else:
+        return None
+    return [known[name] for name in names] if names and known.keys() >= set(names) else None
 
 
 def digest(module: nn.Module) -> str:

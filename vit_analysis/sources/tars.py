@@ -1,0 +1,328 @@
+"""Tars of images, one or many, read by number: their headers are walked once, and then each image is one seek.
+
+An image's class is what a file of its name says beside it (WebDataset: ``000123.jpg``, ``000123.cls``, or a ``000123.json``
+with ``label`` or ``cls``). Without such files it is the path of its folder below the one that holds all images, where a tar
+within a tar is a folder.
+"""
+
+import json
+import logging
+import tarfile
+from array import array
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property, partial
+from io import SEEK_END, BufferedIOBase, BytesIO
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from posixpath import commonpath
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+
+from vit_analysis.sources.decoded import Decoded, decoded
+from vit_analysis.sources.labels import Labels, of_codes
+from vit_analysis.sources.names import (
+    TAR,
+    Names,
+    digest,
+    ending,
+    is_hidden,
+    is_image,
+    left_out,
+    natural,
+)
+from vit_analysis.sources.shards import Shards
+from vit_analysis.sources.splits import mixed
+from vit_analysis.spelling import Refusal
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 512
+KEYS = ("label", "cls")  # what says a class in a .json
+SUPERFLUOUS = {".idx", ".json", ".cls"}  # no one misses them among the images
+
+
+class Member(NamedTuple):
+    """A file in a tar: its path, where its bytes begin and how many they are, and a function that reads them."""
+
+    name: str
+    offset: int
+    size: int
+    read: Callable[[], bytes]
+
+
+class Codes:
+    """Different texts and a number for each, as many images have few classes."""
+
+    def __init__(self) -> None:
+        self.places: dict[str | int, int] = {}
+
+    def number(self, value: str | int) -> int:
+        """The number of a text, the next one if it is new."""
+        return self.places.setdefault(value, len(self.places))
+
+    @property
+    def values(self) -> list[str | int]:
+        """The different texts, in order of their numbers."""
+        return list(self.places)
+
+
+class Index:
+    """Where in its shard each image lies, and what is known of its class."""
+
+    def __init__(self, image: str | None, label: str | None) -> None:
+        self.image, self.label = image, label
+        self.names, self.offsets, self.sizes = Names(), array("q"), array("q")
+        self.starts, self.folders, self.said = array("q"), array("q"), array("q")
+        self.places, self.values = Codes(), Codes()
+        self.others, self.kinds = Counter[str](), Counter[str]()
+
+    def add(self, path: Path) -> None:
+        """Walk the headers of a tar.
+
+        Raises:
+            OSError: it is no tar, or not a whole one, or holds no images.
+        """
+        own, said = _Shard(), dict[str, int]()
+        with path.open("rb") as file:
+            for member in members(file, str(path)):
+                self._note(member, own, said)
+        if not len(own.names):
+            raise FileNotFoundError(f"no images in {str(path)!r}: it holds {_told(self.others)}")
+        self.starts.append(len(self.names))
+        for number in own.order():
+            name = own.names[number]
+            self.names.append(name)
+            self.offsets.append(own.offsets[number])
+            self.sizes.append(own.sizes[number])
+            self.folders.append(self.places.number(str(PurePosixPath(name).parent)))
+            self.said.append(_said(name, said))
+
+    def _note(self, member: Member, own: "_Shard", said: dict[str, int]) -> None:
+        kind, last = _kind(member.name), ending(member.name)
+        if is_image(member.name) and self.image in (None, kind):
+            own.names.append(member.name)
+            own.offsets.append(member.offset)
+            own.sizes.append(member.size)
+            self.kinds[kind] += 1
+        elif last in (".cls", ".json", f".{self.label}"):
+            value, stem = _class(member, self.label), member.name.rpartition(".")[0]
+            if value is not None and (last != ".json" or stem not in said):
+                said[stem] = self.values.number(value)
+        elif last not in SUPERFLUOUS:
+            self.others[last] += 1
+
+
+class _Shard:
+    """The images of one shard, as they follow each other in it."""
+
+    def __init__(self) -> None:
+        self.names, self.offsets, self.sizes = Names(), array("q"), array("q")
+
+    def order(self) -> Sequence[int]:
+        """The natural order of their names, in which they mostly are."""
+        numbers = range(len(self.names))
+        if all(natural(one) <= natural(next_) for one, next_ in pairwise(self.names)):
+            return numbers
+        return sorted(numbers, key=lambda number: natural(self.names[number]))
+
+
+class Tars(Decoded):
+    """Images in the members of tars."""
+
+    def __init__(self, shards: Shards, name: str, image: str | None = None, label: str | None = None) -> None:
+        self.shards, self.source = shards, name
+        self.index = index = Index(image, label)
+        for path in shards.paths:
+            index.add(path)
+        self._known = self._labelled(label)
+        if index.others:
+            logger.warning("%s: %s", name, left_out(index.others))
+
+    def _labelled(self, label: str | None) -> Labels:
+        said = np.array(self.index.said, dtype=np.int64)
+        if (said >= 0).any():
+            self._refuse_several(said)
+            return of_codes(said, self.index.values.values, repr(self.source))
+        if label is not None:
+            raise Refusal(f"no member of {self.source!r} says {label!r}; it holds {_told(self.index.kinds)}")
+        folders = [str(value) for value in self.index.places.values]
+        common = commonpath(folders) if "." not in folders else "."
+        loose = folders.index(common) if common in folders and len(folders) > 1 else None
+        if loose is not None:
+            number = self.index.folders.index(loose)
+            raise Refusal(
+                f"{self.source!r} holds folders of images and images beside them, such as {self.index.names[number]!r}, whose "
+                f"class is not known"
+            )
+        if tops := mixed(folders):
+            raise Refusal(
+                f"{self.source!r} holds {' and '.join(map(repr, tops))}, which are different sets of images; pack each into "
+                f"a tar of its own"
+            )
+        if len(folders) == 1:
+            return of_codes(np.full(len(self), -1), [], repr(self.source))
+        names = [PurePosixPath(folder).relative_to(common or ".").as_posix() for folder in folders]
+        order = sorted(names, key=natural)
+        codes = np.array([order.index(name) for name in names])[np.array(self.index.folders, dtype=np.int64)]
+        return of_codes(codes, range(len(order)), repr(self.source), order)
+
+    def _refuse_several(self, said: Int[np.ndarray, " image"]) -> None:
+        """Refuse a sample of several images, as photograph and segmentation, of which only one is meant."""
+        stems = Counter(
+            _stem(name) for name, own in zip(self.index.names, said.tolist(), strict=True) if own >= 0
+        )
+        several = [stem for stem, count in stems.items() if count > len(self.shards)]
+        if len(self.index.kinds) > 1 and several:
+            raise Refusal(
+                f"{several[0]!r} in {self.source!r} has several images ({_told(self.index.kinds)}); say which are meant, as "
+                f"in --images.image-column {next(iter(self.index.kinds))}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.index.names)
+
+    def image(self, number: int) -> tuple[Image.Image | Tensor, int]:
+        """Seek a member and decode it."""
+        with self.shards.open(self._shard(number)) as file:
+            file.seek(self.index.offsets[number])
+            content = file.read(self.index.sizes[number])
+        return decoded(BytesIO(content)), int(self.labels[number])
+
+    def name(self, number: int) -> str:
+        """Its path in the tar, and the tar's name where there are several."""
+        own = self.index.names[number]
+        return own if len(self.shards) == 1 else f"{self.shards.paths[self._shard(number)].name}/{own}"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes."""
+        return self._known.names
+
+    @property
+    def labels(self) -> Int[Tensor, " image"]:
+        """The class of every image."""
+        return self._known.labels
+
+    def contents(self) -> dict[str, Any]:
+        """A digest of the shards, of where the images lie in them, and of their classes."""
+        return {"files": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        whole = (self.index.names.text, self.index.names.ends, self.index.offsets, self.index.sizes)
+        return digest(self.shards.digest, *self._known.facts, *whole)
+
+    def origin(self) -> Hashable:
+        """The shards, and which images of them."""
+        return self.shards.origin(), self.index.image
+
+    def _shard(self, number: int) -> int:
+        return int(np.searchsorted(self._starts, number, side="right")) - 1
+
+    @cached_property
+    def _starts(self) -> Int[np.ndarray, " shard"]:
+        return np.array(self.index.starts, dtype=np.int64)
+
+
+def members(file: BufferedIOBase, path: str) -> Iterator[Member]:
+    """Yield the files in a tar, and those in tars within it, but not hidden ones.
+
+    Raises:
+        Refusal: it is compressed.
+        OSError: it is no tar, or not a whole one.
+    """
+    start = file.read(6)
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
+        raise Refusal(f"{path!r} is compressed, and a part of it cannot be read alone; unpack it")
+    file.seek(0)
+    count = 0
+    try:
+        for member in _members(file, "", 0):
+            count += 1
+            if not any(is_hidden(part) for part in PurePosixPath(member.name).parts):
+                yield member
+    except tarfile.TarError as error:
+        told = f"it is cut off or damaged after {count:,} files" if count else "not even its first file"
+        raise OSError(f"{path!r} is no tar of images that can be read: {told} ({error})") from error
+
+
+def _members(file: BufferedIOBase, inside: str, base: int) -> Iterator[Member]:
+    whole = file.seek(0, SEEK_END)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+            if info.isreg() and info.offset_data + info.size > whole:
+                raise tarfile.ReadError(f"{info.name!r} is cut off")
+            name = str(PurePosixPath(inside, info.name.replace("\\", "/").lstrip("/")))
+            if not info.isreg() or info.issparse():
+                if not info.isdir():
+                    yield Member(f"{name}.{'sparse' if info.issparse() else 'link'}", 0, 0, bytes)
+            elif ending(name) == TAR:
+                yield from _members(_opened(tar, info), name[: -len(TAR)], base + info.offset_data)
+            else:
+                yield Member(name, base + info.offset_data, info.size, partial(_read, tar, info))
+        _refuse_cut_off(file, tar.offset)
+
+
+def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> BufferedIOBase:
+    file = tar.extractfile(info)
+    assert isinstance(file, BufferedIOBase)  # of a regular file
+    return file
+
+
+def _read(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    return _opened(tar, info).read()
+
+
+def _refuse_cut_off(file: BufferedIOBase, end: int) -> None:
+    """Check that a tar ends with its mark, blocks of zeros, and nothing behind."""
+    file.seek(end)
+    rest = file.read(BLOCK)
+    if len(rest) < BLOCK:
+        raise tarfile.ReadError("the mark of its end is missing")
+    if any(rest):
+        raise tarfile.ReadError("what follows is no file")
+    while rest := file.read(2**20):
+        if any(rest):
+            raise tarfile.ReadError("behind its end there is more; was another tar joined to it?")
+
+
+def _class(member: Member, label: str | None) -> str | int | None:
+    """What a file beside an image says of its class."""
+    content = member.read()
+    if ending(member.name) != ".json":
+        return content.decode("utf-8", "replace").strip() or None
+    try:
+        said = json.loads(content)
+    except ValueError:
+        return None
+    keys = [label] if label else KEYS
+    values = [said[key] for key in keys if key in said] if isinstance(said, dict) else []
+    return values[0] if values and type(values[0]) in (int, str) else None
+
+
+def _said(name: str, said: dict[str, int]) -> int:
+    """The class of an image by the file of its name: the name up to its last dot or, as WebDataset has it, to its first."""
+    last = name.rpartition(".")[0]
+    return said.get(last, said.get(_stem(name), -1))
+
+
+def _stem(name: str) -> str:
+    path = PurePosixPath(name)
+    return str(path.with_name(path.name.partition(".")[0] or path.name))
+
+
+def _kind(name: str) -> str:
+    """WebDataset's ending of a name: all that follows the first dot."""
+    return PurePosixPath(name).name.partition(".")[2].lower()
+
+
+def _told(kinds: Counter[str]) -> str:
+    told = ", ".join(f"{count:,} {kind or 'without an ending'}" for kind, count in kinds.most_common(4))
+    return told or "nothing"
