@@ -1,6 +1,7 @@
 """Images, decoded once and given to every model in the same order, with that model's own resize, crop and normalisation.
 
-Where they come from is the matter of `vit_analysis.sources`.
+Where they come from is the matter of `vit_analysis.sources`. Pixels are taken as they are stored: a turn that a camera noted beside
+them (EXIF orientation) is not made, as timm and torchvision, with which published accuracies are measured, do not make it.
 """
 
 import hashlib
@@ -89,6 +90,8 @@ class Images:
                 raise Refusal(f"images.{name} must be at least {least}, got {value}")
         if self.endless and self.limit is None:
             raise Refusal("the lab draws as many scenes as asked for: say images.limit")
+        if self.endless and (self.image_column or self.label_column):
+            raise Refusal(f"{self.source!r} has no columns")
 
     @property
     def endless(self) -> bool:

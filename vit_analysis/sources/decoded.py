@@ -1,8 +1,4 @@
-"""Images that are decoded one by one: once each, then resized, cropped and normalised for every model.
-
-Pixels are taken as they are stored. A turn that a camera noted beside them (EXIF orientation) is not made, as timm and
-torchvision do not make it either, and published accuracies are of images that are read so.
-"""
+"""Images that are decoded one by one: once each, then resized, cropped and normalised for every model."""
 
 import struct
 import zlib

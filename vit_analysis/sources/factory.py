@@ -72,6 +72,8 @@ def _made(named: Named) -> Any:
         raise Refusal(
             f"no data set {named.source!r}; {did_you_mean(named.source, [PREFIX + own for own in HOLDS])}"
         )
+    if named.image_column or named.label_column:
+        raise Refusal(f"{named.source!r} has no columns")
     if named.root is None:
         raise Refusal(
             f"{named.source!r} needs the folder where it lies: --images.root FOLDER, which holds {HOLDS[name]}"

@@ -59,11 +59,9 @@ class Parquet(Decoded):
         with self._opened(number) as file:
             own = columns.found(file.schema_arrow, image, label, repr(str(path)))
             every = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-            groups = np.array([(one.num_rows, one.total_byte_size) for one in every if one.num_rows]).reshape(
-                -1, 2
-            )
-            if len(groups) < len(every) or not every:
-                raise FileNotFoundError(f"no images in {str(path)!r}, or in a part of it: it has no rows")
+            groups = np.array([(one.num_rows, one.total_byte_size) for one in every]).reshape(-1, 2)
+        if not groups[:, 0].sum():
+            raise FileNotFoundError(f"no images in {str(path)!r}: it has no rows")
         self.columns = self.columns or own
         if own != self.columns:
             raise Refusal(

@@ -257,7 +257,7 @@ def _members(file: BufferedIOBase, inside: str, base: int) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-            if info.isreg() and info.offset_data + info.size > whole:
+            if info.isreg() and not info.issparse() and info.offset_data + info.size > whole:
                 raise tarfile.ReadError(f"{info.name!r} is cut off")
             name = str(PurePosixPath(inside, info.name.replace("\\", "/").lstrip("/")))
             if not info.isreg() or info.issparse():
