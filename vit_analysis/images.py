@@ -1,7 +1,8 @@
 """Images, decoded once and given to every model in the same order, with that model's own resize, crop and normalisation.
 
-Where they come from is the matter of `vit_analysis.sources`. Pixels are taken as they are stored: a turn that a camera noted beside
-them (EXIF orientation) is not made, as timm and torchvision, with which published accuracies are measured, do not make it.
+Where they come from is the matter of `vit_analysis.sources`. Pixels are taken as they are stored: a turn that a camera noted
+beside them (EXIF orientation) is not made, as timm and torchvision do not make it, with which published accuracies are
+measured.
 """
 
 import hashlib

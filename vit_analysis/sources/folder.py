@@ -28,9 +28,9 @@ from vit_analysis.sources.names import (
     digest,
     ending,
     is_hidden,
-    is_image,
     left_out,
     natural,
+    readable,
 )
 from vit_analysis.sources.splits import mixed
 from vit_analysis.sources.stamp import MISSING, refuse_changed, stamp
@@ -75,8 +75,7 @@ def listed(root: Path) -> Listing:
     listing = Listing(root)
     for folder in sorted(_folders(root, listing.twice), key=_place):
         start = len(listing.names)
-        for name in sorted(_files(root / folder), key=natural):
-            _add(listing, root / folder / name)
+        _add(listing, root / folder)
         if len(listing.names) > start:
             listing.folders.append(folder)
             listing.starts.append(start)
@@ -87,17 +86,20 @@ def _place(folder: str) -> tuple[bool, tuple[str, str]]:
     return folder != "", natural(f"{folder}/")
 
 
-def _add(listing: Listing, path: Path) -> None:
-    kind = ending(path.name)
-    if kind in listing.shards:
-        listing.shards[kind].append(path)
-    elif is_image(path.name):
-        size, time = stamp(path)
-        listing.names.append(path.name)
-        listing.sizes.append(size)
-        listing.times.append(time)
-    else:
-        listing.others[kind] += 1
+def _add(listing: Listing, folder: Path) -> None:
+    """Add what lies in one folder, in natural order of the names."""
+    place = str(folder)
+    for name in sorted(_files(folder), key=natural):
+        kind = ending(name)
+        if kind in readable():
+            size, time = stamp(f"{place}{os.sep}{name}")
+            listing.names.append(name)
+            listing.sizes.append(size)
+            listing.times.append(time)
+        elif kind in listing.shards:
+            listing.shards[kind].append(folder / name)
+        else:
+            listing.others[kind] += 1
 
 
 def _folders(root: Path, twice: list[str]) -> Iterator[str]:

@@ -1,12 +1,12 @@
 """Names of files: which are images, their natural order, and what is said of those that are left out."""
 
 import hashlib
+import posixpath
 import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import EpsImagePlugin, Image, ImageFile
@@ -14,6 +14,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 TAR, PARQUET = ".tar", ".parquet"
 ARCHIVES = {".zip", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".lz4", ".7z", ".rar"}
 OF_THE_SYSTEM = {"thumbs.db", "desktop.ini", "__macosx"}
+NUMBER = re.compile("[0-9]+")
 NAMED_AT_MOST = 6  # endings of files that are left out
 
 
@@ -62,9 +63,8 @@ def _only_known_by_name(opener: object) -> bool:
 
 def ending(name: str) -> str:
     """The ending of a file's name in small letters, ``.tar.gz`` as one."""
-    path = PurePosixPath(name.lower())
-    inner = PurePosixPath(path.stem).suffix
-    return inner + path.suffix if inner == TAR and path.suffix in ARCHIVES else path.suffix
+    base, last = posixpath.splitext(name.lower())
+    return TAR + last if last in ARCHIVES and base.endswith(TAR) else last
 
 
 def is_image(name: str) -> bool:
@@ -74,7 +74,7 @@ def is_image(name: str) -> bool:
 
 def is_packed(name: str) -> bool:
     """Whether a file of this name has to be unpacked before its images can be read by number."""
-    return PurePosixPath(name.lower()).suffix in ARCHIVES
+    return posixpath.splitext(name.lower())[1] in ARCHIVES
 
 
 def is_hidden(name: str) -> bool:
@@ -84,8 +84,7 @@ def is_hidden(name: str) -> bool:
 
 def natural(name: str) -> tuple[str, str]:
     """A key that sorts names without regard to case and their numbers by value, as timm does: 2.png before 10.png."""
-    number = re.compile("[0-9]+")
-    return number.sub(lambda found: _by_value(found[0].lstrip("0")), name.lower()), name
+    return NUMBER.sub(lambda found: _by_value(found[0].lstrip("0")), name.lower()), name
 
 
 def _by_value(digits: str) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, partial
 from io import SEEK_END, BufferedIOBase, BytesIO
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from posixpath import commonpath
+from pathlib import Path
+from posixpath import commonpath, normpath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,7 +99,7 @@ class Index:
             self.names.append(name)
             self.offsets.append(own.offsets[number])
             self.sizes.append(own.sizes[number])
-            self.folders.append(self.places.number(str(PurePosixPath(name).parent)))
+            self.folders.append(self.places.number(name.rpartition("/")[0]))
             self.said.append(_said(name, said))
 
     def _note(self, member: Member, own: "_Shard", said: dict[str, int]) -> None:
@@ -151,7 +151,7 @@ class Tars(Decoded):
         if label is not None:
             raise Refusal(f"no member of {self.source!r} says {label!r}; it holds {_told(self.index.kinds)}")
         folders = [str(value) for value in self.index.places.values]
-        common = commonpath(folders) if "." not in folders else "."
+        common = commonpath(folders)
         loose = folders.index(common) if common in folders and len(folders) > 1 else None
         if loose is not None:
             number = self.index.folders.index(loose)
@@ -166,7 +166,7 @@ class Tars(Decoded):
             )
         if len(folders) == 1:
             return of_codes(np.full(len(self), -1), [], repr(self.source))
-        names = [PurePosixPath(folder).relative_to(common or ".").as_posix() for folder in folders]
+        names = [folder.removeprefix(common).removeprefix("/") for folder in folders]
         order = sorted(names, key=natural)
         codes = np.array([order.index(name) for name in names])[np.array(self.index.folders, dtype=np.int64)]
         return of_codes(codes, range(len(order)), repr(self.source), order)
@@ -244,7 +244,7 @@ def members(file: BufferedIOBase, path: str) -> Iterator[Member]:
     try:
         for member in _members(file, "", 0):
             count += 1
-            if not any(is_hidden(part) for part in PurePosixPath(member.name).parts):
+            if not any(is_hidden(part) for part in member.name.split("/")):
                 yield member
     except tarfile.TarError as error:
         told = f"it is cut off or damaged after {count:,} files" if count else "not even its first file"
@@ -259,12 +259,12 @@ def _members(file: BufferedIOBase, inside: str, base: int) -> Iterator[Member]:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             if info.isreg() and not info.issparse() and info.offset_data + info.size > whole:
                 raise tarfile.ReadError(f"{info.name!r} is cut off")
-            name = str(PurePosixPath(inside, info.name.replace("\\", "/").lstrip("/")))
+            name = normpath(f"{inside}{info.name}".replace("\\", "/")).lstrip("/")
             if not info.isreg() or info.issparse():
                 if not info.isdir():
                     yield Member(f"{name}.{'sparse' if info.issparse() else 'link'}", 0, 0, bytes)
             elif ending(name) == TAR:
-                yield from _members(_opened(tar, info), name[: -len(TAR)], base + info.offset_data)
+                yield from _members(_opened(tar, info), f"{name[: -len(TAR)]}/", base + info.offset_data)
             else:
                 yield Member(name, base + info.offset_data, info.size, partial(_read, tar, info))
         _refuse_cut_off(file, tar.offset)
@@ -314,13 +314,13 @@ def _said(name: str, said: dict[str, int]) -> int:
 
 
 def _stem(name: str) -> str:
-    path = PurePosixPath(name)
-    return str(path.with_name(path.name.partition(".")[0] or path.name))
+    folder, slash, own = name.rpartition("/")
+    return f"{folder}{slash}{own.partition('.')[0]}"
 
 
 def _kind(name: str) -> str:
     """WebDataset's ending of a name: all that follows the first dot."""
-    return PurePosixPath(name).name.partition(".")[2].lower()
+    return name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def _told(kinds: Counter[str]) -> str:

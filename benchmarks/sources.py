@@ -1,0 +1,171 @@
+"""Sources of images: images a second and memory of the same images in a folder, a tar, shards and parquet files.
+
+    python benchmarks/sources.py
+    python benchmarks/sources.py --images 500 --rounds 1 --entries 1000 5000
+
+Speed is wall-clock time of reading alone (decode, resize, crop and normalise for one model), in random order as every analysis
+reads, with no and with one worker process, the best of some rounds. Memory is how much the peak of a process of its own grows
+between an index of the smaller and of the larger number of entries, with labels and the digest for its key; one small image is
+repeated, so that nothing but the index grows.
+"""
+
+import io
+import multiprocessing
+import resource
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+from PIL import Image
+
+from vit_analysis.images import Images, Preprocessing
+
+CLASSES = 10
+IN_A_SHARD = 500
+IN_A_GROUP = 100  # rows, as the library datasets writes them
+SMALL = Preprocessing(input_size=(3, 64, 64))
+
+Make = Callable[[Path, int, Callable[[int], bytes]], str]
+
+
+def main(
+    *, images: int = 2000, side: int = 128, rounds: int = 3, entries: tuple[int, int] = (10_000, 100_000)
+) -> None:
+    """Measure and print a Markdown table.
+
+    Args:
+        images: how many for the speed.
+        side: their width and height in pixels.
+        rounds: the best of so many is told.
+        entries: how many for the memory, fewer and more.
+    """
+    print(f"{images} JPEGs of {side} x {side} pixels; {entries[0]:,} and {entries[1]:,} entries\n")
+    print(
+        "| | images/s, no worker | images/s, one worker | opened in | index, bytes per image |\n|---|--:|--:|--:|--:|"
+    )
+    for name, make in KINDS.items():
+        with tempfile.TemporaryDirectory() as place:
+            source = make(Path(place), images, jpegs(side))
+            rates = [rate(source, workers, rounds) for workers in (0, 1)]
+            opened = seconds(lambda source=source: Images(source).facts(), rounds)
+        few, many = (peak(make, count) for count in entries)
+        each = (many - few) / (entries[1] - entries[0])
+        print(
+            f"| {name} | {rates[0]:.0f} | {rates[1]:.0f} | {opened * 1e3:.0f} ms | {each:.0f} |", flush=True
+        )
+
+
+def jpegs(side: int) -> Callable[[int], bytes]:
+    """Different images, each as smooth as a photograph is."""
+
+    def made(number: int) -> bytes:
+        coarse = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
+        return file.getvalue()
+
+    return made
+
+
+def rate(source: str, workers: int, rounds: int) -> float:
+    """Images a second."""
+    images = Images(source, limit=None, workers=workers)
+    return len(images.order) / seconds(
+        lambda: sum(len(batch.images) for batch in images.read([SMALL])), rounds
+    )
+
+
+def seconds(run: Callable[[], object], rounds: int) -> float:
+    """The least of some rounds."""
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def peak(make: Make, count: int) -> int:
+    """The largest memory, in bytes, of a process that opens a source of so many entries."""
+    one = jpegs(8)(0)
+    with tempfile.TemporaryDirectory() as place, multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(opened_in, (make(Path(place), count, lambda _: one),))
+
+
+def opened_in(source: str) -> int:
+    """Open a source as an analysis does before its first batch, read one image, and return this process' largest memory."""
+    images = Images(source, limit=64, workers=0)
+    assert images.facts()
+    assert images.targets
+    next(images.read([SMALL]))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def folder(place: Path, count: int, image: Callable[[int], bytes]) -> str:
+    """A folder for each class."""
+    for number in range(count):
+        path = place / f"{number % CLASSES}" / f"{number:08d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(image(number))
+    return str(place)
+
+
+def one_tar(place: Path, count: int, image: Callable[[int], bytes]) -> str:
+    """One tar with a folder for each class."""
+    packed(
+        place / "all.tar",
+        [(f"{number % CLASSES}/{number:08d}.jpg", image(number)) for number in range(count)],
+    )
+    return str(place / "all.tar")
+
+
+def tars(place: Path, count: int, image: Callable[[int], bytes]) -> str:
+    """WebDataset's shards, with the class beside each image."""
+    for shard in shards(count):
+        own = [
+            (f"{number:08d}.{kind}", data)
+            for number in shard
+            for kind, data in (("jpg", image(number)), ("cls", b"%d" % (number % CLASSES)))
+        ]
+        packed(place / f"train-{shard.start // IN_A_SHARD:06d}.tar", own)
+    return str(place)
+
+
+def parquets(place: Path, count: int, image: Callable[[int], bytes]) -> str:
+    """Parquet files as the Hugging Face hub stores them."""
+    for shard in shards(count):
+        rows = {
+            "image": [{"bytes": image(number), "path": f"{number:08d}.jpg"} for number in shard],
+            "label": [number % CLASSES for number in shard],
+        }
+        name = place / f"train-{shard.start // IN_A_SHARD:06d}.parquet"
+        pq.write_table(pa.table(rows), name, row_group_size=IN_A_GROUP)
+    return str(place)
+
+
+def shards(count: int) -> Iterator[range]:
+    """The numbers of the images in each shard."""
+    for start in range(0, count, IN_A_SHARD):
+        yield range(start, min(start + IN_A_SHARD, count))
+
+
+def packed(path: Path, files: list[tuple[str, bytes]]) -> None:
+    """Write a tar."""
+    with tarfile.open(path, "w") as made:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            made.addfile(info, io.BytesIO(data))
+
+
+KINDS: dict[str, Make] = {"folder": folder, "tar": one_tar, "shards": tars, "parquet": parquets}
+
+if __name__ == "__main__":
+    tyro.cli(main)
