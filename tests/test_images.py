@@ -218,6 +218,7 @@ KINDS = {
     "tensors": plain,
     "tensors with classes": lambda number: (plain(number), torch.tensor(number % 3)),
     "mappings": lambda number: {"image": coloured(number), "label": number % 3},
+    "mappings of other names": lambda number: {"img": coloured(number), "fine_label": number % 3},
     "mappings without classes": lambda number: {"image": plain(number)},
     "arrays": lambda number: (np.asarray(coloured(number)), np.int64(number % 3)),
 }
@@ -286,7 +287,7 @@ def test_a_data_set_of_any_kind_is_read_by_number(kind):
         assert brightness(batch.inputs[0]) == batch.images
         labels = (
             [number % 3 for number in batch.images]
-            if "with classes" in kind or kind in ("mappings", "arrays")
+            if "with classes" in kind or kind in ("mappings", "mappings of other names", "arrays")
             else [-1] * len(batch.images)
         )
         assert batch.labels.tolist() == labels

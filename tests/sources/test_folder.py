@@ -1,4 +1,5 @@
 import os
+import pickle
 from itertools import chain
 
 import numpy as np
@@ -192,6 +193,12 @@ def test_workers_ranks_and_later_starts_read_the_same(tmp_path):
     images = Images(str(root), limit=None, batch=4, workers=0)
     parts = [batch.images for rank in range(3) for batch in images.read([SMALL], rank=rank, of=3, start=2)]
     assert sorted(chain(*parts)) == sorted(images.order[8:])
+
+
+def test_a_listed_folder_goes_to_a_worker_that_starts_anew(tmp_path):
+    images = Images(str(folder(tmp_path, {"a/0.png": 0, "b/1.png": 1})), limit=None, workers=0)
+    expected = read_all(images)
+    assert read_all(pickle.loads(pickle.dumps(images))) == expected
 
 
 def test_a_file_that_changed_meanwhile_is_not_taken_for_the_one_that_was_listed(tmp_path):

@@ -10,7 +10,6 @@ import torchvision
 from pictures import folder, in_order, parquet, png, read, read_all, table, tar
 
 from vit_analysis.images import Images
-from vit_analysis.sources.opening import existing
 from vit_analysis.spelling import Refusal
 
 
@@ -161,11 +160,14 @@ def test_a_missing_source_says_what_is_there(tmp_path, monkeypatch):
         "labb": "did you mean 'lab'",
         "cifar10": "did you mean 'torch/cifar10'",
         "/nonexistent/deep/val": "^no images at '/nonexistent/deep/val'; there is no folder '/nonexistent': (?!.*'lab')",
+        "": "no images at '': name a folder, a tar or 'lab'",
+        "~nobody-at-all/{0..2}.tar": "no images at '~nobody-at-all/",
+        "a\0*.tar": "no images at 'a.x00",
         "https://a.b/c.tar": "images are read from disk; download it",
         str(tmp_path / "photos" / "0.png" / "x"): "no images at",
     }.items():
         with pytest.raises(FileNotFoundError, match=said):
-            existing(name)
+            _ = Images(name).order
 
 
 def test_other_first_mistakes(tmp_path):

@@ -1,5 +1,6 @@
 import gzip
 import io
+import pickle
 import tarfile
 
 import pytest
@@ -177,6 +178,12 @@ def test_a_folder_of_tars_and_parquet_files_is_two_things(tmp_path):
     folder(tmp_path, {"a.tar": b"", "b.parquet": b""})
     with pytest.raises(Refusal, match=r"holds .tar and .parquet files; choose, as in '.*\*.tar'"):
         read(tmp_path)
+
+
+def test_an_opened_tar_goes_to_a_worker_that_starts_anew(shards):
+    images = Images(str(shards), limit=None, workers=0)
+    expected = read_all(images)
+    assert read_all(pickle.loads(pickle.dumps(images))) == expected
 
 
 # What is not whole -----------------------------------------------------------------------------------------------------

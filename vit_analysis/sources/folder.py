@@ -33,7 +33,7 @@ from vit_analysis.sources.names import (
     readable,
 )
 from vit_analysis.sources.splits import mixed
-from vit_analysis.sources.stamp import MISSING, refuse_changed, stamp
+from vit_analysis.sources.stamp import refuse_changed, stamp
 from vit_analysis.spelling import Refusal
 
 logger = logging.getLogger(__name__)
@@ -181,8 +181,7 @@ class Folder(Decoded):
         """Decode a file."""
         path, known = self._path(number), (self.listing.sizes[number], self.listing.times[number])
         with path.open("rb") as file:
-            if known != MISSING:
-                refuse_changed(file, known, str(path))
+            refuse_changed(file, known, str(path))
             return decoded(file), int(self.labels[number])
 
     def name(self, number: int) -> str:

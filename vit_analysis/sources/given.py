@@ -10,6 +10,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from vit_analysis.sources.columns import CLASSES, IMAGES
 from vit_analysis.sources.decoded import Decoded, as_rgb, decoded
 from vit_analysis.spelling import Refusal
 
@@ -81,8 +82,9 @@ def _image_and_label(item: Any) -> tuple[Image.Image | Tensor, int]:
         Refusal: it gives something else.
     """
     label: Any = -1
-    if isinstance(item, Mapping) and "image" in item:
-        item, label = item["image"], item.get("label", -1)
+    if isinstance(item, Mapping) and (image := next((name for name in IMAGES if name in item), None)):
+        known = next((name for name in CLASSES if name in item), None)
+        item, label = item[image], item.get(known, -1)
     elif isinstance(item, tuple | list) and item:
         item, label = item[0], item[1] if len(item) > 1 else -1
     if isinstance(item, np.ndarray) and item.dtype == np.uint8:
@@ -93,5 +95,5 @@ def _image_and_label(item: Any) -> tuple[Image.Image | Tensor, int]:
             f"its class"
         )
     whole = isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point()
-    known = isinstance(label, int | np.integer) or whole
-    return as_rgb(item) if isinstance(item, Image.Image) else item, int(label) if known else -1
+    is_class = isinstance(label, int | np.integer) or whole
+    return as_rgb(item) if isinstance(item, Image.Image) else item, int(label) if is_class else -1

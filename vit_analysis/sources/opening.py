@@ -16,7 +16,7 @@ from vit_analysis.sources.shards import Shards, is_pattern, matching
 from vit_analysis.sources.source import Named
 from vit_analysis.sources.splits import refuse_mixed_shards
 from vit_analysis.sources.tars import Tars
-from vit_analysis.spelling import Refusal, did_you_mean
+from vit_analysis.spelling import LONGEST, Refusal, did_you_mean
 
 DRAWN = {"lab": Lab}  # sources that are code, by name: they draw as many images as are asked for
 MADE = {factory.PREFIX: Factory, hub.PREFIX: Hub}  # by what their names begin with
@@ -33,6 +33,8 @@ def opened(named: Named) -> Decoded:
         Refusal: the name is of a kind that cannot be read by number, or more than one thing could be meant.
     """
     name = named.source
+    if not name:
+        raise FileNotFoundError("no images at '': name a folder, a tar or 'lab'")
     start = name.partition("/")[0].lower() + "/"
     if start in STREAMS:
         raise Refusal(
@@ -89,7 +91,7 @@ def _of_shards(paths: Sequence[Path], named: Named) -> Decoded:
     what = (
         "one image"
         if len(paths) == 1 and is_image(paths[0].name)
-        else f"files of {', '.join(map(repr, kinds))}"
+        else f"files of {', '.join(map(repr, kinds[:4]))}"
     )
     raise FileNotFoundError(
         f"no images in {named.source!r}: it is {what}, and a source is a folder of images, tars or parquet files; "
@@ -133,7 +135,7 @@ def _exists(name: str) -> bool:
 
 def _beside(name: str) -> str:
     """What a name was probably meant to be: what lies beside it, or the first folder above that is missing."""
-    near = get_close_matches(name, [*DRAWN, *(factory.PREFIX + own for own in factory.HOLDS)], n=1)
+    near = get_close_matches(name[:LONGEST], [*DRAWN, *(factory.PREFIX + own for own in factory.HOLDS)], n=1)
     if not near and (own := factory.PREFIX + name.lower()).removeprefix(factory.PREFIX) in factory.HOLDS:
         near = [own]
     path = Path(name).expanduser()

@@ -73,7 +73,10 @@ def matching(pattern: str) -> list[Path]:
         Refusal: the pattern mixes sets such as train and val.
     """
     found, missing = list[str](), list[str]()
-    pattern = str(Path(pattern).expanduser())
+    try:
+        pattern = str(Path(pattern).expanduser())
+    except RuntimeError as error:  # the home of an unknown user
+        raise FileNotFoundError(f"no images at {pattern!r}: {error}") from error
     for name in expanded(pattern):
         own = glob.glob(name, recursive=True)  # noqa: PTH207  (it may be absolute)
         found += own

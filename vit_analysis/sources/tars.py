@@ -7,16 +7,15 @@ within a tar is a folder.
 
 import json
 import logging
-import tarfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import cached_property, partial
-from io import SEEK_END, BufferedIOBase, BytesIO
+from collections.abc import Hashable, Sequence
+from functools import cached_property
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from posixpath import commonpath, normpath
-from typing import Any, NamedTuple
+from posixpath import commonpath
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -25,12 +24,11 @@ from torch import Tensor
 
 from vit_analysis.sources.decoded import Decoded, decoded
 from vit_analysis.sources.labels import Labels, of_codes
+from vit_analysis.sources.members import Member, members
 from vit_analysis.sources.names import (
-    TAR,
     Names,
     digest,
     ending,
-    is_hidden,
     is_image,
     left_out,
     natural,
@@ -41,18 +39,8 @@ from vit_analysis.spelling import Refusal
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 512
 KEYS = ("label", "cls")  # what says a class in a .json
 SUPERFLUOUS = {".idx", ".json", ".cls"}  # no one misses them among the images
-
-
-class Member(NamedTuple):
-    """A file in a tar: its path, where its bytes begin and how many they are, and a function that reads them."""
-
-    name: str
-    offset: int
-    size: int
-    read: Callable[[], bytes]
 
 
 class Codes:
@@ -227,70 +215,6 @@ class Tars(Decoded):
     @cached_property
     def _starts(self) -> Int[np.ndarray, " shard"]:
         return np.array(self.index.starts, dtype=np.int64)
-
-
-def members(file: BufferedIOBase, path: str) -> Iterator[Member]:
-    """Yield the files in a tar, and those in tars within it, but not hidden ones.
-
-    Raises:
-        Refusal: it is compressed.
-        OSError: it is no tar, or not a whole one.
-    """
-    start = file.read(6)
-    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
-        raise Refusal(f"{path!r} is compressed, and a part of it cannot be read alone; unpack it")
-    file.seek(0)
-    count = 0
-    try:
-        for member in _members(file, "", 0):
-            count += 1
-            if not any(is_hidden(part) for part in member.name.split("/")):
-                yield member
-    except tarfile.TarError as error:
-        told = f"it is cut off or damaged after {count:,} files" if count else "not even its first file"
-        raise OSError(f"{path!r} is no tar of images that can be read: {told} ({error})") from error
-
-
-def _members(file: BufferedIOBase, inside: str, base: int) -> Iterator[Member]:
-    whole = file.seek(0, SEEK_END)
-    file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-            if info.isreg() and not info.issparse() and info.offset_data + info.size > whole:
-                raise tarfile.ReadError(f"{info.name!r} is cut off")
-            name = normpath(f"{inside}{info.name}".replace("\\", "/")).lstrip("/")
-            if not info.isreg() or info.issparse():
-                if not info.isdir():
-                    yield Member(f"{name}.{'sparse' if info.issparse() else 'link'}", 0, 0, bytes)
-            elif ending(name) == TAR:
-                yield from _members(_opened(tar, info), f"{name[: -len(TAR)]}/", base + info.offset_data)
-            else:
-                yield Member(name, base + info.offset_data, info.size, partial(_read, tar, info))
-        _refuse_cut_off(file, tar.offset)
-
-
-def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> BufferedIOBase:
-    file = tar.extractfile(info)
-    assert isinstance(file, BufferedIOBase)  # of a regular file
-    return file
-
-
-def _read(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    return _opened(tar, info).read()
-
-
-def _refuse_cut_off(file: BufferedIOBase, end: int) -> None:
-    """Check that a tar ends with its mark, blocks of zeros, and nothing behind."""
-    file.seek(end)
-    rest = file.read(BLOCK)
-    if len(rest) < BLOCK:
-        raise tarfile.ReadError("the mark of its end is missing")
-    if any(rest):
-        raise tarfile.ReadError("what follows is no file")
-    while rest := file.read(2**20):
-        if any(rest):
-            raise tarfile.ReadError("behind its end there is more; was another tar joined to it?")
 
 
 def _class(member: Member, label: str | None) -> str | int | None:
