@@ -59,6 +59,13 @@ COLUMNS = {
     "none": ({"image": [0, 1], "caption": ["x", "y"]}, None, [], [-1, -1]),
     "unknown": ({"image": [0, 1], "label": [-1, -1]}, {"label": DOGS}, [], [-1, -1]),
     "bytes": ({"x": [png(0), png(1)], "label": ["b", "a"]}, None, ["a", "b"], [1, 0]),
+    "yes and no": ({"image": [0, 1], "target": [True, False]}, None, ["0", "1"], [1, 0]),
+    "categories": (
+        {"image": [0, 1], "label": pa.array(["b", "a"]).dictionary_encode()},
+        None,
+        ["a", "b"],
+        [1, 0],
+    ),
     "a nested one": ({"image": [0, 1], "labels": [[1], [0]]}, None, [], [-1, -1]),
 }
 

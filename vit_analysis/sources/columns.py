@@ -124,7 +124,12 @@ def _holds_files(kind: pa.DataType) -> bool:
 
 def _holds_classes(kind: pa.DataType) -> bool:
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_integer(inner) or pa.types.is_string(inner) or pa.types.is_large_string(inner)
+    return (
+        pa.types.is_boolean(inner)
+        or pa.types.is_integer(inner)
+        or pa.types.is_string(inner)
+        or pa.types.is_large_string(inner)
+    )
 
 
 def _shown(schema: pa.Schema) -> str:
