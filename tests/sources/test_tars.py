@@ -53,7 +53,7 @@ def test_hidden_members_links_and_other_files(tmp_path, caplog):
 
 def test_what_is_ambiguous_in_a_tar_is_refused(tmp_path):
     with pytest.raises(Refusal, match="'train' and 'val', which are different sets"):
-        read(tar(tmp_path / "x.tar", {"train/a/0.png": 0, "val/a/1.png": 1}))
+        read(tar(tmp_path / "x.tar", {"deep/train/a/0.png": 0, "deep/val/a/1.png": 1}))
     with pytest.raises(Refusal, match=r"images beside them, such as '2.png'"):
         read(tar(tmp_path / "y.tar", {"a/0.png": 0, "b/1.png": 1, "2.png": 2}))
 
@@ -95,11 +95,17 @@ def test_of_several_images_of_a_sample_one_is_named(tmp_path):
     }
     source = tar(tmp_path / "x.tar", files)
     with pytest.raises(
-        Refusal, match=r"several images \(2 png, 2 seg.png\); say .* --images.image-column png"
+        Refusal,
+        match=r"'0.png' and '0.seg.png' in .* several images of one sample; say .* --images.image-column png$",
     ):
         read(source)
     assert in_order(read(source, image_column="png")) == [(0, 0), (1, 1)]
     assert shades(in_order(read(source, image_column="seg.png"))) == [9, 9]
+
+
+def test_names_with_dots_are_no_samples_of_several_images(tmp_path):
+    files = {f"cat.{n}.{kind}": own for n in range(3) for kind, own in {"png": n, "cls": str(n)}.items()}
+    assert in_order(read(tar(tmp_path / "x.tar", files))) == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_labels_are_named(tmp_path):
@@ -112,7 +118,7 @@ def test_labels_are_named(tmp_path):
     assert Images(str(source)).classes == []
     assert Images(str(source), label_column="fine").classes == ["0", "1"]
     assert in_order(read(source, label_column="txt")) == [(0, 1), (1, 0)]
-    with pytest.raises(Refusal, match="says 'coarse'"):
+    with pytest.raises(Refusal, match=r"no file beside .* ends with .coarse, and no .json says 'coarse'"):
         read(source, label_column="coarse")
 
 

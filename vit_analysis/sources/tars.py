@@ -67,7 +67,7 @@ class Index:
         self.names, self.offsets, self.sizes = Names(), array("q"), array("q")
         self.starts, self.folders, self.said = array("q"), array("q"), array("q")
         self.places, self.values = Codes(), Codes()
-        self.others, self.kinds = Counter[str](), Counter[str]()
+        self.others = Counter[str]()
 
     def add(self, path: Path) -> None:
         """Walk the headers of a tar.
@@ -75,7 +75,7 @@ class Index:
         Raises:
             OSError: it is no tar, or not a whole one, or holds no images.
         """
-        own, said = _Shard(), dict[str, int]()
+        own, said = _Shard(), dict[str, list[Any]]()  # what is said, and of which image
         with path.open("rb") as file:
             for member in members(file, str(path)):
                 self._note(member, own, said)
@@ -88,19 +88,37 @@ class Index:
             self.offsets.append(own.offsets[number])
             self.sizes.append(own.sizes[number])
             self.folders.append(self.places.number(name.rpartition("/")[0]))
-            self.said.append(_said(name, said))
+            self.said.append(self._said(name, said, path))
 
-    def _note(self, member: Member, own: "_Shard", said: dict[str, int]) -> None:
+    def _said(self, name: str, said: dict[str, list[Any]], path: Path) -> int:
+        """What is said of an image by the file of its name, up to its last dot or, as WebDataset has it, to its first.
+
+        Raises:
+            Refusal: the same is said of another image, as of a photograph and its segmentation.
+        """
+        last = name.rpartition(".")[0]
+        own = said.get(last) or said.get(_stem(name))
+        if own is None:
+            return -1
+        code, first = own
+        if first is not None:
+            raise Refusal(
+                f"{first!r} and {name!r} in {str(path)!r} are several images of one sample; say which are meant, as in "
+                f"--images.image-column {_kind(first)}"
+            )
+        own[1] = name
+        return code
+
+    def _note(self, member: Member, own: "_Shard", said: dict[str, list[Any]]) -> None:
         kind, last = _kind(member.name), ending(member.name)
         if is_image(member.name) and self.image in (None, kind):
             own.names.append(member.name)
             own.offsets.append(member.offset)
             own.sizes.append(member.size)
-            self.kinds[kind] += 1
         elif last in (".cls", ".json", f".{self.label}"):
             value, stem = _class(member, self.label), member.name.rpartition(".")[0]
             if value is not None and (last != ".json" or stem not in said):
-                said[stem] = self.values.number(value)
+                said[stem] = [self.values.number(value), None]
         elif last not in SUPERFLUOUS:
             self.others[last] += 1
 
@@ -134,42 +152,34 @@ class Tars(Decoded):
     def _labelled(self, label: str | None) -> Labels:
         said = np.array(self.index.said, dtype=np.int64)
         if (said >= 0).any():
-            self._refuse_several(said)
             return of_codes(said, self.index.values.values, repr(self.source))
         if label is not None:
-            raise Refusal(f"no member of {self.source!r} says {label!r}; it holds {_told(self.index.kinds)}")
-        folders = [str(value) for value in self.index.places.values]
+            raise Refusal(
+                f"no file beside an image of {self.source!r} ends with .{label}, and no .json says {label!r}"
+            )
+        return self._of_folders([str(value) for value in self.index.places.values])
+
+    def _of_folders(self, folders: list[str]) -> Labels:
+        """Number the folders that hold images, below the one that holds them all."""
         common = commonpath(folders)
-        loose = folders.index(common) if common in folders and len(folders) > 1 else None
-        if loose is not None:
-            number = self.index.folders.index(loose)
+        names = [folder.removeprefix(common).removeprefix("/") for folder in folders]
+        if len(names) == 1:
+            return of_codes(np.full(len(self), -1), [], repr(self.source))
+        if "" in names:
+            number = self.index.folders.index(names.index(""))
             raise Refusal(
                 f"{self.source!r} holds folders of images and images beside them, such as {self.index.names[number]!r}, whose "
                 f"class is not known"
             )
-        if tops := mixed(folders):
+        if tops := mixed(names):
             raise Refusal(
                 f"{self.source!r} holds {' and '.join(map(repr, tops))}, which are different sets of images; pack each into "
                 f"a tar of its own"
             )
-        if len(folders) == 1:
-            return of_codes(np.full(len(self), -1), [], repr(self.source))
-        names = [folder.removeprefix(common).removeprefix("/") for folder in folders]
         order = sorted(names, key=natural)
-        codes = np.array([order.index(name) for name in names])[np.array(self.index.folders, dtype=np.int64)]
+        place = {name: number for number, name in enumerate(order)}
+        codes = np.array([place[name] for name in names])[np.array(self.index.folders, dtype=np.int64)]
         return of_codes(codes, range(len(order)), repr(self.source), order)
-
-    def _refuse_several(self, said: Int[np.ndarray, " image"]) -> None:
-        """Refuse a sample of several images, as photograph and segmentation, of which only one is meant."""
-        stems = Counter(
-            _stem(name) for name, own in zip(self.index.names, said.tolist(), strict=True) if own >= 0
-        )
-        several = [stem for stem, count in stems.items() if count > len(self.shards)]
-        if len(self.index.kinds) > 1 and several:
-            raise Refusal(
-                f"{several[0]!r} in {self.source!r} has several images ({_told(self.index.kinds)}); say which are meant, as "
-                f"in --images.image-column {next(iter(self.index.kinds))}"
-            )
 
     def __len__(self) -> int:
         return len(self.index.names)
@@ -229,12 +239,6 @@ def _class(member: Member, label: str | None) -> str | int | None:
     keys = [label] if label else KEYS
     values = [said[key] for key in keys if key in said] if isinstance(said, dict) else []
     return values[0] if values and type(values[0]) in (int, str) else None
-
-
-def _said(name: str, said: dict[str, int]) -> int:
-    """The class of an image by the file of its name: the name up to its last dot or, as WebDataset has it, to its first."""
-    last = name.rpartition(".")[0]
-    return said.get(last, said.get(_stem(name), -1))
 
 
 def _stem(name: str) -> str:
