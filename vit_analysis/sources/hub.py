@@ -94,14 +94,13 @@ class Hub(Decoded):
 
     def _outside(self) -> list[str]:
         """Files that rows name and do not hold, with their sizes and times of change."""
-        found = []
+        found = list[str]()
         for part in self._table(self.columns.image).iter(batch_size=1000):
-            column = part.column(self.columns.image)
-            if not pa.types.is_struct(column.type):
-                return []
-            paths, held = (column.combine_chunks().field(name) for name in ("path", "bytes"))
-            found += [str(path) for path, own in zip(paths, held.is_null(), strict=True) if own.as_py()]
-        return [f"{path} {stamp(Path(path))}" for path in found]
+            for chunk in part.column(self.columns.image).chunks:
+                if pa.types.is_struct(chunk.type) and (held := chunk.field("bytes")).null_count:
+                    paths = chunk.field("path").filter(held.is_null())
+                    found += [f"{path} {stamp(Path(str(path)))}" for path in paths.to_pylist()]
+        return found
 
     def origin(self) -> Hashable:
         """The name, the folder and the split."""

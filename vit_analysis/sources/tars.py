@@ -143,6 +143,7 @@ class Tars(Decoded):
     def __init__(self, shards: Shards, name: str, image: str | None = None, label: str | None = None) -> None:
         self.shards, self.source = shards, name
         self.index = index = Index(image, label)
+        logger.info("%s: listing what is in %d tar%s", name, len(shards), "s" if len(shards) > 1 else "")
         for path in shards.paths:
             index.add(path)
         self._known = self._labelled(label)
