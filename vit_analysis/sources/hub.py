@@ -97,7 +97,8 @@ class Hub(Decoded):
         found = list[str]()
         for part in self._table(self.columns.image).iter(batch_size=1000):
             for chunk in part.column(self.columns.image).chunks:
-                if pa.types.is_struct(chunk.type) and (held := chunk.field("bytes")).null_count:
+                named = pa.types.is_struct(chunk.type) and chunk.type.get_field_index("path") >= 0
+                if named and (held := chunk.field("bytes")).null_count:
                     paths = chunk.field("path").filter(held.is_null())
                     found += [f"{path} {stamp(Path(str(path)))}" for path in paths.to_pylist()]
         return found
