@@ -80,9 +80,6 @@ def test_whole_batches_are_dealt_to_processes_and_a_run_may_start_later(folder):
     assert [batch.number for batch in images.read([SMALL], rank=0, of=2, start=2)] == [2, 4]
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # timm's reader never closes its tar
 def test_a_tar_is_read_as_it_is(tmp_path):
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         for number in range(6):
@@ -150,11 +147,43 @@ def test_an_unknown_source_names_what_lies_beside(folder):
         ({"limit": 0}, "images.limit must be at least 1, got 0"),
         ({"batch": 0}, "images.batch must be at least 1, got 0"),
         ({"limit": None}, "the lab draws as many scenes as asked for: say images.limit"),
+        ({"label_column": "x"}, "'lab' has no columns"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, sentence):
     with pytest.raises(Refusal, match=sentence):
         Images(**wrong)
+
+
+def of_files() -> str:
+    with pytest.raises(Refusal) as refused:
+        Images(["a.png", "b.png"])
+    return str(refused.value)
+
+
+def test_several_files_are_no_source():
+    """In a process without checks of types, as a user's is."""
+    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as pool:
+        said = pool.submit(of_files).result()
+    assert said.startswith(
+        "images.source is one name, got list; several files are a folder of images, or shards as in"
+    )
+
+
+def test_images_have_names_and_an_origin(folder, tmp_path):
+    images = Images(str(folder), limit=2)
+    assert [images.name(number) for number in (0, 39)] == ["class0/000.png", "class1/039.png"]
+    (tmp_path / "link").symlink_to(folder)
+    assert Images(str(tmp_path / "link"), seed=3).origin() == images.origin() == images.only([1]).origin()
+    assert Images(seed=1).origin() != Images(seed=2).origin() == Images(seed=2, limit=3).origin()
+    assert (Images().endless, images.endless, given(torch.zeros(4, 3, 8, 8)).endless) == (True, False, False)
+
+
+def test_an_image_asked_for_twice_comes_twice(folder):
+    (batch,) = Images(str(folder), workers=0).made([[3, 30, 3]], [SMALL])
+    assert batch.images == [3, 30, 3]
+    assert brightness(batch.inputs[0]) == [3, 30, 3]
+    assert batch.labels.tolist() == [0, 1, 0]
 
 
 # What every analysis takes as its images -----------------------------------------------------------------------------
@@ -189,6 +218,7 @@ KINDS = {
     "tensors": plain,
     "tensors with classes": lambda number: (plain(number), torch.tensor(number % 3)),
     "mappings": lambda number: {"image": coloured(number), "label": number % 3},
+    "mappings of other names": lambda number: {"img": coloured(number), "fine_label": number % 3},
     "mappings without classes": lambda number: {"image": plain(number)},
     "arrays": lambda number: (np.asarray(coloured(number)), np.int64(number % 3)),
 }
@@ -257,7 +287,7 @@ def test_a_data_set_of_any_kind_is_read_by_number(kind):
         assert brightness(batch.inputs[0]) == batch.images
         labels = (
             [number % 3 for number in batch.images]
-            if "with classes" in kind or kind in ("mappings", "arrays")
+            if "with classes" in kind or kind in ("mappings", "mappings of other names", "arrays")
             else [-1] * len(batch.images)
         )
         assert batch.labels.tolist() == labels

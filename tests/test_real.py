@@ -56,9 +56,9 @@ def test_every_pair_agrees_with_the_float64_formula(table, kept):
 def test_the_models_recognise_what_they_see(pair, photographs):
     # Preprocessing is right if the models work: these are mostly training images (82.8 % and 76.6 % on all 1,000).
     right = torch.zeros(2)
-    names = sorted(photographs._files.name(number)[:9] for number in range(1000))
+    names = sorted(photographs.name(number)[:9] for number in range(1000))
     for batch in photographs.read([model.preprocessing for model in pair]):
-        truth = torch.tensor([names.index(photographs._files.name(number)[:9]) for number in batch.images])
+        truth = torch.tensor([names.index(photographs.name(number)[:9]) for number in batch.images])
         for i, (model, pixels) in enumerate(zip(pair, batch.inputs, strict=True)):
             with torch.inference_mode():
                 right[i] += (model.module(pixels).argmax(1) == truth).sum()

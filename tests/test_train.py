@@ -220,6 +220,23 @@ def test_learns_the_classes_of_a_folder(folder: Path, tmp_path: Path) -> None:
     assert facts["accuracy"]["class"] == 1
 
 
+def test_other_files_do_not_pick_up_a_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Images(source=str(folder), limit=None, batch=8, workers=0)
+    recipe, out = replace(TINY, config={**TINY.config, "num_classes": 2}), tmp_path / "out.safetensors"
+    kill_at(8, monkeypatch)
+    with pytest.raises(Killed):
+        train.train(recipe, FileData(images), PLAN, out)
+    monkeypatch.setattr(train, "resume", lambda *_: pytest.fail("resumed the run of other files"))
+    for old, new in (("red", "x"), ("green", "red"), ("x", "green")):
+        (folder / old).rename(folder / new)
+    Image.new("RGB", (40, 40), (0, 200, 0)).save(folder / "red" / "3.png")
+    kill_at(1, monkeypatch)
+    with pytest.raises(Killed):
+        train.train(recipe, FileData(replace(images)), PLAN, out)
+
+
 def test_mistakes_are_answered(folder: Path) -> None:
     with pytest.raises(Refusal, match="--seen is at least 1 image, got 0"):
         train.main("lab/vit", seen=0)

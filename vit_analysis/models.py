@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vit_analysis.anatomy import find, probing
 from vit_analysis.anatomy.roles import Anatomy
-from vit_analysis.images import LAB, Images, Preprocessing
-from vit_analysis.lab import zoo
+from vit_analysis.images import Images, Preprocessing
+from vit_analysis.lab import scenes, zoo
 from vit_analysis.loading import checkpoint, conventions, fitting
 from vit_analysis.makers import of_lab, of_timm, of_torchvision, of_transformers
 from vit_analysis.makers.making import Maker, seeded
@@ -265,12 +265,15 @@ def classes_of_labels(model: Model, images: Images) -> list[int] | None:
     None where it is not known that the images' labels are among the model's classes.
     """
     lab = [zoo.PREFIX + name for name in zoo.RECIPES]
-    if images.source == LAB and model.name.partition("@")[0].partition(":")[0] in lab:
-        return list(range(len(images.classes)))
-    wnids = ImageNetInfo().label_names()
-    known = {wnid: number for number, wnid in enumerate(wnids)}
-    fits = _classes(model.module) == len(wnids) and images.classes
-    return [known[name] for name in images.classes] if fits and known.keys() >= set(images.classes) else None
+    names = [name.rpartition("/")[2] for name in images.classes]  # a class may be a folder in other folders
+    trained, at, weights = model.name.partition("@")
+    if trained.partition(":")[0] in lab and (not at or weights.partition(":")[0] == RANDOM):
+        known = {shape: number for number, shape in enumerate(scenes.SHAPES)}
+    elif _classes(model.module) == ImageNetInfo().num_classes():
+        known = {wnid: number for number, wnid in enumerate(ImageNetInfo().label_names())}
+    else:
+        return None
+    return [known[name] for name in names] if names and known.keys() >= set(names) else None
 
 
 def _classes(module: nn.Module) -> int | None:

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from vit_analysis import command, layers, plot
 from vit_analysis.anatomy.modes import evaluating
-from vit_analysis.images import FACTORY_PREFIXES, LAB, AnyImages, Images, given
+from vit_analysis.images import AnyImages, Images, given
 from vit_analysis.layers import Tap, choose
 from vit_analysis.models import Model, Models, load_all, named
 from vit_analysis.reading.capture import Capture, Layer
@@ -199,7 +198,7 @@ def plan(
     Before that pass, the probes learn from the examples in a pass of their own.
     """
     loaded, images = named(models), given(images)
-    shots = shots or Shots(*((SCENES, FREE_SHOTS) if images.source == LAB else (images, FEW_SHOTS)))
+    shots = shots or Shots(*((SCENES, FREE_SHOTS) if images.endless else (images, FEW_SHOTS)))
     chosen = shots.chosen()
     examples = shots.images.only(torch.cat([draws.flatten() for draws in chosen.values()]).unique().tolist())
     images = _judged(images, examples)
@@ -233,7 +232,7 @@ def _judged(images: Images, examples: Images) -> Images:
             f"probes learn the classes of {examples.source!r} ({_told(examples.targets)}) and are judged on those of "
             f"{images.source!r} ({_told(images.targets)}); give train.source and images.source the same classes"
         )
-    if _origin(images) != _origin(examples):
+    if images.origin() != examples.origin():
         return images
     learned = set(examples.order)
     rest = [number for number in images.order if number not in learned]
@@ -242,17 +241,6 @@ def _judged(images: Images, examples: Images) -> Images:
             f"all {len(images.order)} images of {images.source!r} are examples; there are none to judge on"
         )
     return images.only(rest)
-
-
-def _origin(images: Images) -> tuple[Any, ...]:
-    """Return a key that is equal for two sources where the same number means the same image."""
-    if images.source == LAB:
-        return LAB, images.seed
-    if images.source.startswith(FACTORY_PREFIXES):
-        return images.source, images.root, images.split
-    path = Path(images.source).expanduser()
-    # A data set that was given twice has two names.
-    return (path.resolve(),) if path.exists() else (id(images._files.data),)
 
 
 def _told(targets: Mapping[str, Sequence[str]]) -> str:
@@ -403,7 +391,7 @@ def main(
     command.ready(out, "_tokens", "_maps")
     chosen = layers[0] if len(layers) == 1 else layers
     loaded = load_all(models, device=device)
-    examples = Shots(train, shots or (FREE_SHOTS if train.source == LAB else FEW_SHOTS), draws)
+    examples = Shots(train, shots or (FREE_SHOTS if train.endless else FEW_SHOTS), draws)
     table = measure(loaded, images, examples, layers=chosen, tokens=tokens, state=out)
     command.write(table, out)
     command.draw(table, out, plot.probe)

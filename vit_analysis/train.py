@@ -22,11 +22,10 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from vit_analysis import command
-from vit_analysis.images import LAB, UNSEEN, Images, Preprocessing, as_input, batches_of
+from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input
 from vit_analysis.lab import scenes, zoo
 from vit_analysis.loading import checkpoint, fitting
 from vit_analysis.loading.conventions import renamed
@@ -124,19 +123,10 @@ class FileData:
 
     def read(self, numbers: list[list[int]]) -> Iterator[Batch]:
         """Yield batches of images by their number, as a model's input; an unreadable image is named and left out."""
-        dataset, workers = self.images._dataset((INPUT,)), self.images._workers
-        loader: DataLoader[Any] = DataLoader(
-            dataset, batch_sampler=numbers, collate_fn=unchanged, num_workers=workers
-        )
-        for batch in batches_of(loader):
+        for batch in self.images.made(numbers, (INPUT,)):
             for name in batch.unreadable:
                 logger.warning("cannot read %s: left out", name)
             yield batch.inputs[0].to(self.device), batch.labels.to(self.device)
-
-
-def unchanged(batch: Any) -> Any:
-    """Return a batch as it is: the data set gives whole ones. A named function, as it has to be pickled for the workers."""
-    return batch
 
 
 def order(step: int, distinct: int, batch: int, seed: int) -> Int[Tensor, " image"]:
@@ -272,7 +262,8 @@ def resume(path: Path, parts: Mapping[str, Any]) -> int:
 def train(recipe: zoo.Recipe, data: Data, plan: Plan, out: Path, init: Path | None = None) -> None:
     """Train the model of a recipe and write its weights to ``out``; where the same call was stopped, it goes on."""
     start = hashlib.sha256(init.read_bytes()).hexdigest() if init else None
-    settings = {"recipe": asdict(recipe), "plan": asdict(plan), "images": asdict(data.images), "init": start}
+    images = asdict(data.images) | data.images.contents()
+    settings = {"recipe": asdict(recipe), "plan": asdict(plan), "images": images, "init": start}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
     checkpoint = out.with_name(f"{out.stem}.{digest}.checkpoint")
 
@@ -366,7 +357,7 @@ def main(
         raise Refusal(f"{str(out)!r} is there already; say --overwrite, or choose another --out")
     limit = min(images.limit or UNLIMITED, recipe.distinct or UNLIMITED)
     images = replace(images, limit=limit, seed=images.seed or recipe.images)
-    data = SceneData(images, device) if images.source == LAB else FileData(images, device)
+    data = SceneData(images, device) if images.endless else FileData(images, device)
     recipe = replace(recipe, config={**recipe.config, "num_classes": len(data.classes)})
     train(
         recipe,

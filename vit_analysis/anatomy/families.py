@@ -138,5 +138,5 @@ NETWORKS = (
 
 # Modules of other networks that stand before their first block, and are shown.
 ENTRANCES = ("patch_embed", "stem", "conv_stem", "conv1", "bn1")
-# Modules that hold numbered blocks number them as 0, 1 ...; a RegNet's are b1 ... or block1-0 ..., a DenseNet's denselayer1 ...
+# Blocks are numbered 0, 1 ...; a RegNet's are b1 ... or block1-0 ..., a DenseNet's denselayer1 ...
 NUMBERED = r"(b|block\d+-|denselayer|encoder_layer_)?\d+"

@@ -1,6 +1,7 @@
 """The one loop over images: batch by batch through every model, with what the taps see reduced inside the hooks."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -261,6 +262,10 @@ def _refuse_too_large(batch: Pass, images: int) -> None:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if not hasattr(
+        os, "sysconf"
+    ):  # on Windows it is not told, and its own error for too little memory has to do
+        return sys.maxsize
     # The page cache counts as taken here although the system would give it up, so half of all memory is always allowed.
     page, known = os.sysconf("SC_PAGE_SIZE"), os.sysconf_names
     free = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in known else 0

@@ -32,7 +32,7 @@ from vit_analysis import (
     soft_nearest_neighbor,
     table,
 )
-from vit_analysis.images import LAB, Images
+from vit_analysis.images import Images
 from vit_analysis.lab import zoo
 from vit_analysis.models import Model
 from vit_analysis.probe import Shots
@@ -185,7 +185,7 @@ def plans(
     main = cast.runs("vit", "cnn")
     grids = cast.of("vit", "gap", "cnn")
     probed = cast.runs("vit", "gap", "less_data", "cnn", "cnn_less_data")
-    shots = Shots(train, SHOTS if train.source == LAB else FEW)
+    shots = Shots(train, SHOTS if train.endless else FEW)
     layered = _once([*cast.runs("vit", "cnn"), *cast.of("gap", "no_skip", "mixer"), *cast.twins])
     few = unchosen.only(unchosen.order[:FIELDS], batch=8)
     fields = cache(lambda: receptive_field.plan_with_maps([*main, *cast.twins], few, channels=CHANNELS))
@@ -348,7 +348,7 @@ def _earlier_units(cnn: Model) -> list[str]:
 
 
 def _learnable(shots: Shots, images: Images) -> Shots:
-    if shots.images.source == LAB != images.source:
+    if shots.images.endless and not images.endless:
         raise Refusal(
             "needs images to learn from, with the classes of --images.source or --labelled.source (--train.source)"
         )

@@ -1,0 +1,1 @@
+"""Where images come from: what `Images` asks of a source, and one file for each kind of it."""
