@@ -349,7 +349,7 @@ def main() -> None:
     table = markdown(answers, time.monotonic() - start)
     print(table)
     if arguments.out or arguments.only == list(FAMILIES):
-        (arguments.out or HERE / "families.md").write_text(f"# Any timm model\n\n{table}")
+        (arguments.out or HERE / "families.md").write_text(f"# Families of networks\n\n{table}")
     if any(said.partition(":")[0].isupper() for own in answers.values() for said in own.values()):
         sys.exit(1)
 

@@ -309,7 +309,7 @@ def test_the_benchmark_has_no_error_that_a_user_should_not_see():
     spec.loader.exec_module(families)
     assert len(families.FAMILIES) >= 25
     for family in families.FAMILIES.values():
-        assert timm.is_model(family.name)
+        assert timm.is_model(family.name) or family.name.startswith(("torchvision/", "transformers/"))
     refused: dict[str, set[str]] = {
         "vit, registers": set(),
         "xcit": {"attention_distance", "receptive_field", "skip", "lesions", "localization"},

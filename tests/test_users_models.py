@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from doubles import Given
+from doubles import Given, Layers
 from torch import Tensor, nn
 
 from vit_analysis import attention_distance, cka, layers, lesions, localization, models, receptive_field, skip
-from vit_analysis.images import Preprocessing
+from vit_analysis.images import Images, Preprocessing
 from vit_analysis.layers import Anatomy
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.similarity import full_float32
@@ -109,8 +109,14 @@ def test_a_network_with_more_around_it_keeps_its_preprocessing_and_anatomy(caplo
 
 
 def test_a_preprocessing_that_is_assumed_is_said_and_can_be_told(caplog):
-    assert models.named({"m": networks.Own()})["m"].preprocessing == Preprocessing()
-    assert "how its images are prepared is not known; assumed are 224 x 224 pixels, ImageNet's" in caplog.text
+    assumed = models.named({"m": networks.timm_vit(), "o": Layers(x=lambda x: x[:, :, :4, :4])})
+    assert assumed["o"].preprocessing == Preprocessing()
+    cka.measure(assumed["o"], PIXELS, layers="x")
+    assert caplog.text == ""  # tensors go in as they are
+    cka.measure(assumed["o"], Images(limit=8, batch=8), layers="x")
+    assert (
+        "o: how its images are prepared is not known; assumed are 224 x 224 pixels, ImageNet's" in caplog.text
+    )
     caplog.clear()
     own = Preprocessing((3, 32, 32))
     assert models.own(networks.Own(), "m", preprocessing=own).preprocessing == own

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 # Of several values that a model of transformers returns, the one that its classes are read from; the others are features.
 ANSWERS, FEATURES = ("", "[logits]", "[pooler_output]", "[image_embeds]"), ("[last_hidden_state]",)
+OUTPUT = ("", "model")  # path of a model's own output, by itself and where it runs under several changes
 TRAINED = tuple(f"lab/vit_no_skip_{where}" for where in ("first", "middle", "last"))
 
 
@@ -176,7 +177,13 @@ def _reducer(output: Tap) -> Callable[[Activation], Tensor | None]:
             )
         values = activation.values
         if activation.layer.tap == output:
-            return values.argmax(-1)
+            answers = values.flatten(1)
+            if answers.shape[1] != values.shape[1]:
+                raise Refusal(
+                    f"{activation.model.name} returns {' x '.join(map(str, values.shape))} and no classes, so nothing it says "
+                    f"can be compared; choose a classifier"
+                )
+            return answers.argmax(1)
         enough = len(values) >= similarity.SMALLEST_BATCH
         return similarity.centred_gram(values) if enough else values.new_zeros(0)
 
@@ -199,6 +206,11 @@ def _fold_runs(
 ) -> RunSums | None:
     if batch.size < similarity.SMALLEST_BATCH:
         return None
+    for name, seen in batch.seen.items():
+        if not any(layer.tap.path in OUTPUT for layer in seen):
+            raise Refusal(
+                f"{name} returns features and no classes, so nothing it says can be compared; choose a classifier"
+            )
     runs = split(batch.seen)
     hsic = torch.stack([similarity.hsic(torch.stack(grams)) for *grams, _ in runs])
     batch.refuse_not_finite(hsic[None], [" or ".join(batch.seen)])

@@ -51,6 +51,7 @@ class Model:
         preprocessing: how an image becomes its input.
         digest: digest of names and values of its weights.
         told: what its user says of its anatomy.
+        assumed: whether the preprocessing is not known but assumed.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Model:
     preprocessing: Preprocessing
     digest: str
     told: Anatomy = field(default_factory=Anatomy)
+    assumed: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -169,23 +171,18 @@ def own(
             without weights of its own around a network of timm, torchvision or transformers) stands for the one inside.
         name: its name in tables and pictures.
         preprocessing: how an image becomes its input; None takes that of the network, or of the only one inside the module. A
-            module in which there is none is taken to want timm's default, which a warning says.
+            module in which there is none is taken to want timm's default, which a warning says when images are prepared so.
         anatomy: what is known of it and could not be found, such as ``Anatomy(prefix=1, class_token=True)``.
     """
     module = unwrapped(module)
     path, network = find.inner(module)
     known = find.is_network(network)
+    assumed = preprocessing is None and not known
     if preprocessing is None:
         preprocessing = _preprocessing(network) if known else Preprocessing()
-        if not known:
-            logger.warning(
-                "%s: how its images are prepared is not known; assumed are %d x %d pixels, ImageNet's mean and standard "
-                "deviation, as timm does for models without a configuration; say it with models.own(..., preprocessing=...)",
-                *(name, *preprocessing.input_size[1:]),
-            )
     if known and path:
         logger.info("%s: images are prepared as for its %r, a %s", name, path, type(network).__name__)
-    return Model(name, module, preprocessing, digest(module), anatomy)
+    return Model(name, module, preprocessing, digest(module), anatomy, assumed)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ KINDS = {
     "dinov2 with registers": (dino, 5, True),
     "clip": (lambda: networks.transformers_vit("clip_vision_model"), 1, True),
     "siglip": (lambda: networks.transformers_vit("siglip_vision_model"), 0, False),
+    "i-jepa": (lambda: networks.transformers_vit("ijepa"), 0, False),
     "timm, registers": (lambda: networks.timm_vit(reg_tokens=4), 5, True),
     "timm, average": (lambda: networks.timm_vit(class_token=False, global_pool="avg"), 0, False),
 }

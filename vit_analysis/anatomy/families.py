@@ -115,6 +115,10 @@ NETWORKS = (
         "layernorm",
         "cls",
     ),
+    # transformers: I-JEPA, without a class token
+    Network(
+        "embeddings.patch_embeddings", "embeddings.patch_embeddings.projection", (), "layernorm", "mean"
+    ),
     # transformers: DINOv3
     Network(
         "embeddings.patch_embeddings",

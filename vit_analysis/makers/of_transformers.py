@@ -198,7 +198,11 @@ def _config(name: str, settings: Mapping[str, Any]) -> Any:
         if not hasattr(config, key):
             known = [own for own in vars(config) if not own.startswith("_")]
             raise Refusal(f"{name} does not take {key}={value}; {did_you_mean(key, known)}")
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except Exception as error:  # the library checks types with errors of its own
+            reason = " ".join(str(error).split())
+            raise Refusal(f"{name} does not take {key}={value}: {reason}") from error
     return config
 
 

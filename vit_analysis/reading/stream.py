@@ -1,5 +1,6 @@
 """The one loop over images: batch by batch through every model, with what the taps see reduced inside the hooks."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.grams import Grams
 from vit_analysis.tensors.tokens import Layout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,13 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
     models, images = reading.models, reading.images
     wanted = list(dict.fromkeys(model.preprocessing for model in models.values()))
     rank, size = processes.rank_and_size()
+    for model in models.values():
+        if model.assumed and not isinstance(getattr(images, "data", None), Tensor):
+            logger.warning(
+                "%s: how its images are prepared is not known; assumed are %d x %d pixels, ImageNet's mean and standard "
+                "deviation, as timm does for models without a configuration; say it with models.own(..., preprocessing=...)",
+                *(model.name, *model.preprocessing.input_size[1:]),
+            )
     with ExitStack() as stack:
         runs = {name: stack.enter_context(hooked(reading, model)) for name, model in models.items()}
         for batch in images.read(wanted, rank=rank, of=size, start=start):
