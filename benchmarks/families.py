@@ -228,7 +228,6 @@ TRANSFORMERS = {
     "vit": sized_there("vit"),
     "vit, masked (mae)": sized_there("vit_mae"),
     "vit, masked (msn)": sized_there("vit_msn"),
-    "yolos": sized_there("yolos"),
 }
 FAMILIES |= {f"torchvision: {name}": family for name, family in TORCHVISION.items()}
 FAMILIES |= {f"transformers: {name}": family for name, family in TRANSFORMERS.items()}
