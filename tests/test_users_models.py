@@ -115,7 +115,7 @@ def test_a_preprocessing_that_is_assumed_is_said_and_can_be_told(caplog):
     assert caplog.text == ""  # tensors go in as they are
     cka.measure(assumed["o"], Images(limit=8, batch=8), layers="x")
     assert (
-        "o: how its images are prepared is not known; assumed are 224 x 224 pixels, ImageNet's" in caplog.text
+        "o: how its images are prepared is not known; assumed are 224 x 224 pixels, mean 0.485" in caplog.text
     )
     caplog.clear()
     own = Preprocessing((3, 32, 32))

@@ -25,14 +25,14 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Tap
-from vit_analysis.models import Model, Models, load_all, named
+from vit_analysis.models import Model, Models, load_all
 from vit_analysis.reading.capture import Heads
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.reading.stream import Activation, Pass, Reading, prepared
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import with_provenance
 from vit_analysis.tensors import similarity
@@ -101,7 +101,7 @@ def measure(
 
 def plan(models: Models, images: AnyImages, *, blocks: Sequence[int] | None = None) -> Measurement[HeadSums]:
     """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses."""
-    loaded = named(models)
+    loaded, images = prepared(models, images)
     scales = {name: scale(model) for name, model in loaded.items()}
     chosen = {name: _chosen(model, blocks) for name, model in loaded.items()}
     block_of = {(name, tap): Tap(block) for name, own in chosen.items() for block, tap in own.items()}
@@ -128,7 +128,7 @@ def plan(models: Models, images: AnyImages, *, blocks: Sequence[int] | None = No
         return with_provenance(_rows(sums.places, interval, uniform), "attention_distance", **reading.facts())
 
     taps = {name: list(own.values()) for name, own in chosen.items()}
-    reading = Reading(loaded, given(images), taps, reduce)
+    reading = Reading(loaded, images, taps, reduce)
     return Measurement(reading, fold, HeadSums, finish)
 
 
@@ -147,6 +147,8 @@ def head_subsets(vit: Model, cnn: Model, images: AnyImages, *, state: Path | Non
 
 def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[SubsetSums]:
     """Plan what `head_subsets` computes without running it, so that one pass over the images can serve several analyses."""
+    loaded, images = prepared([vit, cnn], images)
+    vit, cnn = loaded.values()
     place = scale(vit)
     taps = {
         vit.name: list(_chosen(vit, [0]).values()),
@@ -162,7 +164,7 @@ def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[Subse
         heads = [similarity.centred_gram(head) for head in activation.values.output().unbind(1)]
         return torch.stack(heads), head_distances(activation.values, place)[..., 0].sum(0)
 
-    reading = Reading(named([vit, cnn]), given(images), taps, reduce)
+    reading = Reading(loaded, images, taps, reduce)
 
     def finish(sums: SubsetSums) -> pd.DataFrame:
         facts = {**reading.facts(), "heads": sums.distance.shape[1]}

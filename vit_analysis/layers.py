@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from vit_analysis.anatomy import find
+from vit_analysis.anatomy import describing, find
 from vit_analysis.anatomy.find import CONTAINERS
 from vit_analysis.anatomy.patterns import matching, nearest
 from vit_analysis.anatomy.places import INPUT, Branch, Sublayer, Tap
@@ -54,7 +54,7 @@ AnyModel = nn.Module | Described
 def known(model: AnyModel) -> tuple[nn.Module, Anatomy]:
     """A module and its anatomy."""
     if isinstance(model, nn.Module):
-        return model, find.anatomy(model)
+        return model, describing.anatomy(model)
     return model.module, model.anatomy
 
 
@@ -132,9 +132,10 @@ def layout(model: AnyModel) -> Layout:
         spatial=tokens[0] * tokens[1] if tokens else anatomy.spatial,
         prefix=anatomy.prefix,
         class_token=anatomy.class_token,
-        channels_last=bool(anatomy.channels_last),
+        channels_last=anatomy.channels_last,
         by_shape=not find.is_convolutional(module),
         grid=tokens,
+        counted=bool(anatomy.counted),
     )
 
 

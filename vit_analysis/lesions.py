@@ -31,7 +31,7 @@ from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.intervene import Repeated, without_skips
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.reading.stream import Activation, Pass, Reading, prepared
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import WITHOUT, column, with_provenance
 from vit_analysis.tensors import similarity
@@ -116,7 +116,7 @@ def trained_without_skips(
 
 def plan_trained(intact: Model, trained: Sequence[Model], images: AnyImages) -> Measurement[RunSums]:
     """Plan what `trained_without_skips` computes without running it, so that one pass can serve several analyses."""
-    loaded, images = named([intact, *trained]), given(images)
+    loaded, images = prepared([intact, *trained], images)
     blocks = layers.blocks(intact)
     lacking = [layers.without_skips(model) for model in trained]
     for model, lacks in zip(trained, lacking, strict=True):

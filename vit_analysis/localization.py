@@ -29,14 +29,14 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from vit_analysis import command, layers, plot
-from vit_analysis.anatomy.probing import position, positions
-from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.anatomy.positions import position
+from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import INPUT, Tap
-from vit_analysis.models import Model, Models, load_all, named
+from vit_analysis.models import Model, Models, load_all
 from vit_analysis.reading.intervals import jackknife, of_table
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading, one_image
+from vit_analysis.reading.stream import Activation, Pass, Reading, places, prepared
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import with_provenance
 from vit_analysis.tensors import similarity
@@ -107,29 +107,28 @@ def plan(
     models: Models, images: AnyImages, *, layers: str | Sequence[str] = "last", tokens: Tokens = "all"
 ) -> Measurement[PatchSums]:
     """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses."""
-    loaded = named(models)
+    loaded, images = prepared(models, images)
     taps = _taps(loaded, "last" if layers == "paper" else layers)
     inputs: dict[str, Tensor] = {}  # by model, of the current batch
-    places: dict[str, dict[tuple[int, int], Grid]] = {}  # by model
-    chosen_images = given(images)
+    where: dict[str, dict[tuple[int, int], Grid]] = {}  # by model
 
     def prepare() -> None:
         for name, model in loaded.items():
-            places[name] = positions(model.module, one_image(chosen_images, model))
+            where[name] = places(images, model)
 
     def reduce(activation: Activation) -> Pairs | None:
         if activation.layer.tap == INPUT:
             inputs[activation.model.name] = activation.values.clone()  # the model may write into it
             return None
         name = activation.model.name
-        return _pairs(activation, inputs[name], places[name], tokens)
+        return _pairs(activation, inputs[name], where[name], tokens)
 
     def finish(sums: PatchSums) -> pd.DataFrame:
         table = _table(sums)
         _warn_of_constant_tokens(table)
         return with_provenance(table, "localization", **reading.facts(), layers=layers, tokens=tokens)
 
-    reading = Reading(loaded, chosen_images, taps, reduce, settings={"tokens": tokens})
+    reading = Reading(loaded, images, taps, reduce, settings={"tokens": tokens})
     return Measurement(reading, _fold, PatchSums, finish, prepare)
 
 

@@ -12,7 +12,7 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from vit_analysis.anatomy import find, probing
+from vit_analysis.anatomy import describing, find, probing
 from vit_analysis.anatomy.roles import Anatomy
 from vit_analysis.images import Images, Preprocessing
 from vit_analysis.lab import scenes, zoo
@@ -39,6 +39,7 @@ WRAPPERS = (
     "ModelEmaV3",
 )
 INSIDE = ("_orig_mod", "module")
+MODES = ("training", "fused_attn")  # of a module, and no part of what it computes
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,20 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights, and so of the images that it takes."""
-        floats = (own.dtype for own in self.module.parameters() if own.is_floating_point())
+        layers = (own for own in self.module.modules() if isinstance(own, nn.Conv2d | nn.Linear))
+        weights = (*(getattr(own, "weight", None) for own in layers), *self.module.parameters())
+        floats = (own.dtype for own in weights if isinstance(own, Tensor) and own.is_floating_point())
         return next(floats, torch.float32)
 
     @cached_property
     def anatomy(self) -> Anatomy:
         """Which parts play which roles: as found, as measured where the module does not tell, as its user says."""
-        found = find.anatomy(self.module)
-        _, network = find.inner(self.module)
-        if not find.is_network(network) and self.told.prefix is None and not find.is_convolutional(network):
-            found = found.with_told(probing.measured(self.module, self.preprocessing.input_size))
-        return found.with_told(self.told)
+        size = self.preprocessing.input_size
+        path, network = find.inner(self.module)
+        if find.is_network(network) and (not path or probing.passage(self.module, path, size).once):
+            return describing.anatomy(self.module, size[1:]).with_told(self.told)
+        told = describing.of_network(self.module, size[1:])
+        return probing.measured(self.module, told, size).with_told(self.told)
 
 
 Models = str | Model | Sequence[str | Model] | Mapping[str, str | Model | nn.Module]
@@ -167,35 +171,44 @@ def own(
     """Make a model of a module of your own.
 
     Args:
-        module: the module. One that only wraps another (DataParallel, torch.compile, an average of weights, a training task
-            without weights of its own around a network of timm, torchvision or transformers) stands for the one inside.
+        module: the module. One that only wraps another (DataParallel, torch.compile, an average of weights, or a training
+            task that gives a network of timm, torchvision or transformers what it is given and returns what that returns)
+            stands for the one inside.
         name: its name in tables and pictures.
-        preprocessing: how an image becomes its input; None takes that of the network, or of the only one inside the module. A
-            module in which there is none is taken to want timm's default, which a warning says when images are prepared so.
+        preprocessing: how an image becomes its input; None takes that of the network, or of the only one inside the module.
+            Where that is no more than usual (no configuration of timm's says it, or the module changes images before its
+            network), a warning says so when images are prepared.
         anatomy: what is known of it and could not be found, such as ``Anatomy(prefix=1, class_token=True)``.
+
+    Raises:
+        Refusal: it is compiled to a script, in which there is nothing to see, or its weights have no values yet.
     """
-    module = unwrapped(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Refusal(
+            f"{name} is a TorchScript program, in which nothing can be read; give the module it was made of"
+        )
+    module = _unwrapped(module)
     path, network = find.inner(module)
-    known = find.is_network(network)
-    assumed = preprocessing is None and not known
-    if preprocessing is None:
-        preprocessing = _preprocessing(network) if known else Preprocessing()
-    if known and path:
+    if preprocessing is not None:
+        return Model(name, module, preprocessing, digest(module), anatomy)
+    if not find.is_network(network):
+        return Model(name, module, Preprocessing(), digest(module), anatomy, assumed=True)
+    preprocessing = _preprocessing(network)
+    known = bool(getattr(network, "pretrained_cfg", None))
+    if path:
+        passage = probing.passage(module, path, preprocessing.input_size)
+        if passage.given and passage.returned:
+            return Model(name, network, preprocessing, digest(network), anatomy, assumed=not known)
+        known = known and passage.given
         logger.info("%s: images are prepared as for its %r, a %s", name, path, type(network).__name__)
-    return Model(name, module, preprocessing, digest(module), anatomy, assumed)
+    return Model(name, module, preprocessing, digest(module), anatomy, assumed=not known)
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module that a wrapper stands for; itself if it is none."""
-    if type(module).__name__ in WRAPPERS:
-        return unwrapped(next(getattr(module, name) for name in INSIDE if hasattr(module, name)))
-    path, network = find.inner(module)
-    if not path or not find.is_network(network):
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module that torch's and timm's own wrappers stand for; itself if it is none."""
+    if type(module).__name__ not in WRAPPERS:
         return module
-    of_wrapper, of_network = (
-        {id(tensor) for tensor in (*part.parameters(), *part.buffers())} for part in (module, network)
-    )
-    return network if of_wrapper == of_network else module
+    return _unwrapped(next(getattr(module, name) for name in INSIDE if hasattr(module, name)))
 
 
 def _preprocessing(network: nn.Module) -> Preprocessing:
@@ -290,12 +303,31 @@ def digest(module: nn.Module) -> str:
         Refusal: the weights have no values, as on torch's meta device.
     """
     total = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr(module)).encode())
+    for place, part in module.named_modules():
+        total.update(f"{place}{type(part).__module__}{_settings(part)}".encode())
     tensors = {**dict(module.named_buffers()), **module.state_dict()}  # some buffers are in no state
     for key, value in tensors.items():
         total.update(key.encode())
         for content in _contents(value):
             total.update(content)
     return total.hexdigest()[:16]
+
+
+def _settings(part: nn.Module) -> list[Any]:
+    """What a module is set to beside its weights, such as its number of heads, but not its mode."""
+    plain = (bool, int, float, str, type(None))
+    own = [(name, value) for name, value in sorted(vars(part).items(), key=str) if not name.startswith("_")]
+    kept = [
+        (name, value)
+        for name, value in own
+        if name not in MODES
+        and (
+            isinstance(value, plain)
+            or (isinstance(value, tuple | list) and all(isinstance(one, plain) for one in value))
+        )
+    ]
+    config: Any = getattr(part, "config", None)
+    return [*kept, config.to_json_string() if hasattr(config, "to_json_string") else None]
 
 
 def _contents(value: Any) -> Iterable[bytes]:
@@ -305,6 +337,10 @@ def _contents(value: Any) -> Iterable[bytes]:
             yield from _contents(part)
     elif not isinstance(value, Tensor):
         yield repr(value).encode()
+    elif nn.parameter.is_lazy(value):
+        raise Refusal(
+            "this model has layers whose shape is not known yet (lazy ones); run it once on an image"
+        )
     elif value.is_meta:
         raise Refusal("the weights of this model are on the device 'meta', which holds no values; load some")
     elif value.is_quantized:

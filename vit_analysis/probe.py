@@ -27,14 +27,14 @@ from torch import Tensor
 
 from vit_analysis import command, layers, plot
 from vit_analysis.anatomy.modes import evaluating
-from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Tap, choose
-from vit_analysis.models import Model, Models, load_all, named
+from vit_analysis.models import Model, Models, load_all
 from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading, gather, one_image
+from vit_analysis.reading.stream import Activation, Pass, Reading, gather, one_image, prepared
 from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import WITHOUT, placed, with_provenance
 from vit_analysis.tensors import ridge
@@ -197,7 +197,7 @@ def plan(
 
     Before that pass, the probes learn from the examples in a pass of their own.
     """
-    loaded, images = named(models), given(images)
+    loaded, images = prepared(models, images)
     shots = shots or Shots(*((SCENES, FREE_SHOTS) if images.endless else (images, FEW_SHOTS)))
     chosen = shots.chosen()
     examples = shots.images.only(torch.cat([draws.flatten() for draws in chosen.values()]).unique().tolist())

@@ -32,17 +32,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vit_analysis import command, layers, plot
-from vit_analysis.anatomy.probing import position, positions
-from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.anatomy.positions import position
+from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Tap
-from vit_analysis.models import Model, Models, load_all, named
+from vit_analysis.models import Model, Models, load_all
 from vit_analysis.reading import processes
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.intervene import true_branches
 from vit_analysis.reading.measure import Measurement, tables
 from vit_analysis.reading.state import GROUPS, Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading, one_image
+from vit_analysis.reading.stream import Activation, Pass, Reading, one_image, places, prepared
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import placed, with_provenance
 from vit_analysis.tensors.tokens import Grid, on_grid
@@ -137,16 +137,16 @@ def plan_with_maps(
     """Plan what `with_maps` computes: two tables of the same sums, in a pass of their own because they need gradients."""
     if channels is not None and channels < 1:
         raise Refusal(f"channels must be at least 1, or None for all, got {channels}")
-    loaded, images = named(models), given(images)
+    loaded, images = prepared(models, images)
     one = {name: one_image(images, model) for name, model in loaded.items()}
     steps = {name: _steps(model, one[name], layers) for name, model in loaded.items()}
-    places = {name: positions(model.module, one[name]) for name, model in loaded.items()}
+    where = {name: places(images, model) for name, model in loaded.items()}
     reading = Reading(
         models=loaded,
         images=images,
         taps={name: list(own) for name, own in steps.items()},
         reduce=_centre,
-        differentiate=_differentiator(places, channels),
+        differentiate=_differentiator(where, channels),
         settings={"channels": channels},
     )
     facts = {"layers": layers, "channels": channels}
@@ -246,24 +246,28 @@ def _centre(activation: Activation) -> Centre:
 
 
 def _differentiator(
-    places: Mapping[str, Mapping[tuple[int, int], Grid]], channels: int | None
+    where: Mapping[str, Mapping[tuple[int, int], Grid]], channels: int | None
 ) -> Callable[[Model, list[int], Tensor, Mapping[Layer, Centre]], dict[Layer, Field]]:
+    checked: set[str] = set()
+
     def differentiate(
         model: Model, numbers: list[int], pixels: Tensor, seen: Mapping[Layer, Centre]
     ) -> dict[Layer, Field]:
         quiet = True if processes.rank_and_size()[0] else None
         fields = {}
-        _refuse_cut_off(model, seen)
+        if model.name not in checked:
+            _refuse_cut_off(model, seen, pixels)
+            checked.add(model.name)
         for layer, centre in tqdm(seen.items(), desc=model.name, unit="layer", leave=False, disable=quiet):
             chosen = drawn(numbers, centre.features.shape[1], channels).to(pixels.device)
             gradient = mean_gradient(pixels, centre.features, chosen)
-            fields[layer] = _field(gradient, position(places[model.name], centre.rows, centre.columns))
+            fields[layer] = _field(gradient, position(where[model.name], centre.rows, centre.columns))
         return fields
 
     return differentiate
 
 
-def _refuse_cut_off(model: Model, seen: Mapping[Layer, Centre]) -> None:
+def _refuse_cut_off(model: Model, seen: Mapping[Layer, Centre], pixels: Tensor) -> None:
     """Refuse layers that differ from image to image and yet have no gradient, which a constant layer may lack.
 
     Raises:
@@ -272,11 +276,20 @@ def _refuse_cut_off(model: Model, seen: Mapping[Layer, Centre]) -> None:
     quantised = any("quantized" in type(module).__module__ for module in model.module.modules())
     for layer, centre in seen.items():
         features = centre.features
-        if (quantised or not features.requires_grad) and (features != features[:1]).any():
+        constant = not (features != features[:1]).any()
+        if not constant and (quantised or not _reaches(features, pixels)):
             raise Refusal(
                 f"gradients of {str(layer)!r} of {model.name} do not reach its input, though it depends on it: a quantised "
                 f"network, or one that runs a part under torch.no_grad()"
             )
+
+
+def _reaches(features: Tensor, pixels: Tensor) -> bool:
+    """Return whether any gradient of the features arrives at the images."""
+    if not features.requires_grad:
+        return False
+    (found,) = torch.autograd.grad(features.sum(), pixels, retain_graph=True, allow_unused=True)
+    return found is not None
 
 
 def _field(gradient: Float64[Tensor, "image row col"], grid: Grid) -> Field:

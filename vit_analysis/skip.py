@@ -21,14 +21,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from vit_analysis import command, layers, plot
-from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Branch, Tap
-from vit_analysis.models import Models, load_all, named
+from vit_analysis.models import Models, load_all
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading
+from vit_analysis.reading.stream import Activation, Pass, Reading, prepared
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import WITHOUT, with_provenance
 from vit_analysis.tensors import similarity
@@ -86,7 +86,7 @@ def plan(models: Models, images: AnyImages, *, first: int = FIRST) -> Measuremen
     """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses."""
     if first < 0:
         raise Refusal(f"first must be at least 0, got {first}")
-    loaded = named(models)
+    loaded, images = prepared(models, images)
     readers = {name: _Reader(layers.branches(model), first) for name, model in loaded.items()}
     taps = {name: reader.taps for name, reader in readers.items()}
 
@@ -97,7 +97,7 @@ def plan(models: Models, images: AnyImages, *, first: int = FIRST) -> Measuremen
         return with_provenance(_ratio_rows(sums), "skip", **reading.facts())
 
     settings = {"first": first}  # saved sums with other rows do not fit
-    reading = Reading(loaded, given(images), taps, reduce, settings=settings)
+    reading = Reading(loaded, images, taps, reduce, settings=settings)
     return Measurement(reading, _fold_ratios, RatioSums, finish)
 
 

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from vit_analysis import layers
-from vit_analysis.anatomy import find
+from vit_analysis.anatomy import cutting, describing, find
 from vit_analysis.anatomy.probing import measured
 from vit_analysis.layers import Anatomy, Tap
 from vit_analysis.spelling import Refusal
@@ -42,7 +42,7 @@ def test_every_codebase_tells_its_tokens_and_a_run_of_it_says_the_same(kind):
     layout = layers.layout(module)
     assert (layout.prefix, layout.class_token, layout.grid) == (prefix, class_token, (4, 4))
     assert layers.grid(module) == Grid(4, 4, 8.0, 8.0)
-    seen = measured(module, (3, 32, 32))
+    seen = measured(module, describing.of_network(module), (3, 32, 32))
     assert (seen.prefix, seen.tokens, seen.grid) == (prefix, (4, 4), layers.grid(module))
     activation = torch.randn(2, 16 + prefix, networks.WIDTH)
     assert torch.equal(tokens.spatial(activation, layout), activation[:, prefix:])
@@ -136,7 +136,7 @@ def test_what_is_told_goes_before_what_is_found():
 )
 def test_patches_are_cut_as_the_convolution_cuts_them(kernel, stride, padding, size, grid):
     patches = nn.Conv2d(1, 1, kernel, stride, padding)
-    assert find.cut(patches, (size, size)) == grid
+    assert cutting.cut(patches, (size, size)) == grid
     assert patches(torch.zeros(1, 1, size, size)).shape[2:] == (grid.rows, grid.columns)
 
 

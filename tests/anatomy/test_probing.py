@@ -8,7 +8,9 @@ import torch
 import torchvision
 from torch import nn
 
-from vit_analysis.anatomy.probing import measured, position, positions
+from vit_analysis.anatomy import describing
+from vit_analysis.anatomy.positions import position, positions
+from vit_analysis.anatomy.probing import measured
 from vit_analysis.layers import Anatomy
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import Grid
@@ -17,22 +19,29 @@ from vit_analysis.tensors.tokens import Grid
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_tokens_that_no_image_changes_are_counted(count, batch_first):
-    found = measured(networks.Own(tokens=count, batch_first=batch_first), (3, 224, 224))  # it takes 32 x 32
-    grid = Grid(4, 4, 8.0, 8.0)
-    assert found == Anatomy(
-        prefix=count, class_token=None if count else False, grid=grid, tokens=(4, 4), spatial=16
+    module = networks.Own(tokens=count, batch_first=batch_first)
+    found = measured(module, describing.of_network(module), (3, 224, 224))  # it takes 32 x 32
+    assert (found.prefix, found.class_token, found.tokens, found.spatial) == (
+        count,
+        None if count else False,
+        (4, 4),
+        16,
     )
+    assert found.grid == Grid(4, 4, 8.0, 8.0)
+    assert found.counted
 
 
 def test_tokens_behind_the_patches_are_not_taken_for_others():
-    assert measured(networks.Own(last=2), (3, 32, 32)) == Anatomy()
-    assert measured(nn.Sequential(nn.Linear(3, 3)), (3, 32, 32)) == Anatomy()
+    found = measured(networks.Own(last=2), Anatomy(prefix=1, class_token=True), (3, 32, 32))
+    assert (found.prefix, found.class_token, found.grid) == (None, None, None)  # whatever its names tell
+    told = Anatomy(prefix=0)
+    assert measured(nn.Sequential(nn.Linear(3, 3)), told, (3, 32, 32)) == told
 
 
 def test_a_network_is_as_it_was_after_it_was_measured():
     module = networks.Own().train()
     state = {name: value.clone() for name, value in module.state_dict().items()}
-    measured(module, (3, 32, 32))
+    measured(module, Anatomy(), (3, 32, 32))
     assert all(part.training for part in module.modules())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in state.items())

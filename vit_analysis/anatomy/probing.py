@@ -1,8 +1,8 @@
-"""What a network does not tell of itself, measured by running it on a few images of noise."""
+"""What a network does not tell of itself, measured by running it on images of noise."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from math import ceil
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vit_analysis.anatomy import find
 from vit_analysis.anatomy.modes import evaluating
+from vit_analysis.anatomy.positions import positions
 from vit_analysis.anatomy.roles import Anatomy
 from vit_analysis.spelling import Refusal
-from vit_analysis.tensors.tokens import Grid
 
 IMAGES = 5  # no usual number of tokens
 SIDES = (
@@ -31,142 +31,139 @@ SIDES = (
     512,
 )  # of images that a network may be built for
 
+Size = tuple[int, int, int]  # channels, rows and columns
 
-def measured(module: nn.Module, size: tuple[int, int, int]) -> Anatomy:
-    """Count the tokens before the spatial ones, and find where these lie, in a network that does not tell.
 
-    What enters the first block and is the same for different images is no part of an image: class tokens and registers. The
-    convolution that gives as many positions as there are other tokens cuts the image into patches.
+def measured(module: nn.Module, told: Anatomy, size: Size) -> Anatomy:
+    """Count the tokens before the spatial ones, and find where those lie, in a network of no known codebase.
+
+    What enters the first block that runs tells: tokens that are the same for different images are class tokens and registers;
+    of the others the first must depend on the first pixel of the image, the last on the last, and none on both, or else what
+    has which place is not known.
 
     Args:
         module: the network.
-        size: channels, rows and columns of the images that it takes; if it does not run on these, other usual sizes are tried.
+        told: what its names tell.
+        size: of the images; if the network does not run on them, other usual sizes are tried.
 
     Returns:
-        What was found; nothing where the network does not run on such images, or has no tokens.
+        What its names tell, with what was measured in its place: unknown where it contradicts itself. A network that has no
+        blocks, does not run, or has no tokens is as its names tell.
     """
-    try:
-        first = find.blocks(module)[0]
-    except Refusal:
-        return Anatomy()
-    for tried in dict.fromkeys([size, *((size[0], side, side) for side in SIDES)]):
-        try:
-            entering, maps = _seen(module, first, tried)
-            break
-        except Exception:  # (a network fails in its own way on images that it was not built for)
-            continue
-    else:
-        return Anatomy()
-    if not isinstance(entering, Tensor) or entering.ndim != 3 or list(entering.shape).count(IMAGES) != 1:
-        return Anatomy()
-    entering = entering.movedim(list(entering.shape).index(IMAGES), 0)
-    same = (entering == entering[:1]).all(0).all(-1)
-    prefix = int(same.sum())
-    if same[prefix:].any():
-        return Anatomy()  # such tokens stand elsewhere than in front
-    tokens = len(same) - prefix
-    patches = next((conv for conv, rows, columns in maps if rows * columns == tokens), None)
-    grid = find.cut(patches, (tried[1], tried[2])) if patches else None
-    found = Anatomy(prefix=prefix, class_token=None if prefix else False, spatial=tokens, grid=grid)
-    return found.with_told(Anatomy(tokens=(grid.rows, grid.columns))) if grid else found
+    entering, tried = _entering(module, size)
+    if entering is None or tried is None:
+        return told
+    unknown = replace(told, prefix=None, class_token=None, grid=None, tokens=None, spatial=None, reads=None)
+    plain, again, first, last, *others = entering
+    if not torch.equal(plain, again):
+        return unknown  # it is not the same twice
+    same = torch.stack([(plain == other).all(-1) for other in others]).all(0)
+    prefix, tokens = int(same.sum()), len(same) - int(same.sum())
+    changed = [(plain != other).any(-1).nonzero().flatten().tolist() for other in (first, last)]
+    ordered = changed[0][:1] == [prefix] and changed[1][-1:] == [len(same) - 1]
+    if same[prefix:].any() or not ordered or set(changed[0]) & set(changed[1]):
+        return unknown
+    return _counted(module, told, (prefix, tokens), tried)
 
 
-def _seen(
-    module: nn.Module, block: str, size: tuple[int, int, int]
-) -> tuple[Any, list[tuple[nn.Conv2d, int, int]]]:
-    """Return what enters a block for images of noise, and the rows and columns that strided convolutions give."""
-    entering: list[Any] = []
-    maps: list[tuple[nn.Conv2d, int, int]] = []
-    weight = next(iter(module.parameters()))
-    noise = torch.rand(IMAGES, *size, generator=torch.Generator().manual_seed(0))
-    with evaluating(module), torch.no_grad(), ExitStack() as hooks:
-        enter = module.get_submodule(block).register_forward_pre_hook(
-            lambda _, args: entering.append(args[0].clone()) if args and isinstance(args[0], Tensor) else None
-        )
-        hooks.callback(enter.remove)
-        for conv in module.modules():
-            if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1:
-                hooks.callback(conv.register_forward_hook(_noting(conv, maps)).remove)
-        module(noise.to(weight.device, weight.dtype))
-    return entering[0] if entering else None, maps
-
-
-def _noting(conv: nn.Conv2d, maps: list[tuple[nn.Conv2d, int, int]]) -> Callable[[Any, Any, Tensor], None]:
-    return lambda _, __, output: maps.append((conv, *output.shape[2:]))
-
-
-def positions(module: nn.Module, pixels: Tensor) -> dict[tuple[int, int], Grid]:
-    """Find where the positions of maps lie in the input, by the rows and columns of the map.
-
-    Strides, kernels and paddings of all convolutions and poolings are followed from the input on, as the network runs.
-
-    Args:
-        module: the network, in evaluation mode.
-        pixels: images, of which the first is run.
-    """
-    steps: list[tuple[nn.Module, tuple[int, int], tuple[int, int]]] = []
-
-    def note(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and output.ndim == 4:
-            steps.append((part, _size(args[0]), _size(output)))
-
-    with evaluating(module), torch.no_grad(), ExitStack() as hooks:
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-                hooks.callback(part.register_forward_hook(note).remove)
-        module(pixels[:1].clone())
-    rows, columns = pixels.shape[2:]
-    found = {(rows, columns): Grid(rows, columns, 1.0, 1.0)}
-    for part, before, after in steps:
-        if before in found and after not in found and (grid := _after(part, found[before], after)):
-            found[after] = grid
-    return found
-
-
-def position(known: Mapping[tuple[int, int], Grid], rows: int, columns: int) -> Grid:
-    """Find where the positions of one map lie, from those of others of the same network.
-
-    A map that no convolution made, as where patches are merged, has cells that hold whole ones of a finer map.
-
-    Raises:
-        Refusal: no other map divides into it.
-    """
-    if (rows, columns) in known:
-        return known[rows, columns]
-    for (high, wide), grid in sorted(known.items()):
-        if high % rows == 0 and wide % columns == 0:
-            height, width = grid.height * (high // rows), grid.width * (wide // columns)
-            return Grid(rows, columns, height, width, grid.top, grid.left)
-    size = " x ".join(map(str, max(known)))
-    raise Refusal(
-        f"an input of {size} px does not divide into {rows} x {columns} patches, and no convolution tells where they lie"
+def _counted(module: nn.Module, told: Anatomy, counts: tuple[int, int], size: Size) -> Anatomy:
+    prefix, tokens = counts
+    agreed = told.prefix == prefix
+    class_token = told.class_token if agreed else (None if prefix else False)
+    maps = positions(module, _noise(module, size)[:1])
+    grid = next((own for (rows, columns), own in reversed(maps.items()) if rows * columns == tokens), None)
+    return replace(
+        told,
+        prefix=prefix,
+        class_token=class_token,
+        spatial=tokens,
+        grid=grid,
+        tokens=(grid.rows, grid.columns) if grid else None,
+        reads=told.reads if agreed else ("mean" if not prefix else None),
+        counted=True,
     )
 
 
-def _size(map: Tensor) -> tuple[int, int]:
-    return map.shape[-2], map.shape[-1]
+def _entering(module: nn.Module, size: Size) -> tuple[Tensor | None, Size | None]:
+    """What enters the first block that runs, for a few images, at the first size that the network takes.
+
+    The images are: noise, the same again, with another first pixel, with another last pixel, and other noise.
+    """
+    try:
+        blocks = find.blocks(module)
+    except Refusal:
+        return None, None
+    for tried in dict.fromkeys([size, *((size[0], side, side) for side in SIDES)]):
+        noise = _noise(module, tried)
+        noise[1:4] = noise[0]
+        noise[2, :, 0, 0] += 1
+        noise[3, :, -1, -1] += 1
+        try:
+            seen = first_inputs(module, blocks, noise)
+        except Exception:  # a network fails in its own way on images that it was not built for
+            continue
+        entering = next(iter(seen.values()), None)
+        if entering is None or entering.ndim != 3 or list(entering.shape).count(IMAGES) != 1:
+            return None, None
+        return entering.movedim(list(entering.shape).index(IMAGES), 0), tried
+    return None, None
 
 
-def _after(part: Any, grid: Grid, after: tuple[int, int]) -> Grid | None:
-    """The cells of what a convolution or a pooling makes of a map; None where they are not those of its numbers."""
-    cells = []
-    for axis, (size, stride, start) in enumerate(
-        ((grid.rows, grid.height, grid.top), (grid.columns, grid.width, grid.left))
-    ):
-        kernel, step, padding, dilation = (
-            _along(getattr(part, name, default), axis)
-            for name, default in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1))
+def first_inputs(module: nn.Module, paths: list[str], images: Tensor) -> dict[str, Tensor]:
+    """What is given to some modules when a network runs on images, by path, in order of execution."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def look(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                seen.setdefault(path, args[0].clone())
+
+        return look
+
+    with evaluating(module), torch.inference_mode(False), torch.no_grad(), ExitStack() as hooks:
+        for path in paths:
+            hooks.callback(module.get_submodule(path).register_forward_pre_hook(keep(path)).remove)
+        module(images.clone())
+    return seen
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a module around a network does: whether it runs it once, gives it what it is given, returns what it returns."""
+
+    once: bool
+    given: bool
+    returned: bool
+
+
+def passage(module: nn.Module, path: str, size: Size) -> Passage:
+    """Find out, by running a module on noise, what it does around the network at a path; nothing if it does not run."""
+    network, runs = module.get_submodule(path), []
+    with evaluating(module), torch.inference_mode(False), torch.no_grad(), ExitStack() as hooks:
+        before = network.register_forward_pre_hook(
+            lambda _, args: runs.append([args[0].clone() if args else None])
         )
-        reach = (kernel - 1) * dilation
-        if isinstance(padding, str) or (size + 2 * padding - reach - 1) // step + 1 != after[axis]:
-            if ceil(size / step) != after[axis]:
-                return None
-            padding = max((after[axis] - 1) * step + reach + 1 - size, 0) // 2  # as TensorFlow pads
-        middle = start + (stride - 1) / 2 + stride * (reach / 2 - padding)
-        cells.append((float(step * stride), middle - (step * stride - 1) / 2))
-    (height, top), (width, left) = cells
-    return Grid(after[0], after[1], height, width, top, left)
+        hooks.callback(before.remove)
+        hooks.callback(network.register_forward_hook(lambda *own: runs[-1].append(own[2])).remove)
+        images = _noise(module, size)[:2]
+        try:
+            returned = module(images.clone())
+        except Exception:  # in its own way
+            return Passage(False, False, False)
+    once = len(runs) == 1 and len(runs[0]) == 2
+    given = once and isinstance(runs[0][0], Tensor) and torch.equal(runs[0][0], images)
+    return Passage(once, given, once and _same(returned, runs[0][1]))
 
 
-def _along(value: Any, axis: int) -> Any:
-    return value[axis] if isinstance(value, tuple | list) else value
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    return one is other
+
+
+def _noise(module: nn.Module, size: Size) -> Tensor:
+    first = next((own for own in module.modules() if isinstance(own, nn.Conv2d)), None)
+    weight = first.weight if first is not None else next(iter(module.parameters()), torch.empty(0))
+    channels = first.in_channels if first is not None else size[0]
+    noise = torch.rand(IMAGES, channels, *size[1:], generator=torch.Generator().manual_seed(0))
+    return noise.to(weight.device, weight.dtype)

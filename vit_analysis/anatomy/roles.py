@@ -91,6 +91,7 @@ class Anatomy:
         tokens: rows and columns of the spatial tokens; those of `grid` where that is known.
         spatial: number of the spatial tokens, where their rows and columns are not known.
         channels_last: whether maps are image x row x column x channel.
+        counted: whether the tokens were counted at the first block, so that another number of them is something else.
         reads: the representation that the network's own head reads: ``cls``, ``mean`` or ``mean_spatial``.
     """
 
@@ -106,6 +107,7 @@ class Anatomy:
     tokens: tuple[int, int] | None = None
     spatial: int | None = None
     channels_last: bool | None = None
+    counted: bool | None = None
     reads: str | None = None
 
     def known(self) -> Mapping[str, Any]:

@@ -195,6 +195,11 @@ class Capture:
     def _tensors(self, tap: Tap, value: Any) -> list[tuple[str, Any]]:
         """Return the tensors in a value that passes a tap, each with its place among several (empty if there is only one)."""
         if isinstance(value, Heads):
+            if self._images and len(value) != self._images:
+                raise Refusal(
+                    f"{str(tap)!r} gives its attention {len(value)} things to attend in for {self._images} images "
+                    f"(windows, or heads and images along one axis), so images cannot be told apart in it"
+                )
             return [("", value)]
         tensors = list(floating_tensors(value))
         if not tensors:

@@ -63,6 +63,7 @@ class Measurement(Generic[SumsType]):
         """A digest (sixteen hexadecimal digits) of all that the sums depend on: models, images, taps, settings."""
         facts = {
             **self.reading.facts(),
+            "names": list(self.reading.models),  # the order of rows
             "taps": {name: [str(tap) for tap in taps] for name, taps in self.reading.taps.items()},
             "sums": self.kind.__name__,
             "settings": dict(self.reading.settings),

@@ -3,9 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,16 +15,17 @@ from tqdm.auto import tqdm
 
 from vit_analysis import layers
 from vit_analysis.anatomy.modes import evaluating
-from vit_analysis.images import AnyImages, Images, given
+from vit_analysis.anatomy.positions import positions
+from vit_analysis.images import AnyImages, Images, Listed, given
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model, Models, named
 from vit_analysis.reading import processes
-from vit_analysis.reading.capture import Capture, Layer
+from vit_analysis.reading.capture import Capture, Layer, trouble
 from vit_analysis.reading.intervene import channels_last
 from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.grams import Grams
-from vit_analysis.tensors.tokens import Layout
+from vit_analysis.tensors.tokens import Grid, Layout
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +121,9 @@ class Reading:
         **settings: Any,
     ) -> "Reading":
         """Read the chosen layers (`layers.choose`) of models and images in any form that an analysis takes."""
-        loaded = named(models)
+        loaded, images = prepared(models, images)
         taps = layers.choose(loaded, chosen)
-        return cls(loaded, given(images), taps, reduce, settings=settings)
+        return cls(loaded, images, taps, reduce, settings=settings)
 
     def facts(self) -> dict[str, Any]:
         """Return what a table's provenance says of models and images, and what decides whether saved sums fit."""
@@ -135,27 +136,71 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
     models, images = reading.models, reading.images
     wanted = list(dict.fromkeys(model.preprocessing for model in models.values()))
     rank, size = processes.rank_and_size()
-    for model in models.values():
-        if model.assumed and not isinstance(getattr(images, "data", None), Tensor):
-            logger.warning(
-                "%s: how its images are prepared is not known; assumed are %d x %d pixels, ImageNet's mean and standard "
-                "deviation, as timm does for models without a configuration; say it with models.own(..., preprocessing=...)",
-                *(model.name, *model.preprocessing.input_size[1:]),
-            )
+    if not isinstance(getattr(images, "data", None), Tensor):  # tensors go in as they are
+        _say_assumed(models.values())
     with ExitStack() as stack:
         runs = {name: stack.enter_context(hooked(reading, model)) for name, model in models.items()}
         for batch in images.read(wanted, rank=rank, of=size, start=start):
             seen = {}
             for name, model in models.items():
-                pixels = as_input_of(model, batch.inputs[wanted.index(model.preprocessing)])
+                pixels = batch.inputs[wanted.index(model.preprocessing)]
                 seen[name] = look(reading, model, runs[name], pixels, batch.images)
             yield Pass(batch.number, len(batch.labels), seen, batch.labels, batch.images)
+
+
+def prepared(models: Models, images: AnyImages) -> tuple[dict[str, Model], Images]:
+    """Models by name, and images, in any form that an analysis takes.
+
+    Images that are given, and go in as they are, have a size of their own, which decides where a model's tokens lie.
+    """
+    loaded, images = named(models), given(images)
+    if type(images) in (Images, Listed):
+        return loaded, images
+    sized = {}
+    for name, model in loaded.items():
+        rows, columns = one_image(images, model).shape[2:]
+        own = model.preprocessing
+        wanted = (own.channels, rows, columns)
+        sized[name] = (
+            model
+            if own.input_size == wanted
+            else replace(model, preprocessing=replace(own, input_size=wanted))
+        )
+    return sized, images
+
+
+def _say_assumed(models: Iterable[Model]) -> None:
+    for model in models:
+        if model.assumed:
+            own = model.preprocessing
+            mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (own.mean, own.std))
+            logger.warning(
+                "%s: how its images are prepared is not known; assumed are %d x %d pixels, mean %s, standard deviation %s; "
+                "say it with models.own(..., preprocessing=...)",
+                *(model.name, *own.input_size[1:], mean, std),
+            )
 
 
 def one_image(images: Images, model: Model) -> Tensor:
     """The first of some images, as a model's input: for what has to be found out before all of them are read."""
     batch = next(iter(images.read([model.preprocessing])))
-    return as_input_of(model, batch.inputs[0][:1])
+    with torch.inference_mode(False):
+        return as_input_of(model, batch.inputs[0][:1])
+
+
+def places(images: Images, model: Model) -> dict[tuple[int, int], Grid]:
+    """Where the positions of a model's maps lie in its input.
+
+    Raises:
+        Refusal: the model does not take such images.
+    """
+    pixels = one_image(images, model)
+    try:
+        return positions(model.module, pixels)
+    except (Refusal, OSError):
+        raise
+    except Exception as error:
+        raise trouble(model.module, pixels, error) from error
 
 
 def as_input_of(model: Model, pixels: Tensor) -> Tensor:
@@ -198,14 +243,13 @@ def look(
 
     The gradient mode is set here and not in `stream`: held across its ``yield``, it would leak to the caller.
     """
-    if reading.differentiate is None:
-        with torch.no_grad():  # no inference mode: what a module caches in it could never be trained with
-            if not run.axes:
-                run.learn_axes(pixels)
-            return run(pixels)
-    with torch.inference_mode(False), torch.enable_grad():
+    # No inference mode, not even the caller's: what a module caches in it could never be trained with.
+    with torch.inference_mode(False), torch.set_grad_enabled(reading.differentiate is not None):
+        pixels = as_input_of(model, pixels)
         if not run.axes:
             run.learn_axes(pixels)
+        if reading.differentiate is None:
+            return run(pixels)
         pixels.requires_grad_()
         # A copy, as nothing may write into what gradients are taken with respect to.
         return reading.differentiate(model, images, pixels, run(pixels.clone()))
