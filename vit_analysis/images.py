@@ -174,6 +174,7 @@ class Images:
             collate_fn=_as_is,
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from the user's random numbers
         )
         for batch in loader:
             if isinstance(batch, Refusal):

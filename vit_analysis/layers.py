@@ -133,7 +133,7 @@ def layout(model: AnyModel) -> Layout:
         prefix=anatomy.prefix,
         class_token=anatomy.class_token,
         channels_last=anatomy.channels_last,
-        by_shape=not find.is_convolutional(module),
+        by_shape=not find.is_convolutional(module) and not anatomy.channels_last,
         grid=tokens,
         counted=bool(anatomy.counted),
     )

@@ -215,7 +215,7 @@ def test_fewer_batches_than_processes_are_refused_before_anything_waits(images, 
 
 
 def test_nothing_usable_is_an_error(images):
-    with pytest.raises(Refusal, match="no batch of 6 could be used"):
+    with pytest.raises(Refusal, match="none of the 6 batches could be used"):
         measured(reading(images), lambda _: None)
 
 

@@ -38,8 +38,8 @@ def measured(module: nn.Module, told: Anatomy, size: Size) -> Anatomy:
     """Count the tokens before the spatial ones, and find where those lie, in a network of no known codebase.
 
     What enters the first block that runs tells: tokens that are the same for different images are class tokens and registers;
-    of the others the first must depend on the first pixel of the image, the last on the last, and none on both, or else what
-    has which place is not known.
+    of the others the first must be what the first pixel of the image changes most, and the last what the last changes most, or
+    else what has which place is not known.
 
     Args:
         module: the network.
@@ -54,14 +54,14 @@ def measured(module: nn.Module, told: Anatomy, size: Size) -> Anatomy:
     if entering is None or tried is None:
         return told
     unknown = replace(told, prefix=None, class_token=None, grid=None, tokens=None, spatial=None, reads=None)
-    plain, again, first, last, *others = entering
-    if not torch.equal(plain, again):
+    again, _ = _entering(module, tried)
+    if again is None or not torch.equal(entering, again):
         return unknown  # it is not the same twice
+    plain, first, last, *others = entering
     same = torch.stack([(plain == other).all(-1) for other in others]).all(0)
     prefix, tokens = int(same.sum()), len(same) - int(same.sum())
-    changed = [(plain != other).any(-1).nonzero().flatten().tolist() for other in (first, last)]
-    ordered = changed[0][:1] == [prefix] and changed[1][-1:] == [len(same) - 1]
-    if same[prefix:].any() or not ordered or set(changed[0]) & set(changed[1]):
+    most = [int((plain - other).norm(dim=-1).argmax()) for other in (first, last)]
+    if same[prefix:].any() or most != [prefix, len(same) - 1]:
         return unknown
     return _counted(module, told, (prefix, tokens), tried)
 
@@ -87,7 +87,7 @@ def _counted(module: nn.Module, told: Anatomy, counts: tuple[int, int], size: Si
 def _entering(module: nn.Module, size: Size) -> tuple[Tensor | None, Size | None]:
     """What enters the first block that runs, for a few images, at the first size that the network takes.
 
-    The images are: noise, the same again, with another first pixel, with another last pixel, and other noise.
+    The images are: noise, the same with another first pixel, with another last pixel, and other noise.
     """
     try:
         blocks = find.blocks(module)
@@ -95,9 +95,9 @@ def _entering(module: nn.Module, size: Size) -> tuple[Tensor | None, Size | None
         return None, None
     for tried in dict.fromkeys([size, *((size[0], side, side) for side in SIDES)]):
         noise = _noise(module, tried)
-        noise[1:4] = noise[0]
-        noise[2, :, 0, 0] += 1
-        noise[3, :, -1, -1] += 1
+        noise[1:3] = noise[0]
+        noise[1, :, 0, 0] += 1
+        noise[2, :, -1, -1] += 1
         try:
             seen = first_inputs(module, blocks, noise)
         except Exception:  # a network fails in its own way on images that it was not built for

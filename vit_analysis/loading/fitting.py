@@ -14,7 +14,7 @@ from vit_analysis.loading.translation import looks_like, spelled
 from vit_analysis.spelling import Refusal
 
 OWN = re.compile(  # of the module's own making: the file need not have them, the module need not want them
-    r"(^|\.)(relative_position_index|relative_coords_table|attn_mask|position_ids|position_index|pos_embed\.inv_freq|rope\..*|periods)$"
+    r"(^|\.)(relative_position_index|relative_coords_table|attn_mask|position_ids|position_index|pos_embed\.inv_freq|rope\.(?!freqs$).*|periods)$"
 )
 NEEDLESS = {  # what a file may lack: it is not computed with, and keeps the module's value
     "counters of batches": re.compile(r"(^|\.)num_batches_tracked$"),
@@ -108,7 +108,14 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
     own = module.state_dict()
     layers = heads.layers(module)
     aside = _aside(tensors, own, layers)
-    missing = [key for key, value in own.items() if key not in tensors and not _is_needless(key, value)]
+    learnt = dict(
+        module.named_parameters()
+    )  # rotations of some networks have a name like an index, and are learnt
+    missing = [
+        key
+        for key, value in own.items()
+        if key not in tensors and (key in learnt or not _is_needless(key, value))
+    ]
     shapes = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
     faults = {
         "missing": missing,
@@ -119,6 +126,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
         "quantised": [key for key in own if key in tensors and _is_quantised(tensors[key], own[key])],
         "without values": [key for key in own if key in tensors and _is_hollow(tensors[key])],
         "not numbers": [key for key in own if key in tensors and _has_nan(tensors[key])],
+        "infinite": [key for key in learnt if key in tensors and _is_infinite(tensors[key])],
     }
     if told := [f"{len(keys)} {fault} ({first(keys)})" for fault, keys in faults.items() if keys]:
         hints = _hints(tensors, own)
@@ -175,6 +183,13 @@ def _has_nan(value: Tensor) -> bool:
     if _is_hollow(value):
         return False
     return value.is_floating_point() and not value.is_quantized and bool(value.float().isnan().any())
+
+
+def _is_infinite(value: Tensor) -> bool:
+    """Whether a learnt weight is infinite; a buffer may be, as masks of attention are."""
+    if _is_hollow(value) or value.is_quantized or not value.is_floating_point():
+        return False
+    return bool(value.float().isinf().any())
 
 
 def _hints(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

@@ -58,7 +58,7 @@ def built(
     """
     try:
         return make(**settings)
-    except (TypeError, ValueError, AssertionError, KeyError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # constructors fail in their own ways
         if not settings:
             raise
         near = next((f"; {did_you_mean(key, known)}" for key in settings if key not in known), "")

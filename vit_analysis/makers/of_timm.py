@@ -39,6 +39,8 @@ class Timm:
             OSError: the weights did not come.
         """
         _refuse_unknown(name)
+        if settings and not name.startswith(HUBS):
+            self.untrained(name, settings)  # a misspelt setting is no fault of the hub
         try:
             return timm.create_model(name, pretrained=True, **settings)
         except (

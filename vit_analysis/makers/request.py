@@ -89,7 +89,7 @@ def exists(path: Path) -> bool:
 def _seed(text: str | None, seed: int) -> int:
     if text is None:
         return seed
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise Refusal(f"{RANDOM}:SEED takes a whole number, got {text!r}, as in {RANDOM}:3")
     return int(text)
 

@@ -28,6 +28,7 @@ from vit_analysis.reading.state import Sums, SumsType
 from vit_analysis.reading.stream import Activation, Pass, Reading, dealt, quiet, stream
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import code, versions
+from vit_analysis.tensors.similarity import SMALLEST_BATCH
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,11 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
     place = next(iter(reading.models.values())).device
     merged_sums = {name: processes.over_processes(sums.get(name), place) for name in different}
     if any(own is None for own in merged_sums.values()):
-        raise Refusal(f"no batch of {reading.images.batches} could be used")
+        count, size = len(reading.images.order), reading.images.batch
+        raise Refusal(
+            f"none of the {reading.images.batches} batches could be used: {count} images in batches of {size}, and "
+            f"similarities need at least {SMALLEST_BATCH} images in a batch"
+        )
     if path:
         states.finish(path)
     return {name: merged_sums[first[one.sums]] for name, one in measurements.items()}

@@ -123,6 +123,8 @@ class Layout:
     def ends_with_channels(self, map: Float[Tensor, "image a b c"]) -> bool:
         """Return whether this map is ``image row col channel``: some models have such blocks and do not declare it."""
         _, first, middle, last = map.shape
+        if self.grid and ((first, middle) == self.grid) != ((middle, last) == self.grid):
+            return (first, middle) == self.grid
         if self.by_shape and (first == middle) != (middle == last):
             return first == middle
         if self.channels_last is None:
