@@ -223,6 +223,11 @@ def _refuse_other_tokens(activation: Activation, scale: Scale) -> None:
             f"{activation} has {heads.query.shape[-2]} queries and {heads.key.shape[-2]} keys, not the {expected} tokens of "
             f"the model's grid: windows, pooling or another input size; distances need attention over the whole image"
         )
+    if heads.images not in (None, len(heads)):
+        raise Refusal(
+            f"{activation} attends in {len(heads)} things for {heads.images} images (windows, parts of a batch, or heads and "
+            f"images along one axis), so images cannot be told apart in it"
+        )
 
 
 def _chosen(model: Model, blocks: Sequence[int] | None) -> dict[str, Tap]:

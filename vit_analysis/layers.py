@@ -132,7 +132,7 @@ def layout(model: AnyModel) -> Layout:
         spatial=tokens[0] * tokens[1] if tokens else anatomy.spatial,
         prefix=anatomy.prefix,
         class_token=anatomy.class_token,
-        channels_last=anatomy.channels_last,
+        channels_last=bool(anatomy.channels_last),
         by_shape=not find.is_convolutional(module) and not anatomy.channels_last,
         grid=tokens,
         counted=bool(anatomy.counted),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vit_analysis.anatomy import families
 from vit_analysis.anatomy.cutting import Size, built_for, cut, of_embedding
-from vit_analysis.anatomy.find import CONTAINERS, inner, is_convolutional, is_network, part
+from vit_analysis.anatomy.find import CONTAINERS, inner, is_network, part
 from vit_analysis.anatomy.roles import Anatomy, Network
 
 CHANNELS_LAST = ("torchvision.models.swin_transformer",)
@@ -91,11 +91,9 @@ def _runs(module: Any) -> bool:
     return isinstance(module, nn.Module) and not isinstance(module, CONTAINERS)
 
 
-def _channels_last(network: nn.Module) -> bool | None:
-    """Whether maps end with channels; convolutions begin with them, and of anyone else's own network it is not known."""
-    if getattr(network, "output_fmt", "NCHW") == "NHWC" or type(network).__module__ in CHANNELS_LAST:
-        return True
-    return False if is_network(network) or is_convolutional(network) else None
+def _channels_last(network: nn.Module) -> bool:
+    """Whether maps end with channels; torch's begin with them."""
+    return getattr(network, "output_fmt", "NCHW") == "NHWC" or type(network).__module__ in CHANNELS_LAST
 
 
 def _prefix(network: nn.Module) -> tuple[int | None, bool | None]:

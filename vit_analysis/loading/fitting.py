@@ -114,7 +114,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
     missing = [
         key
         for key, value in own.items()
-        if key not in tensors and (key in learnt or not _is_needless(key, value))
+        if key not in tensors and ((key in learnt and OWN.search(key)) or not _is_needless(key, value))
     ]
     shapes = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
     faults = {

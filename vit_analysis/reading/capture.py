@@ -11,7 +11,7 @@ at all, silently. So a tap that saw nothing is an error. (3) Images need not lie
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +46,9 @@ class Heads:
     """The inputs of one call of `scaled_dot_product_attention`.
 
     It computes softmax(scale query key' + bias) value for every image and head.
+
+    Attributes:
+        images: how many images there are; an attention in windows, or over a part of the images, has another number of rows.
     """
 
     query: Float[Tensor, "image head query feature"]
@@ -53,6 +56,7 @@ class Heads:
     value: Float[Tensor, "image head key width"]
     bias: Tensor | None
     scale: float
+    images: int | None = None
 
     def __len__(self) -> int:
         return len(self.query)
@@ -195,12 +199,7 @@ class Capture:
     def _tensors(self, tap: Tap, value: Any) -> list[tuple[str, Any]]:
         """Return the tensors in a value that passes a tap, each with its place among several (empty if there is only one)."""
         if isinstance(value, Heads):
-            if self._images and len(value) != self._images:
-                raise Refusal(
-                    f"{str(tap)!r} gives its attention {len(value)} things to attend in for {self._images} images "
-                    f"(windows, or heads and images along one axis), so images cannot be told apart in it"
-                )
-            return [("", value)]
+            return [("", replace(value, images=self._images or len(value)))]
         tensors = list(floating_tensors(value))
         if not tensors:
             raise Refusal(

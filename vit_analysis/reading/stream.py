@@ -158,14 +158,10 @@ def prepared(models: Models, images: AnyImages) -> tuple[dict[str, Model], Image
         return loaded, images
     sized = {}
     for name, model in loaded.items():
-        rows, columns = one_image(images, model).shape[2:]
-        own = model.preprocessing
-        wanted = (own.channels, rows, columns)
-        sized[name] = (
-            model
-            if own.input_size == wanted
-            else replace(model, preprocessing=replace(own, input_size=wanted))
-        )
+        shape, own = one_image(images, model).shape, model.preprocessing
+        wanted = (own.channels, *shape[2:])
+        same = len(shape) != 4 or own.input_size == wanted
+        sized[name] = model if same else replace(model, preprocessing=replace(own, input_size=wanted))
     return sized, images
 
 

@@ -63,7 +63,7 @@ class Layout:
         spatial: number of spatial tokens of a token layer; None for a model without a fixed token grid.
         prefix: number of prefix tokens before them; None if that is not known.
         class_token: whether the first prefix token is a class token; None if that is not known.
-        channels_last: whether maps are ``image row col channel``; None if that is not known.
+        channels_last: whether maps are ``image row col channel``.
         by_shape: whether a square map's shape decides instead of `channels_last`: two equal axes are its rows and columns.
         grid: rows and columns of the spatial tokens of a token layer, where there is a fixed grid.
         counted: whether token layers have these numbers of tokens and no others.
@@ -72,7 +72,7 @@ class Layout:
     spatial: int | None = None
     prefix: int | None = 0
     class_token: bool | None = False
-    channels_last: bool | None = False
+    channels_last: bool = False
     by_shape: bool = False
     grid: tuple[int, int] | None = None
     counted: bool = False
@@ -91,13 +91,7 @@ class Layout:
                 f"how many of these {activation.shape[1]} tokens stand before the spatial ones (class token, registers) is "
                 f"not known; say it: {TELL.format('prefix=1, class_token=True')}"
             )
-        exact = self.spatial is not None and (self.counted or self.prefix > 0)
-        if (
-            exact
-            and self.spatial is not None
-            and tokens > self.prefix
-            and tokens != self.spatial + self.prefix
-        ):
+        if self.counted and self.spatial and tokens > self.prefix and tokens != self.spatial + self.prefix:
             raise Refusal(
                 f"these {tokens} tokens are neither the {self.spatial} of the grid nor those with the {self.prefix} tokens "
                 f"before them (class token, registers), so which of them have a place in the image is not known; say it: "
@@ -127,11 +121,6 @@ class Layout:
             return (first, middle) == self.grid
         if self.by_shape and (first == middle) != (middle == last):
             return first == middle
-        if self.channels_last is None:
-            raise Refusal(
-                f"whether a map of {first} x {middle} x {last} begins or ends with channels is not known; say it: "
-                f"{TELL.format('channels_last=True')}"
-            )
         return self.channels_last
 
 
