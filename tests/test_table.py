@@ -1,3 +1,5 @@
+import os
+
 import pandas as pd
 import pytest
 
@@ -29,6 +31,34 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         table.write_whole(path, half_way)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "name", [".part-of-my-thesis", f"{table.PART}of-my-thesis", f"{table.PART}notes.txt"]
+)
+def test_folders_and_files_of_a_user_stay_whatever_their_name_and_age(tmp_path, name):
+    """A folder with our prefix but without our sign, one with the prefix of earlier versions, a file."""
+    own = tmp_path / name
+    if own.suffix:
+        own.write_text("chapter 1")
+    else:
+        (own / "chapters").mkdir(parents=True)
+        (own / "chapters" / "1.txt").write_text("chapter 1")
+    for path in (*own.rglob("*"), own):
+        os.utime(path, (0, 0))
+    table.write_whole(tmp_path / "a.txt", lambda part: part.write_text("whole"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "a.txt"])
+    assert [file.read_text() for file in (own, *own.rglob("*")) if file.is_file()] == ["chapter 1"]
+
+
+def test_what_is_written_with_has_our_sign(tmp_path):
+    def look(part):
+        assert part.parent.name.startswith(table.PART)
+        assert (part.parent / table.SIGN).is_file()
+        part.write_text("whole")
+
+    table.write_whole(tmp_path / "a.txt", look)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_misspelt_column_or_file_names_the_nearest_right_one(tmp_path):

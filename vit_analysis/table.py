@@ -20,8 +20,10 @@ MAKER = "vit_analysis"
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
 
-# Prefix of the folder in which a file is written. After an hour without a change its writer must have been killed.
-PART = ".part-"
+# The folder in which a file is written has this prefix and, as a user may call a folder so too, holds this file. After an hour
+# without a change its writer must have been killed.
+PART = ".vit_analysis-part-"
+SIGN = ".a part of what vit_analysis writes, to be removed"
 ABANDONED = 3600.0  # seconds
 
 
@@ -124,6 +126,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A folder, since some libraries write further files beside the one they are asked for.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART, ignore_cleanup_errors=True) as folder:
+            Path(folder, SIGN).touch()
             _sweep(Path(folder))
             part = Path(folder, path.name)
             try:
@@ -150,12 +153,13 @@ def _full(folder: Path) -> str | None:
 
 
 def _sweep(fresh: Path) -> None:
-    """Remove what killed writers left beside a folder made just now.
+    """Remove what killed writers left beside a folder made just now: folders with our prefix and our sign in them.
 
     The folder's own time stands for now, so that ages are right on a disk of another machine whose clock differs.
     """
     now = fresh.stat().st_mtime
     for left in fresh.parent.glob(f"{PART}*"):
         with suppress(OSError):
-            if now - max(one.stat().st_mtime for one in (left, *left.iterdir())) > ABANDONED:
+            last = max(one.stat().st_mtime for one in (left, *left.iterdir()))
+            if (left / SIGN).is_file() and now - last > ABANDONED:
                 shutil.rmtree(left)

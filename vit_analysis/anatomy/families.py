@@ -116,9 +116,7 @@ NETWORKS = (
         "cls",
     ),
     # transformers: I-JEPA, without a class token
-    Network(
-        "embeddings.patch_embeddings", "embeddings.patch_embeddings.projection", (), "layernorm", "mean"
-    ),
+    Network("embeddings.patch_embeddings", "embeddings.patch_embeddings.projection", (), "layernorm", "mean"),
     # transformers: DINOv3
     Network(
         "embeddings.patch_embeddings",
