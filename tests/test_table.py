@@ -2,6 +2,8 @@ import os
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
 
 from vit_analysis import table
 from vit_analysis.spelling import Refusal
@@ -97,3 +99,39 @@ def test_rows_of_one_layer_share_its_depth():
     placed = table.placed(places, "token")
     assert list(placed.columns) == ["model", "layer", "depth", "token"]
     assert placed["depth"].tolist() == [0, 0, 0.5, 1, 0]
+
+
+@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg", ".PNG"])
+def test_pictures_are_known_again(tmp_path, ending):
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    table.write_picture(figure, tmp_path / f"ours{ending}")
+    figure.savefig(tmp_path / f"theirs{ending}")
+    assert table.is_ours(tmp_path / f"ours{ending}")
+    assert not table.is_ours(tmp_path / f"theirs{ending}")
+
+
+@pytest.mark.parametrize("software", ["vit_analysis_of_mine", "my vit_analysis", "Matplotlib"])
+def test_a_picture_of_another_program_is_not_ours(tmp_path, software):
+    said = PngImagePlugin.PngInfo()
+    said.add_text("Software", software)
+    said.add_text("Title", "a picture of vit_analysis")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=said)
+    assert not table.is_ours(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("findings.md", "# Findings\n\nOf my walk through vit_analysis.\n"),
+        ("notes.md", "Read the report of vit_analysis.\n"),
+        ("report.html", "<!DOCTYPE html>\n<title>My vit_analysis report</title>\n"),
+        ("skip.parquet", "no table"),
+        ("a.txt", "vit_analysis"),
+        ("a", ""),
+    ],
+)
+def test_a_text_of_a_user_is_not_ours(tmp_path, name, contents):
+    (tmp_path / name).write_text(contents)
+    assert not table.is_ours(tmp_path / name)
+    assert not table.is_ours(tmp_path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,6 +18,15 @@ from vit_analysis.spelling import Refusal, did_you_mean
 
 VERSIONS = ("vit-analysis", "torch", "torchvision", "timm", "numpy", "pillow")
 MAKER = "vit_analysis"
+# What pictures and texts of ours hold, by which they are known again. A text must hold more than a user's own might by chance;
+# findings.md had no mark before.
+MARKS = {
+    ".png": rb"\0\0\0\x15tEXtSoftware\0vit_analysis",
+    ".pdf": rb"/Creator \(vit_analysis\)",
+    ".svg": rb"<dc:title>vit_analysis</dc:title>",
+    ".html": rb"\A<!DOCTYPE html>.*networks\? vit_analysis report</title>",
+    ".md": rb"\A# Findings\n\n(<!-- made by vit_analysis -->|Of .*\n## The five differences\n)",
+}
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
 
@@ -89,18 +99,21 @@ def read(path: Path | str) -> pd.DataFrame:
 
 def write_picture(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib, with this package's name in it, by which `is_ours` knows it again."""
-    write_whole(path, lambda part: figure.savefig(part, metadata={"Software": MAKER}))
+    key = "Software" if path.suffix.lower() == ".png" else "Creator"
+    write_whole(path, lambda part: figure.savefig(part, metadata={key: MAKER}))
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether a file is a table or a picture that this package made."""
+    """Return whether a file is a table, a picture or a text that this package made."""
+    if not path.is_file():
+        return False
     if path.suffix == ".parquet":
         try:
             return "analysis" in read(path).attrs
         except OSError:
             return False
-    with path.open("rb") as file:
-        return MAKER.encode() in file.read(2048)
+    mark = MARKS.get(path.suffix.lower())
+    return mark is not None and re.search(mark, path.read_bytes(), re.DOTALL) is not None
 
 
 def column(table: pd.DataFrame, name: str) -> pd.Series:
