@@ -5,7 +5,9 @@ from pathlib import Path
 
 import forked
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from vit_analysis import cka, command, table
 from vit_analysis.spelling import Refusal
@@ -142,6 +144,27 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     for column in ("cka", "low", "high"):
         np.testing.assert_allclose(tables[0][column], tables[1][column], atol=1e-12)
     assert list(tables[0]["layer"]) == list(tables[1]["layer"])
+
+
+def test_what_appeared_meanwhile_is_put_aside_and_nothing_is_lost(tmp_path, monkeypatch):
+    """Tables and pictures of a user, a broken table, a folder; not the table that the same command wrote before."""
+    monkeypatch.setattr(command.sys, "argv", ["cka.py", "lab/vit"])
+    rows = table.with_provenance(pd.DataFrame({"cka": [0.5]}), "cka")
+    (tmp_path / "a.parquet").write_text("no table")
+    (tmp_path / "a.png").write_text("no picture")
+    for _ in range(2):
+        command.write(rows, tmp_path / "a")
+        command.draw(rows, tmp_path / "a", lambda _: Figure())
+    (tmp_path / "b.parquet").mkdir()
+    command.write(rows, tmp_path / "b")
+    names = {"a.parquet", "a.png", "a.1.parquet", "a.1.png", "b.parquet", "b.1.parquet"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert (tmp_path / "a.1.parquet").read_text() == "no table"
+    assert (tmp_path / "a.1.png").read_text() == "no picture"
+    monkeypatch.setattr(command.sys, "argv", ["cka.py", "lab/resnet"])
+    command.write(rows, tmp_path / "a")
+    assert table.facts(tmp_path / "a.2.parquet")["command"].endswith("lab/vit")
+    assert table.facts(tmp_path / "a.parquet")["command"].endswith("lab/resnet")
 
 
 def test_names_with_dots_keep_them(tmp_path):

@@ -120,10 +120,7 @@ def write(result: pd.DataFrame, out: Path) -> None:
         return
     result.attrs["command"] = line()
     file = beside(out, ".parquet")
-    if file.exists() and table.read(file).attrs.get("command") != line():
-        aside = next(name for n in itertools.count(1) if not (name := beside(out, f".{n}.parquet")).exists())
-        file.rename(aside)
-        logger.info("put the table of another command aside as %s", aside)
+    make_room(file, lambda there: table.facts(there).get("command") == line())
     table.write(result, file)
     logger.info("wrote %s", file)
 
@@ -131,8 +128,31 @@ def write(result: pd.DataFrame, out: Path) -> None:
 def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]) -> None:
     """Write ``out``.png, from the first process only."""
     if processes.rank_and_size()[0] == 0:
-        table.write_picture(picture(result), beside(out, ".png"))
-        logger.info("wrote %s", beside(out, ".png"))
+        save(picture(result), beside(out, ".png"))
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib, from the first process only."""
+    if processes.rank_and_size()[0] == 0:
+        make_room(path)
+        table.write_picture(figure, path)
+        logger.info("wrote %s", path)
+
+
+def make_room(file: Path, replaced: Callable[[Path], bool] = table.is_ours) -> None:
+    """Put aside what lies where a file will be written, as NAME.1.parquet, 2 ..., so that nothing is lost.
+
+    Args:
+        file: the file.
+        replaced: whether what is there need not be kept; by default what this package made.
+    """
+    if not file.exists() or replaced(file):
+        return
+    names = (file.with_name(f"{file.stem}.{number}{file.suffix}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    what = "table of another command" if table.is_ours(file) else "file that was there"
+    file.rename(aside)
+    logger.info("put the %s aside as %s", what, aside)
 
 
 def beside(out: Path, ending: str) -> Path:

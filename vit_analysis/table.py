@@ -97,6 +97,14 @@ def read(path: Path | str) -> pd.DataFrame:
         raise OSError(f"{path} is no table that can be read: {reason}") from error
 
 
+def facts(path: Path) -> dict[str, Any]:
+    """The provenance of the table in a file; none of what is no table that can be read."""
+    try:
+        return {str(name): fact for name, fact in read(path).attrs.items()}
+    except OSError:
+        return {}
+
+
 def write_picture(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib, with this package's name in it, by which `is_ours` knows it again."""
     key = "Software" if path.suffix.lower() == ".png" else "Creator"
@@ -108,10 +116,7 @@ def is_ours(path: Path) -> bool:
     if not path.is_file():
         return False
     if path.suffix == ".parquet":
-        try:
-            return "analysis" in read(path).attrs
-        except OSError:
-            return False
+        return "analysis" in facts(path)
     mark = MARKS.get(path.suffix.lower())
     return mark is not None and re.search(mark, path.read_bytes(), re.DOTALL) is not None
 
