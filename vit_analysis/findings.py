@@ -345,6 +345,7 @@ def main(
         out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
+    command.named(out, ".parquet", ".md")
     command.replacing(command.beside(out, ".parquet"), command.beside(out, ".md"), *passes.files(out.parent))
     made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
     found = measure(made, note)

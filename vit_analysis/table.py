@@ -5,8 +5,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -142,11 +142,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder, since some libraries write further files beside the one they are asked for.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART, ignore_cleanup_errors=True) as folder:
-            Path(folder, SIGN).touch()
-            _sweep(Path(folder))
-            part = Path(folder, path.name)
+        with scratch(path.parent) as folder:
+            part = folder / path.name
             try:
                 write(part)
                 with part.open("rb+") as file:
@@ -154,10 +151,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
                 part.chmod(0o644)
                 part.replace(path)
             except RuntimeError as error:  # torch.save raises it for a full disk
-                raise OSError(_full(Path(folder)) or str(error)) from error
+                raise OSError(_full(folder) or str(error)) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise OSError(f"cannot write {path}: {reason}; what was there before is as it was") from error
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """A folder to write a file in, removed in the end, as some libraries write more files than they are asked for."""
+    with tempfile.TemporaryDirectory(dir=beside, prefix=PART, ignore_cleanup_errors=True) as folder:
+        Path(folder, SIGN).touch()
+        _sweep(Path(folder))
+        yield Path(folder)
 
 
 def _full(folder: Path) -> str | None:
