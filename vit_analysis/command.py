@@ -182,11 +182,16 @@ def make_room(file: Path, replaced: Callable[[Path], bool] = table.is_ours) -> N
     """
     if not file.exists() or replaced(file):
         return
-    names = (file.with_name(f"{file.stem}.{number}{file.suffix}") for number in itertools.count(1))
-    aside = next(name for name in names if not name.exists())
+    aside = free(file)
     what = "table of another command" if table.is_ours(file) else "file that was there"
     file.rename(aside)
     logger.info("put the %s aside as %s", what, aside)
+
+
+def free(file: Path) -> Path:
+    """The first of NAME.1.parquet, 2 ... that is not there."""
+    names = (file.with_name(f"{file.stem}.{number}{file.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def beside(out: Path, ending: str) -> Path:
