@@ -5,9 +5,12 @@ from pathlib import Path
 
 import forked
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from vit_analysis import cka, command, table
+from vit_analysis import cka, command, figures, findings, probe, skip, soft_nearest_neighbor, table
+from vit_analysis.images import Images
 from vit_analysis.spelling import Refusal
 
 TWIN = ["lab/vit@random", "--images.limit", "24", "--images.batch", "8", "--layers", "blocks"]
@@ -142,6 +145,101 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     for column in ("cka", "low", "high"):
         np.testing.assert_allclose(tables[0][column], tables[1][column], atol=1e-12)
     assert list(tables[0]["layer"]) == list(tables[1]["layer"])
+
+
+def test_what_appeared_meanwhile_is_put_aside_and_nothing_is_lost(tmp_path, monkeypatch):
+    """Tables and pictures of a user, a broken table, a folder; not the table that the same command wrote before."""
+    monkeypatch.setattr(command.sys, "argv", ["cka.py", "lab/vit"])
+    rows = table.with_provenance(pd.DataFrame({"cka": [0.5]}), "cka")
+    (tmp_path / "a.parquet").write_text("no table")
+    (tmp_path / "a.png").write_text("no picture")
+    for _ in range(2):
+        command.write(rows, tmp_path / "a")
+        command.draw(rows, tmp_path / "a", lambda _: Figure())
+    (tmp_path / "b.parquet").mkdir()
+    command.write(rows, tmp_path / "b")
+    names = {"a.parquet", "a.png", "a.1.parquet", "a.1.png", "b.parquet", "b.1.parquet"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert (tmp_path / "a.1.parquet").read_text() == "no table"
+    assert (tmp_path / "a.1.png").read_text() == "no picture"
+    monkeypatch.setattr(command.sys, "argv", ["cka.py", "lab/resnet"])
+    command.write(rows, tmp_path / "a")
+    assert table.facts(tmp_path / "a.2.parquet")["command"].endswith("lab/vit")
+    assert table.facts(tmp_path / "a.parquet")["command"].endswith("lab/resnet")
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("", r"--out '.' is a folder; --out NAME writes NAME.parquet and NAME.png"),
+        (".", r"--out '.' is a folder; --out NAME writes"),
+        ("..", r"--out '..' is a folder; --out ../NAME writes ../NAME.parquet and ../NAME.png"),
+        ("/", r"--out '/' is a folder; --out /NAME writes /NAME.parquet"),
+        ("q/", r"--out 'q/' is a folder; --out q/NAME writes q/NAME.parquet and q/NAME.png"),
+        ("q/.", r"--out 'q/.' is a folder; --out q/NAME writes"),
+        ("q/..", r"--out 'q/..' is a folder; --out q/../NAME writes"),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_folder_as_the_name_of_results_is_refused(tmp_path, monkeypatch, out, said, joined):
+    monkeypatch.chdir(tmp_path)
+    typed = [f"--out={out}"] if joined else ["--out", out]
+    monkeypatch.setattr(command.sys, "argv", ["skip.py", "lab/vit", "--out", "first", *typed])
+    with pytest.raises(Refusal, match=re.escape(said)):
+        command.ready(Path(out))
+    monkeypatch.setattr(cka, "load_all", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(Refusal, match="is a folder"):
+        cka.main(out=Path(out))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "main", [cka.main, skip.main, probe.main, findings.main], ids=lambda one: one.__module__
+)
+@pytest.mark.parametrize(
+    ("there", "out", "said"),
+    [
+        ("a.parquet", "a", "cannot write a.parquet: a folder of that name is there"),
+        ("a/b", "a/b/..", "is a folder"),
+    ],
+)
+def test_folders_where_results_will_be_are_found_before_the_run(
+    tmp_path, monkeypatch, main, there, out, said
+):
+    monkeypatch.chdir(tmp_path)
+    Path(there).mkdir(parents=True)
+    with pytest.raises((Refusal, OSError), match=re.escape(said)):
+        main(out=Path(out), images=Images(source="nowhere"))
+    assert {str(path) for path in Path().rglob("*")} == {there, there.split("/")[0]}
+
+
+@pytest.mark.parametrize("name", ["findings.md", "report.html", "figure_7.png", "skip.parquet"])
+def test_folders_where_figures_will_be_are_found_before_the_run(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match=rf"cannot write .*{name}: a folder of that name is there"):
+        figures.main(out=tmp_path, images=Images(source="nowhere"))
+
+
+@pytest.mark.parametrize("name", ["a" * 236, "a" * 250, "a" * 300, "a" * 200 + "ä" * 15], ids=len)
+@pytest.mark.parametrize(
+    "main", [cka.main, probe.main, soft_nearest_neighbor.main], ids=lambda one: one.__module__
+)
+def test_a_name_too_long_for_what_is_written_meanwhile_is_found_before_the_run(tmp_path, main, name):
+    """Names of files have at most 255 bytes; that of the sums of a pass has up to 28 more than that of the results."""
+    with pytest.raises(OSError, match=r"cannot write .*: File name too long"):
+        main(out=tmp_path / name, images=Images(source="nowhere"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_just_fits_does(tmp_path):
+    command.ready(tmp_path / ("a" * (255 - len(command.MEANWHILE))))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_where_a_folder_is_needed_is_found_before_the_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write .*file/b/a.parquet: Not a directory"):
+        command.ready(tmp_path / "file" / "b" / "a")
 
 
 def test_names_with_dots_keep_them(tmp_path):

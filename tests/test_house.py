@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vit_analysis import table
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -33,3 +35,11 @@ def test_what_stands_at_the_top_is_what_a_person_types_or_imports():
     assert len(modules) <= 20
     named = re.findall(r"`(\w+)\.py`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert modules <= set(named)
+
+
+def test_what_is_in_the_gallery_may_be_made_anew():
+    """The commands replace only what they made, and the first one of the README makes the gallery."""
+    gallery = [file for file in (ROOT / "figures").rglob("*") if file.suffix in table.MARKS]
+    assert ROOT / "figures" / "figure_1.png" in gallery
+    others = [str(file) for file in gallery if not table.is_ours(file) and file.name != "README.md"]
+    assert not others

@@ -245,10 +245,12 @@ def test_what_killed_writers_left_goes_when_it_is_old(tmp_path):
     for name, age in ages.items():
         folder = tmp_path / f"{table.PART}{name}"
         folder.mkdir()
-        (folder / "a").write_text("half of")
+        for file in (folder / "a", folder / table.SIGN):
+            file.write_text("half of")
         then = time.time() - age
-        if name != "still written":
-            os.utime(folder / "a", (then, then))
+        for file in folder.iterdir():
+            if name != "still written":
+                os.utime(file, (then, then))
         os.utime(folder, (then, then))
     table.write_whole(tmp_path / "other", lambda part: part.write_text("whole"))
     left = {file.name for file in tmp_path.iterdir()}

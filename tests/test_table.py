@@ -1,5 +1,9 @@
+import os
+
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image, PngImagePlugin
 
 from vit_analysis import table
 from vit_analysis.spelling import Refusal
@@ -29,6 +33,34 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         table.write_whole(path, half_way)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "name", [".part-of-my-thesis", f"{table.PART}of-my-thesis", f"{table.PART}notes.txt"]
+)
+def test_folders_and_files_of_a_user_stay_whatever_their_name_and_age(tmp_path, name):
+    """A folder with our prefix but without our sign, one with the prefix of earlier versions, a file."""
+    own = tmp_path / name
+    if own.suffix:
+        own.write_text("chapter 1")
+    else:
+        (own / "chapters").mkdir(parents=True)
+        (own / "chapters" / "1.txt").write_text("chapter 1")
+    for path in (*own.rglob("*"), own):
+        os.utime(path, (0, 0))
+    table.write_whole(tmp_path / "a.txt", lambda part: part.write_text("whole"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([name, "a.txt"])
+    assert [file.read_text() for file in (own, *own.rglob("*")) if file.is_file()] == ["chapter 1"]
+
+
+def test_what_is_written_with_has_our_sign(tmp_path):
+    def look(part):
+        assert part.parent.name.startswith(table.PART)
+        assert (part.parent / table.SIGN).is_file()
+        part.write_text("whole")
+
+    table.write_whole(tmp_path / "a.txt", look)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_misspelt_column_or_file_names_the_nearest_right_one(tmp_path):
@@ -67,3 +99,39 @@ def test_rows_of_one_layer_share_its_depth():
     placed = table.placed(places, "token")
     assert list(placed.columns) == ["model", "layer", "depth", "token"]
     assert placed["depth"].tolist() == [0, 0, 0.5, 1, 0]
+
+
+@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg", ".PNG"])
+def test_pictures_are_known_again(tmp_path, ending):
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    table.write_picture(figure, tmp_path / f"ours{ending}")
+    figure.savefig(tmp_path / f"theirs{ending}")
+    assert table.is_ours(tmp_path / f"ours{ending}")
+    assert not table.is_ours(tmp_path / f"theirs{ending}")
+
+
+@pytest.mark.parametrize("software", ["vit_analysis_of_mine", "my vit_analysis", "Matplotlib"])
+def test_a_picture_of_another_program_is_not_ours(tmp_path, software):
+    said = PngImagePlugin.PngInfo()
+    said.add_text("Software", software)
+    said.add_text("Title", "a picture of vit_analysis")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=said)
+    assert not table.is_ours(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("findings.md", "# Findings\n\nOf my walk through vit_analysis.\n"),
+        ("notes.md", "Read the report of vit_analysis.\n"),
+        ("report.html", "<!DOCTYPE html>\n<title>My vit_analysis report</title>\n"),
+        ("skip.parquet", "no table"),
+        ("a.txt", "vit_analysis"),
+        ("a", ""),
+    ],
+)
+def test_a_text_of_a_user_is_not_ours(tmp_path, name, contents):
+    (tmp_path / name).write_text(contents)
+    assert not table.is_ours(tmp_path / name)
+    assert not table.is_ours(tmp_path)

@@ -102,6 +102,68 @@ def test_other_settings_do_not_pick_up_a_checkpoint(
         train.train(TINY, lessons(), other, out)
 
 
+@pytest.mark.parametrize("what", ["code", "versions", "the seed's weights", "init"])
+def test_other_code_versions_or_first_weights_do_not_pick_up_a_checkpoint(
+    tmp_path, monkeypatch, what
+) -> None:
+    out, first = tmp_path / "out.safetensors", tmp_path / "first.safetensors"
+    train.train(TINY, lessons(), train.Plan(steps=1), first)
+    with monkeypatch.context() as dying:
+        kill_at(8, dying)
+        with pytest.raises(Killed):
+            train.train(TINY, lessons(), PLAN, out)
+    monkeypatch.setattr(train, "resume", lambda *_: pytest.fail("resumed another run"))
+    kill_at(1, monkeypatch)
+    if what == "code":
+        monkeypatch.setattr(train, "code", lambda: "another")
+    elif what == "versions":
+        monkeypatch.setattr(train, "versions", lambda: {"torch": "another"})
+    elif what == "the seed's weights":
+        build = zoo.build
+        monkeypatch.setattr(zoo, "build", lambda *own: build(*own).apply(double))
+    with pytest.raises(Killed):
+        train.train(TINY, lessons(), PLAN, out, first if what == "init" else None)
+
+
+def double(module: torch.nn.Module) -> None:
+    if isinstance(module, torch.nn.Linear):
+        module.weight.data *= 2
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_weights_that_appeared_during_the_training_stay(tmp_path, caplog, monkeypatch, overwrite) -> None:
+    out, share = tmp_path / "a.b.safetensors", train.accuracy
+
+    def meanwhile(*given):
+        out.write_bytes(b"of somebody else")
+        return share(*given)
+
+    monkeypatch.setattr(train, "accuracy", meanwhile)
+    for number in (1, 2):
+        train.train(TINY, lessons(), train.Plan(steps=1), out, None, overwrite)
+        beside = tmp_path / f"a.b.{number}.safetensors"
+        assert beside.exists() is not overwrite
+        assert (out.read_bytes() == b"of somebody else") is not overwrite
+        assert metadata(out if overwrite else beside)["steps"] == 1
+        said = f"{out} appeared during the training and stays as it is; writing {beside}"
+        assert (said in caplog.text) is not overwrite
+    assert len(list(tmp_path.iterdir())) == (1 if overwrite else 3)
+
+
+def test_starts_from_a_folder_of_weights_as_from_its_file(tmp_path) -> None:
+    (tmp_path / "own").mkdir()
+    file = tmp_path / "own" / "model.safetensors"
+    train.train(TINY, lessons(), PLAN, file)
+    ends = []
+    for init in (file, file.parent):
+        ends.append(tmp_path / f"{init.name}.out")
+        train.train(TINY, lessons(), train.Plan(steps=2), ends[-1], init)
+    for name, tensor in load_file(ends[0]).items():
+        assert torch.equal(load_file(ends[1])[name], tensor)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train.train(TINY, lessons(), PLAN, tmp_path / "b", tmp_path / "nowhere")
+
+
 def test_training_teaches() -> None:
     """Thirty-two scenes by heart, against chance of 0.1."""
     torch.manual_seed(0)
@@ -235,6 +297,39 @@ def test_other_files_do_not_pick_up_a_checkpoint(
     kill_at(1, monkeypatch)
     with pytest.raises(Killed):
         train.train(recipe, FileData(replace(images)), PLAN, out)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        *(
+            ({"learning_rate": rate}, "--learning-rate is a number above 0")
+            for rate in (-1.0, 0.0, float("nan"))
+        ),
+        ({"learning_rate": float("inf")}, "--learning-rate is a number above 0, got inf"),
+        *(({"seed": seed}, f"--seed is a whole number from 0 .*got {seed}") for seed in (-1, 2**70)),
+        *(({"device": name}, f"cannot compute on --device '{name}': ") for name in ("cdua", "cuda:99")),
+        ({"out": Path()}, "is a folder; --out NAME writes NAME"),
+        ({"out": Path("..")}, "is a folder; --out ../NAME writes"),
+        ({"out": Path("photos"), "overwrite": True}, "cannot write photos: a folder of that name is there"),
+        ({"out": Path("a" * 240)}, "cannot write a*.0*.checkpoint: File name too long"),
+        ({"images": Images(source="photos", limit=1)}, "'photos' has no image to learn from: one of 10"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_said_before(folder: Path, monkeypatch, given, said) -> None:
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it began"))
+    with pytest.raises((Refusal, OSError), match=said):
+        train.main("lab/vit", **{"device": "cpu", **given})
+    assert [path.name for path in folder.parent.iterdir()] == ["photos"]
+
+
+def test_a_slash_after_the_name_of_the_weights_is_a_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "lab/vit", "--out", "q/"])
+    with pytest.raises(Refusal, match="--out 'q/' is a folder; --out q/NAME writes q/NAME"):
+        train.main("lab/vit", out=Path("q/"), device="cpu")
 
 
 def test_mistakes_are_answered(folder: Path) -> None:

@@ -1,13 +1,13 @@
 """The shell around every command: arguments, processes, logging, errors and writing, once."""
 
 import ctypes
+import errno
 import itertools
 import logging
 import os
 import shlex
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +25,10 @@ from vit_analysis.spelling import Refusal
 logger = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+MEANWHILE = (
+    f".{'0' * 16}.unreadable"  # the longest ending of what is written during a pass (`reading.measure`)
+)
 
 MISTAKE = 2  # exit status after a sentence to the user
 FAULT = 70  # after a fault of ours: EX_SOFTWARE of sysexits.h
@@ -79,16 +83,44 @@ def ready(out: Path, *more: str) -> None:
     Args:
         out: path of the results without ending.
         more: what names of further tables and pictures have after it.
+
+    Raises:
+        OSError: one of them, or what is written meanwhile, cannot be written.
+        Refusal: ``out`` is a folder's name, or a file is there that is not ours.
     """
-    replacing(*(beside(out, f"{name}{ending}") for name in ("", *more) for ending in (".parquet", ".png")))
+    named(out, ".parquet", ".png")
+    results = [beside(out, name) for name in ("", *more)]
+    replacing(*(beside(result, ending) for result in results for ending in (".parquet", ".png")))
+    writable(*(beside(result, MEANWHILE) for result in results))
+
+
+def named(out: Path, *endings: str) -> None:
+    """Make sure that ``out`` names a file, with or without its ending, and not a folder.
+
+    Raises:
+        Refusal: it is a folder's name.
+    """
+    typed = out_as_typed() or str(out)
+    if out.name in ("", "..") or typed.endswith(("/", "/.", os.sep)):
+        written = " and ".join(str(out / f"NAME{ending}") for ending in endings or [""])
+        raise Refusal(f"--out {typed!r} is a folder; --out {out / 'NAME'} writes {written}")
+
+
+def out_as_typed() -> str:
+    """The last --out of the command line, with the slash at its end that a Path does not keep; empty where there is none."""
+    typed = ""
+    for argument, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if argument == "--out" or argument.startswith("--out="):
+            typed = value if argument == "--out" else argument.removeprefix("--out=")
+    return typed
 
 
 def replacing(*files: Path) -> None:
-    """Find out before a long run whether its tables (.parquet) and pictures (.png) can be written and replace only such ones.
+    """Find out before a long run whether files can be written and replace only what this package made.
 
     Raises:
-        OSError: the folder cannot be written to.
-        Refusal: a file of that name is there, and no table or picture of this package.
+        OSError: one cannot be written.
+        Refusal: a file of that name is there, and no table, picture or text of this package.
     """
     writable(*files)
     for file in files:
@@ -97,18 +129,20 @@ def replacing(*files: Path) -> None:
 
 
 def writable(*files: Path) -> None:
-    """Find out before a long run whether files can be written; nothing is left behind.
+    """Find out before a long run whether files can be written, by writing others of the same names; nothing is left behind.
 
     Raises:
-        OSError: a folder cannot be written to.
+        OSError: a folder cannot be written to or has the file's name, or the name is too long.
     """
     for file in files:
-        folder = next(one for one in (file.parent, *file.absolute().parents) if one.exists())
         try:
-            with tempfile.TemporaryFile(dir=folder):
-                pass
+            if file.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder of that name is there")
+            folder = next(one for one in (file.parent, *file.absolute().parents) if one.exists())
+            with table.scratch(folder) as trial:
+                (trial / file.name).touch()
         except OSError as error:
-            raise OSError(f"cannot write {file}: {error.strerror}: {str(folder)!r}") from error
+            raise OSError(f"cannot write {file}: {error.strerror}: {str(file.parent)!r}") from error
 
 
 def write(result: pd.DataFrame, out: Path) -> None:
@@ -120,10 +154,7 @@ def write(result: pd.DataFrame, out: Path) -> None:
         return
     result.attrs["command"] = line()
     file = beside(out, ".parquet")
-    if file.exists() and table.read(file).attrs.get("command") != line():
-        aside = next(name for n in itertools.count(1) if not (name := beside(out, f".{n}.parquet")).exists())
-        file.rename(aside)
-        logger.info("put the table of another command aside as %s", aside)
+    make_room(file, lambda there: table.facts(there).get("command") == line())
     table.write(result, file)
     logger.info("wrote %s", file)
 
@@ -131,8 +162,36 @@ def write(result: pd.DataFrame, out: Path) -> None:
 def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]) -> None:
     """Write ``out``.png, from the first process only."""
     if processes.rank_and_size()[0] == 0:
-        table.write_picture(picture(result), beside(out, ".png"))
-        logger.info("wrote %s", beside(out, ".png"))
+        save(picture(result), beside(out, ".png"))
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib, from the first process only."""
+    if processes.rank_and_size()[0] == 0:
+        make_room(path)
+        table.write_picture(figure, path)
+        logger.info("wrote %s", path)
+
+
+def make_room(file: Path, replaced: Callable[[Path], bool] = table.is_ours) -> None:
+    """Put aside what lies where a file will be written, as NAME.1.parquet, 2 ..., so that nothing is lost.
+
+    Args:
+        file: the file.
+        replaced: whether what is there need not be kept; by default what this package made.
+    """
+    if not file.exists() or replaced(file):
+        return
+    aside = free(file)
+    what = "table of another command" if table.is_ours(file) else "file that was there"
+    file.rename(aside)
+    logger.info("put the %s aside as %s", what, aside)
+
+
+def free(file: Path) -> Path:
+    """The first of NAME.1.parquet, 2 ... that is not there."""
+    names = (file.with_name(f"{file.stem}.{number}{file.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def beside(out: Path, ending: str) -> Path:

@@ -4,7 +4,8 @@
     python -m vit_analysis.figures --only 1 2 9
     python -m vit_analysis.figures --vit vit_base_patch16_224 --cnn resnet50 --images.source ~/imagenet/val --train.source ...
 
-Tables are measured in as few passes as can be (`study`) and lie beside the pictures; a second run draws from them.
+Tables are measured in as few passes as can be (`study`) and lie beside the pictures; a second run draws from them. What is
+there already is replaced if an earlier run made it, put aside if a command of a single analysis did, and refused otherwise.
 """
 
 import logging
@@ -35,9 +36,7 @@ def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) ->
         path = _picture(out, drawing)
         try:
             figure = drawing.draw(evidence)
-            if processes.rank_and_size()[0] == 0:
-                table.write_picture(figure, path)
-                logger.info("wrote %s", path)
+            command.save(figure, path)
         except Refusal as needed:
             drawn[drawing.id] = str(needed)
             logger.info("figure %s: %s", drawing.id, needed)
@@ -145,8 +144,11 @@ def main(
     """
     chosen = choose(only)
     wanted = _needed(chosen) if only else None
+    more = () if only else ("verdicts.png", "findings.parquet", "findings.md", "report.html")
     command.replacing(
-        *(_picture(out, drawing) for drawing in chosen), out / "verdicts.png", out / "findings.parquet"
+        *(_picture(out, drawing) for drawing in chosen),
+        *passes.files(out, wanted),
+        *(out / name for name in more),
     )
     made = passes.of(parts, images, train, out, labelled=labelled, wanted=wanted, device=device)
     evidence = Evidence(made)
@@ -155,13 +157,14 @@ def main(
         return
     found = findings.measure(made, note)
     findings.write(found, out / "findings")
-    table.write_picture(plot.verdicts(found), out / "verdicts.png")
+    command.save(plot.verdicts(found), out / "verdicts.png")
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},
     }
     facts |= {"versions": table.versions()}
     line = f"{command.line().partition(' --only')[0]}"
+    command.make_room(out / "report.html")
     report.write(
         out / "report.html", places(evidence, drawn, found, line), found, findings.differences(found), facts
     )

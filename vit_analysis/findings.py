@@ -259,7 +259,14 @@ def _models(claim: Claim, evidence: Evidence) -> str:
 
 def markdown(found: pd.DataFrame) -> str:
     """The five differences, then every claim, as Markdown."""
-    lines = ["# Findings", "", f"Of {', '.join(found.attrs.get('models', {}))}.", ""]
+    lines = [
+        "# Findings",
+        "",
+        "<!-- made by vit_analysis -->",
+        "",
+        f"Of {', '.join(found.attrs.get('models', {}))}.",
+        "",
+    ]
     lines += [line for note in found.attrs.get("notes", ()) for line in (f"*{note}.*", "")]
     counts = found["verdict"].value_counts()
     lines += [f"{'; '.join(f'{counts[word]} {word}' for word in rules.WORDS if word in counts)}.", ""]
@@ -304,10 +311,11 @@ def write(found: pd.DataFrame, out: Path) -> None:
         return
     whole = found.assign(**{name: found[name].map(json.dumps) for name in NESTED})
     whole.attrs |= found.attrs | {"command": command.line()}
-    tables.write(whole, command.beside(out, ".parquet"))
-    tables.write_whole(
-        command.beside(out, ".md"), lambda part: part.write_text(markdown(found), encoding="utf-8")
-    )
+    file, text = command.beside(out, ".parquet"), command.beside(out, ".md")
+    command.make_room(file, lambda there: tables.facts(there).get("analysis") == "findings")
+    command.make_room(text)
+    tables.write(whole, file)
+    tables.write_whole(text, lambda part: part.write_text(markdown(found), encoding="utf-8", newline="\n"))
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -337,7 +345,8 @@ def main(
         out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
-    command.replacing(command.beside(out, ".parquet"))
+    command.named(out, ".parquet", ".md")
+    command.replacing(command.beside(out, ".parquet"), command.beside(out, ".md"), *passes.files(out.parent))
     made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
     found = measure(made, note)
     write(found, out)

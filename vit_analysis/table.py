@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +18,22 @@ from vit_analysis.spelling import Refusal, did_you_mean
 
 VERSIONS = ("vit-analysis", "torch", "torchvision", "timm", "numpy", "pillow")
 MAKER = "vit_analysis"
+# What pictures and texts of ours hold, by which they are known again. A text must hold more than a user's own might by chance;
+# findings.md had no mark before.
+MARKS = {
+    ".png": rb"\0\0\0\x15tEXtSoftware\0vit_analysis",
+    ".pdf": rb"/Creator \(vit_analysis\)",
+    ".svg": rb"<dc:title>vit_analysis</dc:title>",
+    ".html": rb"\A<!DOCTYPE html>.*networks\? vit_analysis report</title>",
+    ".md": rb"\A# Findings\n\n(<!-- made by vit_analysis -->|Of .*\n## The five differences\n)",
+}
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
 
-# Prefix of the folder in which a file is written. After an hour without a change its writer must have been killed.
-PART = ".part-"
+# The folder in which a file is written has this prefix and, as a user may call a folder so too, holds this file. After an hour
+# without a change its writer must have been killed.
+PART = ".vit_analysis-part-"
+SIGN = ".a part of what vit_analysis writes, to be removed"
 ABANDONED = 3600.0  # seconds
 
 
@@ -85,20 +97,28 @@ def read(path: Path | str) -> pd.DataFrame:
         raise OSError(f"{path} is no table that can be read: {reason}") from error
 
 
+def facts(path: Path) -> dict[str, Any]:
+    """The provenance of the table in a file; none of what is no table that can be read."""
+    try:
+        return {str(name): fact for name, fact in read(path).attrs.items()}
+    except OSError:
+        return {}
+
+
 def write_picture(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib, with this package's name in it, by which `is_ours` knows it again."""
-    write_whole(path, lambda part: figure.savefig(part, metadata={"Software": MAKER}))
+    key = "Software" if path.suffix.lower() == ".png" else "Creator"
+    write_whole(path, lambda part: figure.savefig(part, metadata={key: MAKER}))
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether a file is a table or a picture that this package made."""
+    """Return whether a file is a table, a picture or a text that this package made."""
+    if not path.is_file():
+        return False
     if path.suffix == ".parquet":
-        try:
-            return "analysis" in read(path).attrs
-        except OSError:
-            return False
-    with path.open("rb") as file:
-        return MAKER.encode() in file.read(2048)
+        return "analysis" in facts(path)
+    mark = MARKS.get(path.suffix.lower())
+    return mark is not None and re.search(mark, path.read_bytes(), re.DOTALL) is not None
 
 
 def column(table: pd.DataFrame, name: str) -> pd.Series:
@@ -122,10 +142,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder, since some libraries write further files beside the one they are asked for.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART, ignore_cleanup_errors=True) as folder:
-            _sweep(Path(folder))
-            part = Path(folder, path.name)
+        with scratch(path.parent) as folder:
+            part = folder / path.name
             try:
                 write(part)
                 with part.open("rb+") as file:
@@ -133,10 +151,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
                 part.chmod(0o644)
                 part.replace(path)
             except RuntimeError as error:  # torch.save raises it for a full disk
-                raise OSError(_full(Path(folder)) or str(error)) from error
+                raise OSError(_full(folder) or str(error)) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise OSError(f"cannot write {path}: {reason}; what was there before is as it was") from error
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """A folder to write a file in, removed in the end, as some libraries write more files than they are asked for."""
+    with tempfile.TemporaryDirectory(dir=beside, prefix=PART, ignore_cleanup_errors=True) as folder:
+        Path(folder, SIGN).touch()
+        _sweep(Path(folder))
+        yield Path(folder)
 
 
 def _full(folder: Path) -> str | None:
@@ -150,12 +177,13 @@ def _full(folder: Path) -> str | None:
 
 
 def _sweep(fresh: Path) -> None:
-    """Remove what killed writers left beside a folder made just now.
+    """Remove what killed writers left beside a folder made just now: folders with our prefix and our sign in them.
 
     The folder's own time stands for now, so that ages are right on a disk of another machine whose clock differs.
     """
     now = fresh.stat().st_mtime
     for left in fresh.parent.glob(f"{PART}*"):
         with suppress(OSError):
-            if now - max(one.stat().st_mtime for one in (left, *left.iterdir())) > ABANDONED:
+            last = max(one.stat().st_mtime for one in (left, *left.iterdir()))
+            if (left / SIGN).is_file() and now - last > ABANDONED:
                 shutil.rmtree(left)

@@ -3,15 +3,15 @@
 AdamW, a linear warm-up and a cosine decay (timm's factories), gradients clipped at norm 1, bfloat16 where the processor has
 it. The batch of a step follows from the step's number alone, not from the state of a generator, so a run that was killed goes
 on from its last checkpoint and ends with the weights of an unbroken one, on a CPU bit for bit. The checkpoint's name
-holds a digest of the settings: no other command picks it up.
+holds a digest of the settings, the initial weights, the code and the versions of its libraries: nothing else picks it up.
 """
 
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -29,8 +29,9 @@ from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input
 from vit_analysis.lab import scenes, zoo
 from vit_analysis.loading import checkpoint, fitting
 from vit_analysis.loading.conventions import renamed
+from vit_analysis.models import digest
 from vit_analysis.spelling import Refusal
-from vit_analysis.table import VERSIONS, write_whole
+from vit_analysis.table import code, versions, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -259,21 +260,34 @@ def resume(path: Path, parts: Mapping[str, Any]) -> int:
     return state["step"]
 
 
-def train(recipe: zoo.Recipe, data: Data, plan: Plan, out: Path, init: Path | None = None) -> None:
-    """Train the model of a recipe and write its weights to ``out``; where the same call was stopped, it goes on."""
-    start = hashlib.sha256(init.read_bytes()).hexdigest() if init else None
-    images = asdict(data.images) | data.images.contents()
-    settings = {"recipe": asdict(recipe), "plan": asdict(plan), "images": images, "init": start}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    checkpoint = out.with_name(f"{out.stem}.{digest}.checkpoint")
+def train(
+    recipe: zoo.Recipe,
+    data: Data,
+    plan: Plan,
+    out: Path,
+    init: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Train the model of a recipe and write its weights to ``out``; where the same call was stopped, it goes on.
 
+    Weights that are at ``out`` in the end stay, unless ``overwrite``; the new ones then lie beside, as NAME.1.safetensors ...
+    """
     torch.manual_seed(plan.seed)
     model = zoo.build(recipe.architecture, recipe.config)
     if init is not None:
         start_from(model, init)
+    images = asdict(data.images) | data.images.contents()
+    settings = {"recipe": asdict(recipe), "plan": asdict(plan), "images": images, "start": digest(model)}
+    settings |= {"code": code(), "versions": versions()}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    checkpoint = _checkpoint(out, key)
     fit(model, data, plan, checkpoint)
-    ship(model, recipe, data, plan, out)
+    ship(model, recipe, data, plan, out, overwrite)
     checkpoint.unlink(missing_ok=True)
+
+
+def _checkpoint(out: Path, key: str) -> Path:
+    return out.with_name(f"{out.stem}.{key}.checkpoint")
 
 
 def start_from(model: nn.Module, init: Path) -> None:
@@ -293,8 +307,13 @@ def start_from(model: nn.Module, init: Path) -> None:
     fitting.fit(model, given | {name: own[name] for name in other}, str(init))
 
 
-def ship(model: nn.Module, recipe: zoo.Recipe, data: Data, plan: Plan, out: Path) -> None:
-    """Round the weights to half precision, test them on images never seen, and write them with the accuracy."""
+def ship(
+    model: nn.Module, recipe: zoo.Recipe, data: Data, plan: Plan, out: Path, overwrite: bool = False
+) -> None:
+    """Round the weights to half precision, test them on images never seen, and write them with the accuracy.
+
+    Beside ``out`` as NAME.1.safetensors, 2 ..., if something is there by now; ``overwrite`` replaces it.
+    """
     halves = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
@@ -315,9 +334,12 @@ def ship(model: nn.Module, recipe: zoo.Recipe, data: Data, plan: Plan, out: Path
         "images_seen": str(plan.steps * data.images.batch),
         "learning_rate": str(plan.learning_rate),
         "accuracy": json.dumps({data.target: share, "images": tested}),
-        "versions": json.dumps({name: version(name) for name in VERSIONS}),
+        "versions": json.dumps(versions()),
     }
     weights = {name: tensor.cpu().contiguous() for name, tensor in halves.items()}
+    if out.exists() and not overwrite:
+        taken, out = out, command.free(out)
+        logger.warning("%s appeared during the training and stays as it is; writing %s", taken, out)
     write_whole(out, lambda file: save_file(weights, file, metadata=facts))
 
 
@@ -343,7 +365,7 @@ def main(
         seen: number of images to learn from, repetitions counted.
         learning_rate: the largest learning rate, reached after the warm-up.
         seed: seed of the weights; None is the model's own, 0 for most.
-        init: weights to start from, such as the shipped ones; None starts from random ones.
+        init: file or folder of weights to start from, such as the shipped ones; None starts from random ones.
         out: file to write the weights to; None is runs/NAME.safetensors.
         ship: write to the lab's own file for this model, inside the package.
         overwrite: replace weights that are there.
@@ -351,13 +373,24 @@ def main(
     """
     if seen < 1:
         raise Refusal(f"--seen is at least 1 image, got {seen}")
+    if not 0 < learning_rate < math.inf:
+        raise Refusal(f"--learning-rate is a number above 0, got {learning_rate:g}")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise Refusal(f"--seed is a whole number from 0 to 2**63 - 1, got {seed}")
+    _usable(device)
     recipe, out = zoo.recipe(name), _place(name, out, seed, ship=ship)
-    command.writable(out)
+    command.named(out)
+    command.writable(out, _checkpoint(out, "0" * 8))
     if out.exists() and not overwrite:
         raise Refusal(f"{str(out)!r} is there already; say --overwrite, or choose another --out")
     limit = min(images.limit or UNLIMITED, recipe.distinct or UNLIMITED)
     images = replace(images, limit=limit, seed=images.seed or recipe.images)
     data = SceneData(images, device) if images.endless else FileData(images, device)
+    if isinstance(data, FileData) and not data.learned:
+        raise Refusal(
+            f"{images.source!r} has no image to learn from: one of {HELD_OUT}, the first too, is kept for the test, and "
+            f"of {len(data.tested)} none is left; raise --images.limit or choose other images"
+        )
     recipe = replace(recipe, config={**recipe.config, "num_classes": len(data.classes)})
     train(
         recipe,
@@ -365,7 +398,20 @@ def main(
         Plan(-(-seen // images.batch), learning_rate, recipe.seed if seed is None else seed, device),
         out,
         init,
+        overwrite,
     )
+
+
+def _usable(device: str) -> None:
+    """Make sure that there is such a device.
+
+    Raises:
+        Refusal: there is none.
+    """
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # of torch, one kind for each device
+        raise Refusal(f"cannot compute on --device {device!r}: {str(error).splitlines()[0]}") from error
 
 
 def _place(name: str, out: Path | None, seed: int | None, *, ship: bool) -> Path:

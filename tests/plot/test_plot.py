@@ -114,6 +114,44 @@ def test_what_cannot_be_drawn_says_why(tmp_path):
         main(tmp_path / "cka.parquet", tmp_path / "a.xyz")
 
 
+@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg"])
+def test_a_picture_drawn_again_is_ours_and_may_be_replaced(tmp_path, ending):
+    table.write(similarities("vit"), tmp_path / "cka.parquet")
+    for _ in range(2):
+        main(tmp_path / "cka.parquet", tmp_path / f"cka{ending}")
+        assert table.is_ours(tmp_path / f"cka{ending}")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["holiday.png", "holiday.PNG", "thesis.pdf", "logo.svg"])
+def test_a_picture_of_the_user_is_not_replaced(tmp_path, name):
+    table.write(similarities("vit"), tmp_path / "cka.parquet")
+    (tmp_path / name).write_bytes(b"years ago, before vit_analysis")
+    with pytest.raises(SystemExit, match=rf"error: '.*{name}' is there and was not made by vit_analysis"):
+        main(tmp_path / "cka.parquet", tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"years ago, before vit_analysis"
+
+
+def test_files_that_cannot_be_read_or_written_are_sentences(tmp_path):
+    whole, cut = tmp_path / "cka.parquet", tmp_path / "cut.parquet"
+    table.write(similarities("vit"), whole)
+    cut.write_bytes(whole.read_bytes()[:-20])
+    (tmp_path / "empty.parquet").touch()
+    for name in ("cut", "empty"):
+        with pytest.raises(SystemExit, match=rf"^error: .*{name}.parquet is no table that can be read: \S"):
+            main(tmp_path / f"{name}.parquet", tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=r"^error: no table .*cka.parket; did you mean 'cka.parquet'"):
+        main(tmp_path / "cka.parket", tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=r"^error: cannot write .*a.png: (File exists|Not a directory)"):
+        main(whole, cut / "a.png")
+    with pytest.raises(SystemExit, match=r"^error: .*File name too long"):
+        main(whole, tmp_path / f"{'a' * 300}.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(SystemExit, match=r"^error: .*folder.png' is there and was not made by vit_analysis"):
+        main(whole, tmp_path / "folder.png")
+    assert not list(tmp_path.glob("a*"))
+
+
 def test_a_fault_in_a_picture_is_no_sentence(tmp_path, monkeypatch):
     table.write(similarities("vit"), tmp_path / "cka.parquet")
     monkeypatch.setattr(sys.modules[plot.cka.__module__], "Figure", lambda **_: np.zeros(2) + np.zeros(3))
@@ -161,3 +199,9 @@ def test_plot_imports_nothing_of_ours():
     code = "import sys, vit_analysis.plot; print(*(m for m in sys.modules if m.startswith(('vit_analysis.', 'torch'))))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(module.startswith("vit_analysis.plot") for module in ran.stdout.split())
+
+
+def test_drawing_again_loads_no_torch():
+    code = "import sys, vit_analysis.plot.__main__; print(*(m for m in ('torch', 'timm', 'tqdm') if m in sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []

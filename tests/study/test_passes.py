@@ -5,16 +5,27 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from vit_analysis import figures, findings, plot, probe, skip, soft_nearest_neighbor, table
+from vit_analysis import (
+    command,
+    figures,
+    findings,
+    localization,
+    plot,
+    probe,
+    skip,
+    soft_nearest_neighbor,
+    table,
+)
 from vit_analysis.analyses import ANALYSES, Analysis
 from vit_analysis.images import Images, Preprocessing, given
 from vit_analysis.models import Model
@@ -107,6 +118,83 @@ def test_every_table_is_there_and_lies_beside(made, out):
     kept = table.read(out / "cka.parquet")
     assert kept.attrs["models"].keys() == {*UNTRAINED.names()}
     assert not list(out.glob("*.state"))
+
+
+def test_all_that_a_study_writes_may_be_replaced_by_the_next(out):
+    endings = {path.suffix for path in out.iterdir() if table.is_ours(path)}
+    assert endings == {".parquet", ".png", ".md", ".html"}
+    assert not [path.name for path in out.iterdir() if not table.is_ours(path)]
+
+
+FIGURES = partial(figures.main, only=("7",)), figures.main
+
+
+@pytest.mark.parametrize(
+    ("name", "main"),
+    [
+        *(("skip.parquet", main) for main in FIGURES),
+        *((name, figures.main) for name in ("findings.md", "report.html", "verdicts.png", "cka.parquet")),
+    ],
+)
+def test_nothing_of_a_users_own_is_replaced_by_the_figures(tmp_path, monkeypatch, name, main):
+    monkeypatch.setattr(passes, "of", lambda *_, **__: pytest.fail("it began"))
+    own(tmp_path / name)
+    with pytest.raises(Refusal, match=rf"{name}' is there and was not made by vit_analysis; choose another"):
+        main(out=tmp_path)
+    main_of_findings = partial(findings.main, out=tmp_path / "findings")
+    if name not in ("report.html", "verdicts.png"):
+        with pytest.raises(Refusal, match=rf"{name}' is there and was not made by vit_analysis"):
+            main_of_findings()
+    assert own(tmp_path / name, write=False)
+
+
+def test_what_a_part_of_the_figures_does_not_write_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "of", lambda *_, **__: pytest.fail("it began"))
+    for name in ("findings.md", "report.html", "verdicts.png", "probe.parquet"):
+        own(tmp_path / name)
+    with pytest.raises(pytest.fail.Exception, match="it began"):
+        figures.main(only=("7",), out=tmp_path)
+
+
+def test_findings_replace_no_notes_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "of", lambda *_, **__: pytest.fail("it began"))
+    own(tmp_path / "notes.md")
+    with pytest.raises(Refusal, match=r"notes.md' is there and was not made by vit_analysis"):
+        findings.main(out=tmp_path / "notes")
+    assert own(tmp_path / "notes.md", write=False)
+
+
+def own(path: Path, write: bool = True) -> bool:
+    """Write a user's own file, or tell whether it is still there."""
+    rows = pd.DataFrame({"day": [1, 2]})
+    if write:
+        rows.to_parquet(path) if path.suffix == ".parquet" else path.write_text("# Findings\n\nmy own")
+        return True
+    return pd.read_parquet(path).equals(rows) if path.suffix == ".parquet" else "my own" in path.read_text()
+
+
+def test_the_table_of_a_single_command_is_put_aside_and_a_studys_own_replaced(cast, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["localization.py", "lab/resnet@random"])
+    single = localization.measure([cast.models["lab/resnet@random"]], FEW)
+    command.write(single, tmp_path / "localization")
+    monkeypatch.setattr(sys, "argv", ["figures.py"])
+    for images in (FEW, replace(FEW, limit=4)):
+        passes.run(cast, images, TRAIN, tmp_path, {"localization"})
+    assert {path.name for path in tmp_path.iterdir()} == {"localization.parquet", "localization.1.parquet"}
+    pd.testing.assert_frame_equal(table.read(tmp_path / "localization.1.parquet"), single)
+    assert table.read(tmp_path / "localization.parquet").attrs["images"]["count"] == 4
+
+
+def test_findings_put_aside_what_they_did_not_write(tmp_path, out):
+    other = table.with_provenance(pd.DataFrame({"cka": [0.5]}), "cka")
+    table.write(other, tmp_path / "a.parquet")
+    own(tmp_path / "a.md")
+    found = findings.read(out / "findings.parquet")
+    for _ in range(2):
+        findings.write(found, tmp_path / "a")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.parquet", "a.md", "a.1.parquet", "a.1.md"}
+    pd.testing.assert_frame_equal(table.read(tmp_path / "a.1.parquet"), other)
+    assert own(tmp_path / "a.1.md", write=False)
 
 
 def test_the_kinds_of_tables_are_those_that_the_analyses_name(made):

@@ -1,7 +1,8 @@
 """Pictures: a table and an Axes in, the Axes out; or a table in, a whole Figure out. Nothing is computed, shown or saved here.
 
 The only modules that import matplotlib, and they import nothing else of ours: the table is the seam. `PICTURES` is the figure
-of each analysis, by the name in its table's ``attrs``; ``python -m vit_analysis.plot TABLE PICTURE`` draws it again.
+of each analysis, by the name in its table's ``attrs``; ``python -m vit_analysis.plot TABLE PICTURE`` draws it again, and that
+command alone reads and writes files.
 """
 
 from collections.abc import Callable, Mapping

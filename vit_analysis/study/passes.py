@@ -2,7 +2,8 @@
 
 Every analysis that only reads activations shares one pass: each image goes once through each model. Receptive fields need
 gradients and lesions change the models, so they have passes of their own; probes learn from images of their own. Tables are
-written beside the pictures with a key of all that they depend on, and are read again as long as it is the same.
+written beside the pictures with a key of all that they depend on, and are read again as long as it is the same; with another
+key they are replaced. A table of that name without a key is that of another command, and is put aside.
 """
 
 import hashlib
@@ -131,7 +132,7 @@ def run(
     own = balanced(images)
     known = balanced(labelled) if labelled.source else own
     for name, plan in plans(cast, images, own, train, known).items():
-        if wanted is not None and not {name, *TWO_OF_ONE.get(name, ())} & set(wanted):
+        if not _asked(name, wanted):
             continue
         try:
             todo[name] = plan()
@@ -149,6 +150,15 @@ def run(
     for group in _passes({name: own for name, own in todo.items() if name not in tables}):
         tables |= _measured(group, out)
     return Study(cast.parts, {name: tables[name] for name in todo}, missing)
+
+
+def files(out: Path, wanted: Collection[str] | None = None) -> list[Path]:
+    """The files of the tables that `run` writes to a folder, if these are wanted."""
+    return [out / f"{name}.parquet" for name in TABLES if _asked(name, wanted)]
+
+
+def _asked(name: str, wanted: Collection[str] | None) -> bool:
+    return wanted is None or bool({name, *TWO_OF_ONE.get(name, ())} & set(wanted))
 
 
 def balanced(images: Images) -> Images:
@@ -421,5 +431,6 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
 def _write(result: pd.DataFrame, path: Path, key: str) -> None:
     result.attrs |= {"key": key, "command": command.line()}
     if processes.rank_and_size()[0] == 0:
+        command.make_room(path, lambda there: "key" in table.facts(there))
         table.write(result, path)
         logger.info("wrote %s", path)
