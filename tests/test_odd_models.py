@@ -392,3 +392,9 @@ def test_the_preprocessing_of_a_module_of_transformers_or_torchvision_is_assumed
     for module in (networks.transformers_vit("clip_vision_model"), networks.torchvision_vit()):
         assert models.own(module, "m").assumed
     assert not models.own(networks.timm_vit(), "m").assumed
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(Refusal, match=f"cannot compute on --device '{device}'"):
+        models.load("lab/vit@random", device=device)

@@ -108,6 +108,7 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
         FileNotFoundError: no such checkpoint.
         OSError: trained weights cannot be had, or the file is no checkpoint.
     """
+    place = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     request = Request.of(name, seed)
     if request.name.startswith(zoo.PREFIX):
         module, preprocessing = of_lab.make(request)
@@ -116,8 +117,20 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
         module = _made(maker, request)
         preprocessing = maker.preprocessing(request.name, module)
     module = module.eval().requires_grad_(False)
-    place = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Model(request.short(name), module.to(place), preprocessing, digest(module))
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """Make sure that there is such a device, and return it.
+
+    Raises:
+        Refusal: there is none.
+    """
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # of torch, one kind for each device
+        raise Refusal(f"cannot compute on --device {str(device)!r}: {str(error).splitlines()[0]}") from error
+    return torch.device(device)
 
 
 def _made(maker: Maker, request: Request) -> nn.Module:

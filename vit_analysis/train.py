@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from vit_analysis import command
+from vit_analysis import command, models
 from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input
 from vit_analysis.lab import scenes, zoo
 from vit_analysis.loading import checkpoint, fitting
@@ -377,7 +377,7 @@ def main(
         raise Refusal(f"--learning-rate is a number above 0, got {learning_rate:g}")
     if seed is not None and not 0 <= seed < 2**63:
         raise Refusal(f"--seed is a whole number from 0 to 2**63 - 1, got {seed}")
-    _usable(device)
+    models.usable(device)
     recipe, out = zoo.recipe(name), _place(name, out, seed, ship=ship)
     command.named(out)
     command.writable(out, _checkpoint(out, "0" * 8))
@@ -400,18 +400,6 @@ def main(
         init,
         overwrite,
     )
-
-
-def _usable(device: str) -> None:
-    """Make sure that there is such a device.
-
-    Raises:
-        Refusal: there is none.
-    """
-    try:
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # of torch, one kind for each device
-        raise Refusal(f"cannot compute on --device {device!r}: {str(error).splitlines()[0]}") from error
 
 
 def _place(name: str, out: Path | None, seed: int | None, *, ship: bool) -> Path:
