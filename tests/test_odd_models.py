@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from vit_analysis import attention_distance, cka, layers, localization, models, receptive_field
 from vit_analysis.anatomy.positions import position, positions
-from vit_analysis.makers import of_transformers
+from vit_analysis.makers import processors
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import tokens
 from vit_analysis.tensors.tokens import Grid
@@ -363,7 +363,7 @@ def test_what_cannot_be_read_is_refused(module, sentence):
     ],
 )
 def test_processors_are_read(facts, size, share, way):
-    read = of_transformers._processed(facts, networks.transformers_vit())
+    read = processors.processed(facts, networks.transformers_vit())
     assert (read.input_size[1:], read.crop_mode) == (size, way)
     assert read.crop_pct == pytest.approx(share)
 
@@ -384,7 +384,7 @@ def test_processors_are_read(facts, size, share, way):
 )
 def test_processors_that_ask_for_something_else_are_refused_by_what_they_say(facts):
     with pytest.raises(Refusal, match=r"preprocessor_config.json says \w+=.*, which is not known here"):
-        of_transformers._processed(json.loads(json.dumps(facts)), networks.transformers_vit())
+        processors.processed(json.loads(json.dumps(facts)), networks.transformers_vit())
 
 
 def test_the_preprocessing_of_a_module_of_transformers_or_torchvision_is_assumed(caplog):

@@ -28,7 +28,7 @@ from vit_analysis import command, layers, plot
 from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model, Models, load_all
-from vit_analysis.reading.capture import Heads
+from vit_analysis.reading.heads import Heads
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped

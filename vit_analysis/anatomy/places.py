@@ -18,7 +18,7 @@ class Tap(NamedTuple):
         path: of a module, such as ``blocks.3.attn``; the model itself is the empty path.
         at: ``out`` is what the module returns. ``in`` is what it is given: for ``blocks.3.norm2`` the residual stream in the
             middle of a block, for the model itself its images. ``heads`` is the queries, keys and values of an attention: what
-            it hands to `scaled_dot_product_attention`, after its norms, rotations and biases (`capture.Heads`).
+            it hands to `scaled_dot_product_attention`, after its norms, rotations and biases (`heads.Heads`).
     """
 
     path: str

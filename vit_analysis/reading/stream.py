@@ -37,7 +37,7 @@ class Activation:
     Attributes:
         model: the model that it comes from.
         layer: where it was read.
-        values: a tensor, or `capture.Heads` where the tap asks for heads.
+        values: a tensor, or `heads.Heads` where the tap asks for heads.
         layout: how the model arranges its tokens and channels.
     """
 
