@@ -62,7 +62,7 @@ def test_what_is_ambiguous_in_a_tar_is_refused(tmp_path):
 
 
 SAID = {
-    "cls": ({"cls": "2"}, {"cls": "0\n"}, ["0", "1", "2"], [2, 0]),
+    "cls": ({"cls": "2"}, {"cls": "0\n"}, ["0", "2"], [1, 0]),
     "names": ({"cls": "dog"}, {"cls": "cat"}, ["cat", "dog"], [1, 0]),
     "json label": ({"json": {"label": 1}}, {"json": {"label": 0, "x": 3}}, ["0", "1"], [1, 0]),
     "json cls": ({"json": {"cls": 1}}, {"json": {"cls": 0}}, ["0", "1"], [1, 0]),
