@@ -334,7 +334,7 @@ def test_another_tensor_has_another_key():
         other,
         pixels.flip(0),
         pixels.view(6, 3, 16, 8),
-        pixels.view(torch.int32),
+        pixels.double(),
         given(pixels).only([0, 1]),
         given(pixels).only([1, 0]),
     ]

@@ -51,6 +51,10 @@ class Decoded(ABC):
     def name(self, number: int) -> str:
         """The name of an image, as a user finds it again."""
 
+    @abstractmethod
+    def identity(self, number: int) -> str:
+        """A text that is equal for the same image in any source, see `sources.identity`."""
+
     @property
     @abstractmethod
     def names(self) -> list[str]:

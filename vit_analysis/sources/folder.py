@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit_analysis.sources.decoded import Decoded, decoded
+from vit_analysis.sources.identity import of_file
 from vit_analysis.sources.names import (
     PARQUET,
     TAR,
@@ -217,6 +218,10 @@ class Folder(Decoded):
     def origin(self) -> Hashable:
         """The folder, by whatever path it was named."""
         return os.path.realpath(self.listing.root)
+
+    def identity(self, number: int) -> str:
+        """A digest of its file."""
+        return of_file(self._path(number).read_bytes())
 
     def _folder(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1

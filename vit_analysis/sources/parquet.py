@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vit_analysis.sources import columns
 from vit_analysis.sources.decoded import Decoded, decoded
+from vit_analysis.sources.identity import of_file
 from vit_analysis.sources.labels import Labels
 from vit_analysis.sources.names import digest
 from vit_analysis.sources.shards import Shards
@@ -74,13 +75,20 @@ class Parquet(Decoded):
 
     def image(self, number: int) -> tuple[Image.Image | Tensor, int]:
         """Decode the image of a row."""
+        return decoded(BytesIO(self._content(number))), int(self.labels[number])
+
+    def identity(self, number: int) -> str:
+        """A digest of its file."""
+        return of_file(self._content(number))
+
+    def _content(self, number: int) -> bytes:
         group = self._group(number)
         row, size = number - int(self._starts[group]), int(self._parts[group])
         rows = self.kept.get((group, row // size)) or self._read(group, row // size)
         held, path = columns.content(rows[row % size].as_py())
         if held is None:
             raise OSError(f"the row holds no image, but the path {path!r}")
-        return decoded(BytesIO(held)), int(self.labels[number])
+        return held
 
     def _read(self, group: int, part: int) -> pa.Array:
         """Read a group up to the end of one of its parts, and keep that."""

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit_analysis.sources.decoded import Decoded, decoded
+from vit_analysis.sources.identity import of_file
 from vit_analysis.sources.labels import Labels, of_codes
 from vit_analysis.sources.members import Member, members
 from vit_analysis.sources.names import (
@@ -187,10 +188,16 @@ class Tars(Decoded):
 
     def image(self, number: int) -> tuple[Image.Image | Tensor, int]:
         """Seek a member and decode it."""
+        return decoded(BytesIO(self._content(number))), int(self.labels[number])
+
+    def identity(self, number: int) -> str:
+        """A digest of its file."""
+        return of_file(self._content(number))
+
+    def _content(self, number: int) -> bytes:
         with self.shards.open(self._shard(number)) as file:
             file.seek(self.index.offsets[number])
-            content = file.read(self.index.sizes[number])
-        return decoded(BytesIO(content)), int(self.labels[number])
+            return file.read(self.index.sizes[number])
 
     def name(self, number: int) -> str:
         """Its path in the tar, and the tar's name where there are several."""
