@@ -4,7 +4,7 @@ import pickle
 import tarfile
 
 import pytest
-from pictures import SMALL, folder, in_order, png, read, read_all, tar
+from pictures import SMALL, folder, in_order, parquet, png, read, read_all, table, tar
 
 from vit_analysis.images import Images
 from vit_analysis.spelling import Refusal
@@ -257,6 +257,45 @@ def test_shards_of_different_sets_are_not_read_as_one(tmp_path):
         ):
             read(source)
     assert len(read(tmp_path / "*train*.tar")) == 2
+
+
+def test_sets_in_a_tar_are_told_where_files_say_the_classes_too(tmp_path):
+    files = {
+        f"{own}/{n}.{kind}": n if kind == "png" else str(n)
+        for own in ("train", "val")
+        for n in (0, 1)
+        for kind in ("png", "cls")
+    }
+    with pytest.raises(Refusal, match="'train' and 'val', which are different sets"):
+        read(tar(tmp_path / "x.tar", files))
+
+
+SETS = {
+    "three": ["train-0", "validation-0", "unsupervised-0"],
+    "the last two": ["train-0", "unsupervised-0"],
+    "in folders": ["train/0", "val/0"],
+    "deeper": ["data/train/a-0", "data/test/a-0"],
+    "hub": ["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"],
+    "beside others": ["train-0", "val-0", "sample"],
+}
+
+
+@pytest.mark.parametrize("names", SETS.values(), ids=SETS)
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_of_several_sets_are_told(tmp_path, names, kind):
+    for name in names:
+        path = tmp_path / f"{name}.{kind}"
+        tar(path, {"0.png": 0}) if kind == "tar" else parquet(path, table({"image": [0]}))
+    with pytest.raises(
+        Refusal, match=r"holds shards of .* and .*, which are different sets of images; choose one"
+    ):
+        read(tmp_path)
+
+
+def test_shards_named_after_classes_are_one_set(tmp_path):
+    for number, name in enumerate(("bullet_train", "test_tube", "bottle")):
+        tar(tmp_path / f"{name}.tar", {f"{number}.png": number})
+    assert len(read(tmp_path)) == 3
 
 
 def test_a_folder_of_tars_and_parquet_files_is_two_things(tmp_path):

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from vit_analysis.sources.names import (
     natural,
     readable,
 )
+from vit_analysis.sources.pairs import Pairs, refuse_drawn
 from vit_analysis.sources.splits import mixed
 from vit_analysis.sources.stamp import refuse_changed, stamp
 from vit_analysis.spelling import Refusal
@@ -163,6 +165,8 @@ class Folder(Decoded):
     def __init__(self, listing: Listing, name: str) -> None:
         self.listing = listing
         _refuse_splits(listing, name)
+        refuse_drawn(listing.folders, repr(name))
+        _refuse_pairs(listing, name)
         if listing.folders[0] == "" and len(listing.folders) > 1:
             loose = listing.starts[1]
             raise Refusal(
@@ -235,11 +239,18 @@ class Folder(Decoded):
 
 
 def _refuse_splits(listing: Listing, name: str) -> None:
-    if tops := mixed(listing.folders):
+    if sets := mixed(listing.folders):
         raise Refusal(
-            f"{name!r} holds {' and '.join(map(repr, tops))}, which are different sets of images; choose one: "
-            f"{' or '.join(str(listing.root / top) for top in tops)}"
+            f"{name!r} holds {' and '.join(map(repr, sets.values()))}, which are different sets of images; choose one: "
+            f"{' or '.join(str(listing.root / own) for own in sets.values())}"
         )
+
+
+def _refuse_pairs(listing: Listing, name: str) -> None:
+    pairs = Pairs()
+    for start, end in pairwise([*listing.starts, len(listing.names)]):
+        pairs.add([listing.names[number] for number in range(start, end)])
+    pairs.refuse(repr(name), "move those that are meant into a folder of their own")
 
 
 def _told(names: list[str]) -> str:

@@ -55,6 +55,10 @@ class Tars(Decoded):
             logger.warning("%s: %s, which is not read as a class", self.source, index.odd[0])
 
     def _labelled(self, label: str | None) -> Labels:
+        folders = [str(value) for value in self.index.places.values]
+        common = commonpath(folders)
+        folders = [folder.removeprefix(common).removeprefix("/") for folder in folders]
+        self._refuse_several(folders)
         said = np.array(self.index.said, dtype=np.int64)
         if (said >= 0).any():
             return of_codes(said, self.index.values.values, repr(self.source))
@@ -62,17 +66,22 @@ class Tars(Decoded):
             raise Refusal(
                 f"no file beside an image of {self.source!r} ends with .{self.index.label}, and no .json says {label!r}"
             )
-        if self.index.pairs.first is not None:
-            self.index.pairs.refuse(
-                repr(self.source),
-                f"say which are meant, as in --images.image-column {kind(self.index.pairs.first[0])}",
-            )
-        return self._of_folders([str(value) for value in self.index.places.values])
+        return self._of_folders(folders)
 
-    def _of_folders(self, folders: list[str]) -> Labels:
+    def _refuse_several(self, folders: list[str]) -> None:
+        """Check that the images are of one set, and photographs alone."""
+        if sets := mixed(folders):
+            raise Refusal(
+                f"{self.source!r} holds {' and '.join(map(repr, sets.values()))}, which are different sets of images; pack "
+                f"each into a tar of its own"
+            )
+        refuse_drawn(folders, repr(self.source))
+        kinds = [kind(name) for name in self.index.pairs.first or ()]
+        own = f"say which are meant, as in --images.image-column {kinds[0]}" if len(set(kinds)) > 1 else ""
+        self.index.pairs.refuse(repr(self.source), own or "pack those that are meant into a tar of their own")
+
+    def _of_folders(self, names: list[str]) -> Labels:
         """Number the folders that hold images, below the one that holds them all."""
-        common = commonpath(folders)
-        names = [folder.removeprefix(common).removeprefix("/") for folder in folders]
         if len(names) == 1:
             return of_codes(np.full(len(self), -1), [], repr(self.source))
         if "" in names:
@@ -81,12 +90,6 @@ class Tars(Decoded):
                 f"{self.source!r} holds folders of images and images beside them, such as {self.index.names[number]!r}, whose "
                 f"class is not known"
             )
-        if tops := mixed(names):
-            raise Refusal(
-                f"{self.source!r} holds {' and '.join(map(repr, tops))}, which are different sets of images; pack each into "
-                f"a tar of its own"
-            )
-        refuse_drawn(names, repr(self.source))
         order = sorted(names, key=natural)
         place = {name: number for number, name in enumerate(order)}
         codes = np.array([place[name] for name in names])[np.array(self.index.folders, dtype=np.int64)]
