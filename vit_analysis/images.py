@@ -167,7 +167,7 @@ class Images:
         unreadable = 0
         for number, part, batch in zip(numbers, parts, self.made(parts, wanted), strict=True):
             unreadable += len(batch.unreadable)
-            self._refuse_unreadable(batch.unreadable, unreadable)
+            self.refuse_unreadable(batch.unreadable, unreadable)
             if [image for image in part if image in set(batch.images)] != batch.images:
                 raise RuntimeError(
                     f"batch {number} came in another order than asked for: layers would be compared across images"
@@ -192,6 +192,24 @@ class Images:
             if isinstance(batch, Refusal):
                 raise batch
             yield batch
+
+    def refuse_unreadable(self, names: list[str], unreadable: int) -> None:
+        """Name images that cannot be read.
+
+        Args:
+            names: the images.
+            unreadable: how many there are by now, these included.
+
+        Raises:
+            OSError: they are more than 1 % of all images, or there is one where ``strict``.
+        """
+        for name in names:
+            logger.warning("cannot read %s: left out", name)
+        if unreadable > (0 if self.strict else UNREADABLE * len(self.order)):
+            raise OSError(
+                f"{unreadable} of {len(self.order)} images cannot be read"
+                f"{'' if self.strict else f', more than {UNREADABLE:.0%}'}; the last is {names[-1]}"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return what a table's provenance says of its images: with the seed, the source's digest tells which they are."""
@@ -221,15 +239,6 @@ class Images:
             return opening.DRAWN[self.source](self.seed)
         own = (self.source, self.root, self.split, self.image_column, self.label_column)
         return opening.opened(Named(*own))
-
-    def _refuse_unreadable(self, names: list[str], unreadable: int) -> None:
-        for name in names:
-            logger.warning("cannot read %s: left out", name)
-        if unreadable > (0 if self.strict else UNREADABLE * len(self.order)):
-            raise OSError(
-                f"{unreadable} of {len(self.order)} images cannot be read"
-                f"{'' if self.strict else f', more than {UNREADABLE:.0%}'}; the last is {names[-1]}"
-            )
 
 
 @dataclass(frozen=True)
