@@ -73,8 +73,9 @@ class Hub(Decoded):
     @cached_property
     def _known(self) -> Labels:
         name = self.columns.label
-        column = None if name is None else self._table(name)[:].column(name)
-        return self.columns.labels(column, len(self), repr(self.named.source))
+        what = repr(self.named.source)
+        parts = [] if name is None else [(what, self._table(name)[:].column(name))]
+        return self.columns.labels(parts, len(self), what)
 
     @property
     def names(self) -> list[str]:
