@@ -56,17 +56,15 @@ class Pairs:
     def add(self, names: Sequence[str]) -> None:
         """Count those among the images of one folder or tar."""
         seen = dict[str, str]()
-        for name in names:
-            seen.setdefault(_stem(name), name)
+        pairs = [(first, name) for name in names if (first := seen.setdefault(_stem(name), name)) != name]
+        for stem, name in seen.items():
+            if "." in stem or MARK.search(stem):
+                folder, slash, own = stem.rpartition("/")
+                shorter = (f"{folder}{slash}{own.partition('.')[0]}", MARK.sub("", stem))
+                pairs += [(seen[one], name) for one in shorter if one != stem and one in seen][:1]
         self.images += len(names)
-        for name in names:
-            stem = _stem(name)
-            folder, slash, own = stem.rpartition("/")
-            shorter = {stem, f"{folder}{slash}{own.partition('.')[0]}", MARK.sub("", stem)}
-            beside = next((seen[one] for one in shorter if one in seen and seen[one] != name), None)
-            if beside is not None:
-                self.drawn += 1
-                self.first = self.first or (beside, name)
+        self.drawn += len(pairs)
+        self.first = self.first or next(iter(pairs), None)
 
     def refuse(self, what: str, hint: str) -> None:
         """Check that it is not so for half of the images or more, as by their names a few may be pairs by chance.
