@@ -278,8 +278,9 @@ def given(images: AnyImages) -> Images:
 
     Args:
         images: `Images`; the name of a source, or its path; a torch data set of images, with labels or without; or a tensor
-            ``image channel row col``. Tensors go into a model as they are: they are taken to be its input. Images of PIL get
-            each model's own resize, crop and normalisation. All images are used, in a random order by seed 0.
+            ``image channel row col``. Tensors go into a model as they are: they are its input, of normalised floats, and bytes
+            are refused. Images of PIL, and arrays of bytes, get each model's own resize, crop and normalisation. All images
+            are used, in a random order by seed 0.
 
     Raises:
         Refusal: it is none of these.

@@ -129,6 +129,8 @@ DEEPER = {
     "beside others": ["train/a/0", "test/a/1", "sample/a/2"],
     "of two kinds of names": ["train_images/0", "val/1"],
     "in capitals": ["TRAIN/a/0", "Valid/a/1"],
+    "VOC": ["trainval/a/0", "test/a/1"],
+    "joined words": ["trainset/a/0", "testset/a/1"],
     "half a path": ["a/train/0", "b/test/1"],
 }
 

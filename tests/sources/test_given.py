@@ -194,6 +194,8 @@ WRONG = {
         {"pixel_values": 1, "labels": 0},
         r"gives a dict of 'pixel_values', 'labels', .*give \{'image': ..., 'label'",
     ),
+    "no channels": (torch.zeros(8, 8), r"gives a tensor of 8 x 8 where .*: channel x row x col"),
+    "a batch": (torch.zeros(1, 3, 8, 8), r"gives a tensor of 1 x 3 x 8 x 8 where .*: channel x row x col"),
     "a path": ("a.png", "gives str where an image is expected"),
     "a missing key": (
         KeyError("x"),

@@ -177,6 +177,8 @@ def test_classes_in_a_json_are_whole_numbers_or_names(tmp_path, one, other, clas
 def test_what_is_no_class_in_a_json_is_told(tmp_path, caplog, value):
     assert of_labels(tmp_path, None, json=({"label": value}, {"label": value})) == ([], [-1, -1])
     assert caplog.text.count("'0.json' says ") == caplog.text.count("which is not read as a class") == 1
+    with pytest.raises(Refusal, match=r"'0.json' says .* in '.*x.tar', and no number or name of a class"):
+        of_labels(tmp_path, "label", json=({"label": value}, {"label": value}))
 
 
 @pytest.mark.parametrize("again", ["a/1.png", "./a/1.png", "/a/1.png", "../a/1.png"])

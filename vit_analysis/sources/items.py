@@ -66,6 +66,10 @@ def _as_image(item: Any) -> Image.Image | Tensor:
         return as_rgb(_of_array(item))
     if isinstance(item, Tensor):
         refuse_no_input(item)
+        if item.ndim != 3:
+            raise Refusal(
+                f"the data set gives a tensor of {_shape(item.shape)} where an image is expected: channel x row x col"
+            )
         return item
     if not isinstance(item, Image.Image):
         raise Refusal(f"the data set gives {type(item).__name__} where an image is expected: {EXPECTED}")

@@ -9,9 +9,9 @@ from vit_analysis.spelling import Refusal
 LEARN, CHECK, TEST, EVAL, MORE = "train", "val", "test", "eval", "extra"
 # Words that name a set, and which one; those of the last kind do so only beside another.
 SPLITS = {
-    **dict.fromkeys(("train", "training"), LEARN),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), CHECK),
-    **dict.fromkeys(("test", "testing"), TEST),
+    **dict.fromkeys(("train", "training", "trainset", "trainval"), LEARN),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "dev"), CHECK),
+    **dict.fromkeys(("test", "testing", "testset", "holdout"), TEST),
     **{
         "eval": EVAL,
         "extra": MORE,

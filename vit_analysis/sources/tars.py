@@ -62,6 +62,8 @@ class Tars(Decoded):
         said = np.array(self.index.said, dtype=np.int64)
         if (said >= 0).any():
             return of_codes(said, self.index.values.values, repr(self.source))
+        if label is not None and self.index.odd:
+            raise Refusal(f"{self.index.odd[0]} in {self.source!r}, and no number or name of a class")
         if label is not None:
             raise Refusal(
                 f"no file beside an image of {self.source!r} ends with .{self.index.label}, and no .json says {label!r}"
