@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vit_analysis import cka, models, skip
-from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input, given
+from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input, as_rgb, given
 from vit_analysis.lab import scenes
 from vit_analysis.spelling import Refusal
 
@@ -96,6 +96,25 @@ def test_a_tar_is_read_as_it_is(tmp_path):
     assert batch.labels.tolist() == [value % 2 for value in values]
     assert images.classes == ["class0", "class1"]
     assert images.truth(batch.images)["class"].tolist() == batch.labels.tolist()
+
+
+@pytest.mark.parametrize("largest", [0, 252, 40_000, 65_535, 70_000])
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_of_numbers_of_32_bits_it_is_not_known_which_is_white(tmp_path, kind, largest):
+    """Not even of those that would all be read as black."""
+    pixels = np.linspace(0, largest, 64).reshape(8, 8).astype(kind)
+    Image.fromarray(pixels).save(tmp_path / "0.tiff")
+    with pytest.raises(OSError, match=r"what is white is not known; save it with 8 or 16 bits"):
+        list(Images(str(tmp_path), workers=0).read([SMALL]))
+    with pytest.raises(OSError, match=r"mode [IF]\), and what is white is not known"):
+        as_rgb(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff", "pgm"])
+def test_of_16_bits_the_largest_number_is_white(tmp_path, ending):
+    Image.fromarray(np.full((8, 8), 257 * 60, np.uint16)).save(tmp_path / f"0.{ending}")
+    (batch,) = Images(str(tmp_path), workers=0).read([SMALL])
+    assert brightness(batch.inputs[0]) == [60]
 
 
 def test_an_unreadable_image_is_named_and_left_out(folder, caplog):
@@ -334,7 +353,7 @@ def test_another_tensor_has_another_key():
         other,
         pixels.flip(0),
         pixels.view(6, 3, 16, 8),
-        pixels.view(torch.int32),
+        pixels.double(),
         given(pixels).only([0, 1]),
         given(pixels).only([1, 0]),
     ]

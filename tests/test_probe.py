@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from doubles import Labelled, Layers
+from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import TensorDataset
@@ -276,3 +277,17 @@ def test_what_cannot_be_probed_says_why(tmp_path):
     chosen = probe.Shots(TRAIN, 10, 2).chosen()["class"].flatten().tolist()
     with pytest.raises(Refusal, match="all 90 images of 'lab' are examples"):
         measured(images=TRAIN.only(chosen))
+
+
+def test_examples_are_left_out_however_their_source_was_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(40):
+        path = tmp_path / "photos" / f"kind{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+    (tmp_path / "link").symlink_to("photos")
+    shots = probe.Shots(Images("photos", limit=None, workers=0), 2, 1)
+    for source in (tmp_path / "photos", tmp_path / "link", "./photos"):
+        images = Images(str(source), limit=None, workers=0)
+        table = probe.measure({"m": NET}, images, shots, layers=["whole"], tokens=["mean"])
+        assert table.attrs["images"]["count"] == 40 - 2 * 2 * 2

@@ -1,9 +1,11 @@
 """Training: an interrupted run is an unbroken run, the file says all, mistakes are answered."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -269,10 +271,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_learns_the_classes_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    for number in range(30, 60):
+        for kind in ("red", "green"):
+            shutil.copy(folder / kind / "0.png", folder / kind / f"{number}.png")
     (folder / "red" / "3.png").write_bytes(b"no image")
     data = FileData(Images(source=str(folder), limit=None, batch=8, workers=0))
     assert not set(data.tested) & set(data.learned)
-    assert len(data.tested) == 6
+    assert len(data.tested) == 12
     out = tmp_path / "out.safetensors"
     recipe = replace(TINY, config={**TINY.config, "num_classes": 2})
     train.train(recipe, data, train.Plan(steps=20), out)
@@ -280,6 +285,35 @@ def test_learns_the_classes_of_a_folder(folder: Path, tmp_path: Path) -> None:
     assert facts["classes"] == ["green", "red"]
     assert facts["data"]["source"] == "photos"
     assert facts["accuracy"]["class"] == 1
+
+
+@pytest.mark.parametrize(("broken", "strict"), [(2, False), (10, False), (60, False), (1, True)])
+def test_too_many_unreadable_images_end_a_training(folder: Path, broken: int, strict: bool) -> None:
+    """By the same rule as in an analysis."""
+    for path in sorted(folder.rglob("*.png"))[:broken]:
+        path.write_bytes(b"no image")
+    images = Images(source=str(folder), limit=None, batch=8, workers=0, strict=strict)
+    data = FileData(images)
+    with pytest.raises(OSError, match=r"of 60 images cannot be read.*the last is"):
+        list(chain(data.batches(range(20)), data.unseen()))
+
+
+def test_an_unreadable_image_is_named_once_and_counts_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(30, 60):
+        shutil.copy(folder / "red" / "0.png", folder / "red" / f"{number}.png")
+        shutil.copy(folder / "green" / "0.png", folder / "green" / f"{number}.png")
+    images = Images(source=str(folder), limit=None, batch=16, workers=0)
+    data = FileData(images)
+    (folder / images.name(data.learned[0])).write_bytes(b"no image")
+    data = FileData(Images(source=str(folder), limit=None, batch=16, workers=0))
+    seen = list(data.batches(range(40)))
+    assert 40 * 16 - 7 <= sum(len(labels) for _, labels in seen) <= 40 * 16 - 5
+    assert caplog.text.count("cannot read") == 1
+    alone = FileData(Images(source=str(folder), limit=None, batch=1, workers=0))
+    with pytest.raises(OSError, match="no image of a batch of 1 can be read, see above"):
+        list(alone.batches(range(200)))
 
 
 def test_other_files_do_not_pick_up_a_checkpoint(

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit_analysis.sources import opening
+from vit_analysis.sources import identity, opening
 from vit_analysis.sources.decoded import as_rgb
 from vit_analysis.sources.given import Data
+from vit_analysis.sources.items import refuse_no_input
 from vit_analysis.sources.lab import UNSEEN
 from vit_analysis.sources.preprocessing import Batch, Preprocessing, as_input
 from vit_analysis.sources.source import Named, Source
@@ -131,6 +133,17 @@ class Images:
         """A key that is equal for images of which the same number is the same image."""
         return self._source.origin()
 
+    def without(self, others: "Images") -> list[int]:
+        """The images of this run, by number, that are none of the others, whatever their sources are called.
+
+        Raises:
+            Refusal: that cannot be known.
+        """
+        if self.origin() == others.origin():
+            known = set(others.order)
+            return [number for number in self.order if number not in known]
+        return identity.others(self.order, self._source, others.order, others._source)
+
     def only(self, numbers: Sequence[int], batch: int | None = None) -> "Images":
         """Choose images of the same source by their numbers, in that order."""
         own = {field.name: getattr(self, field.name) for field in fields(Images)}
@@ -154,7 +167,7 @@ class Images:
         unreadable = 0
         for number, part, batch in zip(numbers, parts, self.made(parts, wanted), strict=True):
             unreadable += len(batch.unreadable)
-            self._refuse_unreadable(batch.unreadable, unreadable)
+            self.refuse_unreadable(batch.unreadable, unreadable)
             if [image for image in part if image in set(batch.images)] != batch.images:
                 raise RuntimeError(
                     f"batch {number} came in another order than asked for: layers would be compared across images"
@@ -180,6 +193,24 @@ class Images:
             if isinstance(batch, Refusal):
                 raise batch
             yield batch
+
+    def refuse_unreadable(self, names: list[str], unreadable: int) -> None:
+        """Name images that cannot be read.
+
+        Args:
+            names: the images.
+            unreadable: how many there are by now, these included.
+
+        Raises:
+            OSError: they are more than 1 % of all images, or there is one where ``strict``.
+        """
+        for name in names:
+            logger.warning("cannot read %s: left out", name)
+        if unreadable > (0 if self.strict else UNREADABLE * len(self.order)):
+            raise OSError(
+                f"{unreadable} of {len(self.order)} images cannot be read"
+                f"{'' if self.strict else f', more than {UNREADABLE:.0%}'}; the last is {names[-1]}"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return what a table's provenance says of its images: with the seed, the source's digest tells which they are."""
@@ -209,15 +240,6 @@ class Images:
             return opening.DRAWN[self.source](self.seed)
         own = (self.source, self.root, self.split, self.image_column, self.label_column)
         return opening.opened(Named(*own))
-
-    def _refuse_unreadable(self, names: list[str], unreadable: int) -> None:
-        for name in names:
-            logger.warning("cannot read %s: left out", name)
-        if unreadable > (0 if self.strict else UNREADABLE * len(self.order)):
-            raise OSError(
-                f"{unreadable} of {len(self.order)} images cannot be read"
-                f"{'' if self.strict else f', more than {UNREADABLE:.0%}'}; the last is {names[-1]}"
-            )
 
 
 @dataclass(frozen=True)
@@ -257,8 +279,9 @@ def given(images: AnyImages) -> Images:
 
     Args:
         images: `Images`; the name of a source, or its path; a torch data set of images, with labels or without; or a tensor
-            ``image channel row col``. Tensors go into a model as they are: they are taken to be its input. Images of PIL get
-            each model's own resize, crop and normalisation. All images are used, in a random order by seed 0.
+            ``image channel row col``. Tensors go into a model as they are: they are its input, of normalised floats, and bytes
+            are refused. Images of PIL, and arrays of bytes, get each model's own resize, crop and normalisation. All images
+            are used, in a random order by seed 0.
 
     Raises:
         Refusal: it is none of these.
@@ -272,10 +295,12 @@ def given(images: AnyImages) -> Images:
     if isinstance(images, Tensor):
         if images.ndim != 4:
             raise Refusal(f"images in a tensor are image x channel x row x col, got {tuple(images.shape)}")
+        refuse_no_input(images)
         pixels = images.detach().cpu().contiguous()
         digest = hashlib.sha256(f"{tuple(pixels.shape)}{pixels.dtype}".encode())
         digest.update(pixels.flatten().view(torch.uint8).numpy().data)
         return Given(f"tensor {digest.hexdigest()[:16]}", limit=None, data=pixels)
+    _refuse_no_data_set(images)
     if isinstance(images, DataLoader):
         raise Refusal(
             "a DataLoader may shuffle and drop images, and every model has to see the same ones: give its data set, as in "
@@ -288,6 +313,29 @@ def given(images: AnyImages) -> Images:
         f"images are Images(...), a path, a torch data set or a tensor, got {type(images).__name__}. "
         f"Write measure(models, Images('FOLDER', limit=1024))"
     )
+
+
+def _refuse_no_data_set(images: Any) -> None:
+    """Check that what has items and a length is not of one of the kinds whose items are no images.
+
+    Raises:
+        Refusal: it is.
+    """
+    if isinstance(images, list | tuple) and isinstance(images[0], str | bytes | Path):
+        raise Refusal(
+            f"images are not read from a {type(images).__name__} of {type(images[0]).__name__}; name their folder, as in "
+            f"measure(models, Images('FOLDER')), or give a data set that opens them"
+        )
+    if isinstance(images, np.ndarray) and (images.dtype != np.uint8 or images.ndim not in (3, 4)):
+        raise Refusal(
+            f"images in an array are pictures of uint8, image x row x col x channel, got {images.dtype}, {images.shape}; a "
+            f"model's input is a tensor image x channel x row x col, as in torch.from_numpy(images).float()"
+        )
+    if isinstance(images, pd.DataFrame | pd.Series):
+        raise Refusal(
+            f"a {type(images).__name__} is no data set of images; write it as a parquet file with the bytes of images in a "
+            f"column, or give a data set whose items are (image, class)"
+        )
 
 
 def _as_is(batch: Any) -> Any:

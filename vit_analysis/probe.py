@@ -226,16 +226,15 @@ def plan(
 
 
 def _judged(images: Images, examples: Images) -> Images:
-    """The images to judge on, without the examples where they come from the same source."""
+    """The images to judge on, without those that are examples."""
     if images.targets != examples.targets:
         raise Refusal(
             f"probes learn the classes of {examples.source!r} ({_told(examples.targets)}) and are judged on those of "
             f"{images.source!r} ({_told(images.targets)}); give train.source and images.source the same classes"
         )
-    if images.origin() != examples.origin():
+    rest = images.without(examples)
+    if rest == images.order:
         return images
-    learned = set(examples.order)
-    rest = [number for number in images.order if number not in learned]
     if not rest:
         raise Refusal(
             f"all {len(images.order)} images of {images.source!r} are examples; there are none to judge on"

@@ -111,23 +111,44 @@ class FileData:
         if not self.classes:
             raise Refusal(f"{images.source!r} has no classes to learn: it needs a folder for each")
         self.tested = images.order[::HELD_OUT]
+        self.unreadable = set[str]()
         self.learned = [number for place, number in enumerate(images.order) if place % HELD_OUT]
 
     def batches(self, steps: range) -> Iterator[Batch]:
-        """Yield the batch of each of these steps, which the workers decode ahead of the step."""
+        """Yield the batch of each of these steps, which the workers decode ahead of the step.
+
+        Raises:
+            OSError: no image of a step can be read, or more than 1 % of all images cannot.
+        """
         places = (order(step, len(self.learned), self.images.batch, self.images.seed) for step in steps)
-        return self.read([[self.learned[place] for place in batch.tolist()] for batch in places])
+        numbers = [[self.learned[place] for place in batch.tolist()] for batch in places]
+        for batch in self.read(numbers):
+            if batch is None:
+                raise OSError(
+                    f"no image of a batch of {self.images.batch} can be read, see above; choose larger batches"
+                )
+            yield batch
 
     def unseen(self) -> Iterator[Batch]:
         """Yield the images kept for the test."""
-        return self.read([batch.tolist() for batch in torch.tensor(self.tested).split(self.images.batch)])
+        numbers = [batch.tolist() for batch in torch.tensor(self.tested).split(self.images.batch)]
+        return (batch for batch in self.read(numbers) if batch is not None)
 
-    def read(self, numbers: list[list[int]]) -> Iterator[Batch]:
-        """Yield batches of images by their number, as a model's input; an unreadable image is named and left out."""
+    def read(self, numbers: list[list[int]]) -> Iterator[Batch | None]:
+        """Yield batches of images by their number, as a model's input; None in place of one of which no image can be read.
+
+        Raises:
+            OSError: more than 1 % of all images cannot be read, or one where ``strict``.
+        """
         for batch in self.images.made(numbers, (INPUT,)):
-            for name in batch.unreadable:
-                logger.warning("cannot read %s: left out", name)
-            yield batch.inputs[0].to(self.device), batch.labels.to(self.device)
+            new = [name for name in dict.fromkeys(batch.unreadable) if name not in self.unreadable]
+            self.unreadable.update(new)
+            if new:
+                self.images.refuse_unreadable(new, len(self.unreadable))
+            if batch.images:
+                yield batch.inputs[0].to(self.device), batch.labels.to(self.device)
+            else:
+                yield None
 
 
 def order(step: int, distinct: int, batch: int, seed: int) -> Int[Tensor, " image"]:

@@ -4,7 +4,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from pictures import SMALL, folder, in_order, png, read, read_all, saved
+from pictures import SMALL, folder, in_order, png, read, read_all, saved, tar
 from PIL import Image
 from timm.data import create_dataset
 
@@ -113,6 +113,92 @@ def test_sets_of_a_data_set_are_not_read_as_one(tmp_path, sets):
 def test_folders_that_are_only_called_like_sets_are_classes(tmp_path):
     """A train is also what runs on rails."""
     assert classes(folder(tmp_path, {"train/0.png": 0, "tractor/1.png": 1})) == ["tractor", "train"]
+
+
+DEEPER = {
+    "YOLO": ["images/train/0", "images/val/1"],
+    "one folder more": ["data/train/a/0", "data/val/a/1", "data/train/b/2"],
+    "MVTec": ["bottle/train/good/0", "bottle/test/good/1", "cable/train/good/2", "cable/test/bent/3"],
+    "a third set": ["train/a/0", "val/a/1", "extra/a/2"],
+    "COCO": ["train2017/0", "val2017/1"],
+    "with another word": ["train_images/0", "test_images/1"],
+    "Intel": ["seg_train/seg_train/a/0", "seg_test/seg_test/a/1", "seg_pred/seg_pred/2"],
+    "without labels": ["train/a/0", "test/a/1", "unlabeled/2"],
+    "one with classes": ["train/a/0", "unlabelled/1"],
+    "CycleGAN": ["trainA/0", "trainB/1", "testA/2", "testB/3"],
+    "beside others": ["train/a/0", "test/a/1", "sample/a/2"],
+    "of two kinds of names": ["train_images/0", "val/1"],
+    "in capitals": ["TRAIN/a/0", "Valid/a/1"],
+    "VOC": ["trainval/a/0", "test/a/1"],
+    "joined words": ["trainset/a/0", "testset/a/1"],
+    "half a path": ["a/train/0", "b/test/1"],
+}
+
+
+@pytest.mark.parametrize("names", DEEPER.values(), ids=DEEPER)
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_sets_are_told_wherever_their_folders_are(tmp_path, names, kind):
+    files = {f"{name}.png": number for number, name in enumerate(names)}
+    source = folder(tmp_path / "x", files) if kind == "folder" else tar(tmp_path / "x.tar", files)
+    with pytest.raises(Refusal, match=r"' and '.*, which are different sets of images; "):
+        classes(source)
+
+
+VEHICLES = {
+    "a train among others": ["bus", "car", "train"],
+    "words in names": ["test_tube", "bullet_train", "bottle", "train station"],
+    "only contained": ["valley", "trainer", "contest"],
+    "one set": ["train/a", "train/b"],
+    "names of one kind": ["train", "training", "car"],
+    "extra alone": ["extra", "unlabeled"],
+    "at different depths": ["rail/train", "test"],
+}
+
+
+@pytest.mark.parametrize("names", VEHICLES.values(), ids=VEHICLES)
+def test_one_word_alone_is_no_split(tmp_path, names):
+    files = {f"{name}/{number}.png": number for number, name in enumerate(names)}
+    assert sorted(classes(folder(tmp_path / "x", files))) == sorted(names)
+    inner = [name.removeprefix("train/") for name in names] if names == ["train/a", "train/b"] else names
+    assert sorted(classes(tar(tmp_path / "x.tar", files))) == sorted(inner)
+
+
+# Photographs and masks ------------------------------------------------------------------------------------------------
+
+MASKS = {
+    "two folders": ["images/0.png", "images/1.png", "masks/0.png", "masks/1.png"],
+    "deeper": ["a/images/0.png", "a/masks/0.png", "b/images/0.png", "b/masks/0.png"],
+    "VOC": ["JPEGImages/0.png", "SegmentationClass/0.png"],
+    "two endings": ["x/0.png", "x/0.seg.png", "x/1.png", "x/1.seg.png", "y/2.png", "y/2.seg.png"],
+    "two formats": ["0.png", "0.bmp", "1.png", "1.bmp"],
+    "a word more": ["0.png", "0_mask.png", "1.png", "1_mask.png"],
+    "a longer word": ["ISIC_01.png", "ISIC_01_Segmentation.png", "ISIC_02.png", "ISIC_02_Segmentation.png"],
+}
+
+
+@pytest.mark.parametrize("names", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_photographs_and_masks_are_not_read_as_one_set(tmp_path, names, kind):
+    files = dict.fromkeys(names, 1)
+    source = folder(tmp_path / "x", files) if kind == "folder" else tar(tmp_path / "x.tar", files)
+    with pytest.raises(
+        Refusal, match=r"what was drawn of them|are several images of one sample, as a photograph"
+    ):
+        classes(source)
+
+
+NO_MASKS = {
+    "dots in names": ["cat.0.png", "cat.1.png", "dog.0.png", "dog.1.png"],
+    "masks are a class": ["masks/0.png", "hats/1.png"],
+    "a few copies": ["a/0.png", "a/0.1.png", *(f"a/{n}.png" for n in range(1, 9)), "b/0.png"],
+    "photographs are a class": ["photos/0.png", "paintings/1.png"],
+}
+
+
+@pytest.mark.parametrize("names", NO_MASKS.values(), ids=NO_MASKS)
+def test_names_that_only_look_alike_are_read(tmp_path, names):
+    files = dict.fromkeys(names, 1)
+    assert len(read(folder(tmp_path / "x", files))) == len(names) == len(read(tar(tmp_path / "x.tar", files)))
 
 
 # Links ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import pickle
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pictures import SMALL, in_order, parquet, png, read, read_all, table
@@ -66,7 +67,28 @@ COLUMNS = {
         ["a", "b"],
         [1, 0],
     ),
-    "a nested one": ({"image": [0, 1], "labels": [[1], [0]]}, None, [], [-1, -1]),
+    "lists of one": ({"image": [0, 1], "labels": [[1], [0]]}, None, ["0", "1"], [1, 0]),
+    "arrays of one": (
+        {"image": [0, 1], "label": pa.FixedSizeListArray.from_arrays(pa.array([1, 0]), 1)},
+        {"label": DOGS},
+        ["cat", "dog"],
+        [1, 0],
+    ),
+    "whole floats": ({"image": [0, 1], "label": [1.0, 0.0]}, None, ["0", "1"], [1, 0]),
+    "halves": (
+        {"image": [0, 1], "label": np.array([1, 0], np.float16)},
+        {"label": DOGS},
+        ["cat", "dog"],
+        [1, 0],
+    ),
+    "names in lists": ({"image": [0, 1], "label": [["b"], ["a"]]}, None, ["a", "b"], [1, 0]),
+    "nothing known": ({"image": [0, 1], "label": [None, None]}, None, [], [-1, -1]),
+    "a share and a class": (
+        {"image": [0, 1], "target": [0.5, 1.0], "label": [1, 0]},
+        None,
+        ["0", "1"],
+        [1, 0],
+    ),
 }
 
 
@@ -121,6 +143,81 @@ def test_some_labels_are_not_enough_and_no_label_is_out_of_range(tmp_path, label
         read(path)
 
 
+ODD = {
+    "shares": [0.5, 0.1],
+    "one of two": [[0, 1], [1, 0]],
+    "lists of several lengths": [[0], [1, 0]],
+    "boxes": [{"x": 1}, {"x": 2}],
+    "times": pa.array([0, 1], pa.timestamp("s")),
+}
+
+
+@pytest.mark.parametrize("labels", ODD.values(), ids=ODD)
+def test_a_column_that_is_not_read_as_classes_is_told(tmp_path, caplog, labels):
+    path = parquet(tmp_path / "x.parquet", table({"image": [0, 1], "label": labels}))
+    assert in_order(read(path)) == [(0, -1), (1, -1)]
+    assert caplog.text.count("column 'label' ") == caplog.text.count("which is not read as classes") == 1
+    with pytest.raises(
+        Refusal, match=r"column 'label' of .* holds .* and not one number or name for each image"
+    ):
+        read(path, label_column="label")
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.0, None], [1.0, float("nan")], [[0], None], ["a", ""], ["a", None]], ids=str
+)
+def test_some_labels_of_any_kind_are_not_enough(tmp_path, labels):
+    path = parquet(tmp_path / "x.parquet", table({"image": [0, 1], "label": labels}))
+    with pytest.raises(Refusal, match=r"1 of 2 images .* have no class"):
+        read(path)
+
+
+TYPES = {
+    "int64, int32": ([1, 0], [2, 0], pa.int64(), pa.int32(), ["0", "1", "2"], [1, 0, 2, 0]),
+    "int8, uint64": (
+        [1, 0],
+        [2**64 - 1, 0],
+        pa.int8(),
+        pa.uint64(),
+        ["0", "1", str(2**64 - 1)],
+        [1, 0, 2, 0],
+    ),
+    "int64, double": ([1, 0], [2, 0], pa.int64(), pa.float64(), ["0", "1", "2"], [1, 0, 2, 0]),
+    "bool, int64": ([True, False], [1, 0], pa.bool_(), pa.int64(), ["0", "1"], [1, 0, 1, 0]),
+    "string, large_string": (
+        ["b", "a"],
+        ["c", "a"],
+        pa.string(),
+        pa.large_string(),
+        ["a", "b", "c"],
+        [1, 0, 2, 0],
+    ),
+    "string, dictionary": (
+        *(["b", "a"], ["c", "a"], pa.string(), pa.dictionary(pa.int8(), pa.string())),
+        *(["a", "b", "c"], [1, 0, 2, 0]),
+    ),
+    "lists": ([[1], [0]], [2, 0], pa.list_(pa.int64()), pa.int64(), ["0", "1", "2"], [1, 0, 2, 0]),
+}
+
+
+@pytest.mark.parametrize(("one", "other", "kind", "other_kind", "names", "labels"), TYPES.values(), ids=TYPES)
+def test_shards_may_write_their_labels_differently(tmp_path, one, other, kind, other_kind, names, labels):
+    parquet(tmp_path / "0.parquet", table({"image": [0, 1], "label": pa.array(one, kind)}))
+    parquet(tmp_path / "1.parquet", table({"image": [2, 3], "label": pa.array(other, other_kind)}))
+    assert Images(str(tmp_path)).classes == names
+    assert in_order(read(tmp_path)) == list(enumerate(labels))
+
+
+def test_numbers_in_one_shard_and_names_in_another_are_refused(tmp_path):
+    parquet(tmp_path / "0.parquet", table({"image": [0, 1], "label": [0, 1]}))
+    parquet(tmp_path / "1.parquet", table({"image": [2, 3], "label": ["0", "1"]}))
+    with pytest.raises(
+        Refusal,
+        match=r"column 'label' of '.*1.parquet' holds string, and of '.*0.parquet' int64; write numbers in both",
+    ):
+        read(tmp_path)
+
+
 def test_shards_have_the_same_columns_and_classes(tmp_path):
     for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
         features = {"label": {"_type": "ClassLabel", "names": names}}
@@ -159,6 +256,17 @@ def test_a_row_without_an_image_and_one_that_cannot_be_decoded_are_named(tmp_pat
     )
     path = parquet(tmp_path / "x.parquet", pa.table({"image": image}))
     with pytest.raises(OSError, match=r"2 of 3 images cannot be read"):
+        read(path)
+
+
+@pytest.mark.parametrize("struct", [True, False], ids=["with paths", "alone"])
+def test_a_table_of_paths_alone_holds_no_images(tmp_path, struct):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if struct else pa.binary()
+    rows = [{"bytes": None, "path": "a.png"}] * 5 if struct else [None] * 5
+    path = parquet(tmp_path / "x.parquet", pa.table({"image": pa.array(rows, kind)}), 2)
+    with pytest.raises(
+        Refusal, match=r"column 'image' of '.*x.parquet' holds no image, but at most paths of files"
+    ):
         read(path)
 
 

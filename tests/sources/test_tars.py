@@ -4,7 +4,7 @@ import pickle
 import tarfile
 
 import pytest
-from pictures import SMALL, folder, in_order, png, read, read_all, tar
+from pictures import SMALL, folder, in_order, parquet, png, read, read_all, table, tar
 
 from vit_analysis.images import Images
 from vit_analysis.spelling import Refusal
@@ -62,7 +62,7 @@ def test_what_is_ambiguous_in_a_tar_is_refused(tmp_path):
 
 
 SAID = {
-    "cls": ({"cls": "2"}, {"cls": "0\n"}, ["0", "1", "2"], [2, 0]),
+    "cls": ({"cls": "2"}, {"cls": "0\n"}, ["0", "2"], [1, 0]),
     "names": ({"cls": "dog"}, {"cls": "cat"}, ["cat", "dog"], [1, 0]),
     "json label": ({"json": {"label": 1}}, {"json": {"label": 0, "x": 3}}, ["0", "1"], [1, 0]),
     "json cls": ({"json": {"cls": 1}}, {"json": {"cls": 0}}, ["0", "1"], [1, 0]),
@@ -122,6 +122,87 @@ def test_labels_are_named(tmp_path):
         read(source, label_column="coarse")
 
 
+def of_labels(tmp_path, label: str | None, **files) -> tuple[list[str], list[int]]:
+    """Classes and labels of two samples, each file given as what it holds for the one and for the other."""
+    own = {f"{n}.{kind.replace('_', '.')}": held[n] for kind, held in files.items() for n in range(2)}
+    own |= {f"{n}.png": n for n in range(2)}
+    source = tar(tmp_path / "x.tar", own)
+    images = Images(str(source), limit=None, workers=0, label_column=label)
+    return images.classes, [label for _, label in in_order(read_all(images))]
+
+
+@pytest.mark.parametrize("label", ["age", ".age", "AGE"])
+def test_a_named_label_is_that_one_whatever_else_lies_beside(tmp_path, label):
+    both = {"age": ("young", "old"), "cls": ("0", "1"), "json": ({"age": 9}, {"age": 8})}
+    for order in (list(both), list(both)[::-1]):
+        files = {kind: both[kind] for kind in order}
+        assert of_labels(tmp_path, label, **files) == (["old", "young"], [1, 0])
+
+
+def test_a_named_key_of_a_json_is_read_beside_a_cls(tmp_path):
+    held = {"cls": ("5", "6"), "json": ({"fine": 3, "label": 1}, {"fine": 2, "label": 0})}
+    assert of_labels(tmp_path, "fine", **held) == (["2", "3"], [1, 0])
+    assert of_labels(tmp_path, None, **held) == (["5", "6"], [0, 1])
+    with pytest.raises(Refusal, match=r"no file beside .* ends with .coarse, and no .json says 'coarse'"):
+        of_labels(tmp_path, "coarse", **held)
+
+
+def test_a_named_ending_has_several_parts(tmp_path):
+    held = {"coarse_cls": ("b", "a"), "fine_cls": ("0", "1"), "cls": ("9", "8")}
+    assert of_labels(tmp_path, "coarse.cls", **held) == (["a", "b"], [1, 0])
+    assert of_labels(tmp_path, "fine.cls", **held) == (["0", "1"], [0, 1])
+    assert of_labels(tmp_path, "cls", **held) == (["8", "9"], [1, 0])
+
+
+def test_endings_of_several_parts_that_are_not_named_are_told(tmp_path, caplog):
+    assert of_labels(tmp_path, None, coarse_cls=("b", "a")) == ([], [-1, -1])
+    assert "a class is said of '0.coarse', which is no image" in caplog.text
+
+
+JSON = {
+    "null before": ({"label": None, "cls": 1}, {"label": None, "cls": 0}, ["0", "1"]),
+    "whole floats": ({"label": 1.0}, {"label": 0.0}, ["0", "1"]),
+    "lists of one": ({"label": [1]}, {"label": [0]}, ["0", "1"]),
+    "yes and no": ({"label": True}, {"label": False}, ["0", "1"]),
+    "names in lists": ({"cls": ["b"]}, {"cls": ["a"]}, ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize(("one", "other", "classes"), JSON.values(), ids=JSON)
+def test_classes_in_a_json_are_whole_numbers_or_names(tmp_path, one, other, classes):
+    assert of_labels(tmp_path, None, json=(one, other)) == (classes, [1, 0])
+
+
+@pytest.mark.parametrize("value", [0.5, [0, 1], {"a": 1}])
+def test_what_is_no_class_in_a_json_is_told(tmp_path, caplog, value):
+    assert of_labels(tmp_path, None, json=({"label": value}, {"label": value})) == ([], [-1, -1])
+    assert caplog.text.count("'0.json' says ") == caplog.text.count("which is not read as a class") == 1
+    with pytest.raises(Refusal, match=r"'0.json' says .* in '.*x.tar', and no number or name of a class"):
+        of_labels(tmp_path, "label", json=({"label": value}, {"label": value}))
+
+
+@pytest.mark.parametrize("again", ["a/1.png", "./a/1.png", "/a/1.png", "../a/1.png"])
+def test_a_member_that_was_added_again_replaces_the_earlier_one(tmp_path, caplog, again):
+    path = tar(tmp_path / "x.tar", {"a/1.png": 1, "a/1.cls": "0", "b/2.png": 2, "b/2.cls": "1"})
+    with tarfile.open(path, "a") as made:
+        for name, data in {again: png(7), again.replace("png", "cls"): b"5"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            made.addfile(info, io.BytesIO(data))
+    images = Images(str(path), limit=None, workers=0)
+    assert images.classes == ["1", "5"]
+    assert in_order(read_all(images)) == [(7, 1), (2, 0)]
+    assert "1 images are there twice, such as 'a/1.png'; the later ones are read" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["../", "../../", "/", "/../"])
+def test_members_outside_of_the_folder_are_images_too(tmp_path, prefix):
+    """As ``tar -P`` packs them."""
+    source = tar(tmp_path / "x.tar", {f"{prefix}p/a/1.png": 1, f"{prefix}p/b/2.png": 2})
+    assert Images(str(source)).classes == ["a", "b"]
+    assert in_order(read(source)) == [(1, 0), (2, 1)]
+
+
 # Shards ----------------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +259,45 @@ def test_shards_of_different_sets_are_not_read_as_one(tmp_path):
         ):
             read(source)
     assert len(read(tmp_path / "*train*.tar")) == 2
+
+
+def test_sets_in_a_tar_are_told_where_files_say_the_classes_too(tmp_path):
+    files = {
+        f"{own}/{n}.{kind}": n if kind == "png" else str(n)
+        for own in ("train", "val")
+        for n in (0, 1)
+        for kind in ("png", "cls")
+    }
+    with pytest.raises(Refusal, match="'train' and 'val', which are different sets"):
+        read(tar(tmp_path / "x.tar", files))
+
+
+SETS = {
+    "three": ["train-0", "validation-0", "unsupervised-0"],
+    "the last two": ["train-0", "unsupervised-0"],
+    "in folders": ["train/0", "val/0"],
+    "deeper": ["data/train/a-0", "data/test/a-0"],
+    "hub": ["train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"],
+    "beside others": ["train-0", "val-0", "sample"],
+}
+
+
+@pytest.mark.parametrize("names", SETS.values(), ids=SETS)
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_of_several_sets_are_told(tmp_path, names, kind):
+    for name in names:
+        path = tmp_path / f"{name}.{kind}"
+        tar(path, {"0.png": 0}) if kind == "tar" else parquet(path, table({"image": [0]}))
+    with pytest.raises(
+        Refusal, match=r"holds shards of .* and .*, which are different sets of images; choose one"
+    ):
+        read(tmp_path)
+
+
+def test_shards_named_after_classes_are_one_set(tmp_path):
+    for number, name in enumerate(("bullet_train", "test_tube", "bottle")):
+        tar(tmp_path / f"{name}.tar", {f"{number}.png": number})
+    assert len(read(tmp_path)) == 3
 
 
 def test_a_folder_of_tars_and_parquet_files_is_two_things(tmp_path):

@@ -19,6 +19,8 @@ from vit_analysis.sources.preprocessing import Batch, Preprocessing, coloured, n
 from vit_analysis.spelling import Refusal
 
 SIXTEEN_BITS = 2**16 - 1
+# Formats of which PIL, in some versions, opens 16 bits as numbers of 32, and which have no others.
+OF_SIXTEEN_BITS = ("PNG", "PPM")
 # What PIL raises for some broken files, beside OSError.
 BROKEN = (
     *(SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error),
@@ -50,6 +52,10 @@ class Decoded(ABC):
     @abstractmethod
     def name(self, number: int) -> str:
         """The name of an image, as a user finds it again."""
+
+    @abstractmethod
+    def identity(self, number: int) -> str:
+        """A text that is equal for the same image in any source, see `sources.identity`."""
 
     @property
     @abstractmethod
@@ -158,7 +164,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         pixels = np.asarray(image)
-        if image.mode == "F" or pixels.min() < 0 or pixels.max() > SIXTEEN_BITS:
+        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in OF_SIXTEEN_BITS)
+        if not sixteen or pixels.min() < 0 or pixels.max() > SIXTEEN_BITS:
             raise OSError(
                 f"pixels are numbers from {pixels.min():g} to {pixels.max():g} (mode {image.mode}), and what is white is not "
                 f"known; save it with 8 or 16 bits"

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit_analysis.sources.decoded import Decoded, decoded
+from vit_analysis.sources.identity import of_file
 from vit_analysis.sources.names import (
     PARQUET,
     TAR,
@@ -32,6 +34,7 @@ from vit_analysis.sources.names import (
     natural,
     readable,
 )
+from vit_analysis.sources.pairs import Pairs, refuse_drawn
 from vit_analysis.sources.splits import mixed
 from vit_analysis.sources.stamp import refuse_changed, stamp
 from vit_analysis.spelling import Refusal
@@ -162,6 +165,8 @@ class Folder(Decoded):
     def __init__(self, listing: Listing, name: str) -> None:
         self.listing = listing
         _refuse_splits(listing, name)
+        refuse_drawn(listing.folders, repr(name))
+        _refuse_pairs(listing, name)
         if listing.folders[0] == "" and len(listing.folders) > 1:
             loose = listing.starts[1]
             raise Refusal(
@@ -218,6 +223,10 @@ class Folder(Decoded):
         """The folder, by whatever path it was named."""
         return os.path.realpath(self.listing.root)
 
+    def identity(self, number: int) -> str:
+        """A digest of its file."""
+        return of_file(self._path(number).read_bytes())
+
     def _folder(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
 
@@ -230,11 +239,18 @@ class Folder(Decoded):
 
 
 def _refuse_splits(listing: Listing, name: str) -> None:
-    if tops := mixed(listing.folders):
+    if sets := mixed(listing.folders):
         raise Refusal(
-            f"{name!r} holds {' and '.join(map(repr, tops))}, which are different sets of images; choose one: "
-            f"{' or '.join(str(listing.root / top) for top in tops)}"
+            f"{name!r} holds {' and '.join(map(repr, sets.values()))}, which are different sets of images; choose one: "
+            f"{' or '.join(str(listing.root / own) for own in sets.values())}"
         )
+
+
+def _refuse_pairs(listing: Listing, name: str) -> None:
+    pairs = Pairs()
+    for start, end in pairwise([*listing.starts, len(listing.names)]):
+        pairs.add([listing.names[number] for number in range(start, end)])
+    pairs.refuse(repr(name), "move those that are meant into a folder of their own")
 
 
 def _told(names: list[str]) -> str:

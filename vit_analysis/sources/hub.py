@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vit_analysis.sources import columns
 from vit_analysis.sources.decoded import Decoded, decoded
+from vit_analysis.sources.identity import of_file
 from vit_analysis.sources.labels import Labels
 from vit_analysis.sources.names import digest
 from vit_analysis.sources.source import Named
@@ -47,12 +48,15 @@ class Hub(Decoded):
 
     def image(self, number: int) -> tuple[Image.Image | Tensor, int]:
         """Decode the image of a row, which is in the row or in a file that it names."""
+        return decoded(BytesIO(self._content(number))), int(self.labels[number])
+
+    def identity(self, number: int) -> str:
+        """A digest of its file."""
+        return of_file(self._content(number))
+
+    def _content(self, number: int) -> bytes:
         held, path = columns.content(self._images[number][self.columns.image][0].as_py())
-        label = int(self.labels[number])
-        if held is not None:
-            return decoded(BytesIO(held)), label
-        with Path(str(path)).open("rb") as file:
-            return decoded(file), label
+        return Path(str(path)).read_bytes() if held is None else held
 
     @cached_property
     def _images(self) -> Any:
@@ -69,8 +73,9 @@ class Hub(Decoded):
     @cached_property
     def _known(self) -> Labels:
         name = self.columns.label
-        column = None if name is None else self._table(name)[:].column(name)
-        return self.columns.labels(column, len(self), repr(self.named.source))
+        what = repr(self.named.source)
+        parts = [] if name is None else [(what, self._table(name)[:].column(name))]
+        return self.columns.labels(parts, len(self), what)
 
     @property
     def names(self) -> list[str]:

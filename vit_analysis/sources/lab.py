@@ -51,6 +51,10 @@ class Lab:
         """The seed."""
         return "lab", self.seed
 
+    def identity(self, number: int) -> str:
+        """The seed and the number of the scene."""
+        return f"scene {self.seed} {number}"
+
 
 class Drawn(Dataset[Batch]):
     """The lab's scenes as batches, drawn at the largest size wanted."""

@@ -4,6 +4,7 @@ Python's own reader takes a damaged header, or a file that ends early, for the e
 without a word.
 """
 
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +16,7 @@ from vit_analysis.sources.names import TAR, ending, is_hidden
 from vit_analysis.spelling import Refusal
 
 BLOCK = 512
+OUTSIDE = re.compile(r"^(?:\.\./|/)+")  # how paths begin that lead out of the folder where a tar is unpacked
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")  # how compressed files begin
 
 
@@ -57,7 +59,7 @@ def _members(file: BufferedIOBase, inside: str, base: int) -> Iterator[Member]:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             if info.isreg() and not info.issparse() and info.offset_data + info.size > whole:
                 raise tarfile.ReadError(f"{info.name!r} is cut off")
-            name = normpath(f"{inside}{info.name}".replace("\\", "/")).lstrip("/")
+            name = OUTSIDE.sub("", normpath(f"{inside}{info.name}".replace("\\", "/")))
             if not info.isreg() or info.issparse():
                 if not info.isdir():
                     yield Member(f"{name}.{'sparse' if info.issparse() else 'link'}", 0, 0, bytes)

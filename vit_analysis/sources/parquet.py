@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vit_analysis.sources import columns
 from vit_analysis.sources.decoded import Decoded, decoded
+from vit_analysis.sources.identity import of_file
 from vit_analysis.sources.labels import Labels
 from vit_analysis.sources.names import digest
 from vit_analysis.sources.shards import Shards
@@ -62,6 +63,8 @@ class Parquet(Decoded):
             groups = np.array([(one.num_rows, one.total_byte_size) for one in every]).reshape(-1, 2)
         if not groups[:, 0].sum():
             raise FileNotFoundError(f"no images in {str(path)!r}: it has no rows")
+        if self._is_empty(every, own.image):
+            raise Refusal(f"column {own.image!r} of {str(path)!r} holds no image, but at most paths of files")
         self.columns = self.columns or own
         if own != self.columns:
             raise Refusal(
@@ -69,18 +72,33 @@ class Parquet(Decoded):
             )
         return groups
 
+    @staticmethod
+    def _is_empty(groups: list[pq.RowGroupMetaData], column: str) -> bool:
+        """Whether the file says that there are no bytes of images in any row."""
+        own = [group.column(number) for group in groups for number in range(group.num_columns)]
+        bytes_ = [one for one in own if one.path_in_schema in (column, f"{column}.bytes")]
+        counts = [one.statistics and (one.statistics.null_count, one.num_values) for one in bytes_]
+        return bool(counts) and all(found and found[0] == found[1] for found in counts)
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def image(self, number: int) -> tuple[Image.Image | Tensor, int]:
         """Decode the image of a row."""
+        return decoded(BytesIO(self._content(number))), int(self.labels[number])
+
+    def identity(self, number: int) -> str:
+        """A digest of its file."""
+        return of_file(self._content(number))
+
+    def _content(self, number: int) -> bytes:
         group = self._group(number)
         row, size = number - int(self._starts[group]), int(self._parts[group])
         rows = self.kept.get((group, row // size)) or self._read(group, row // size)
         held, path = columns.content(rows[row % size].as_py())
         if held is None:
             raise OSError(f"the row holds no image, but the path {path!r}")
-        return decoded(BytesIO(held)), int(self.labels[number])
+        return held
 
     def _read(self, group: int, part: int) -> pa.Array:
         """Read a group up to the end of one of its parts, and keep that."""
@@ -127,14 +145,12 @@ class Parquet(Decoded):
     @cached_property
     def _known(self) -> Labels:
         assert self.columns is not None
-        column = None
+        parts = list[tuple[str, pa.ChunkedArray]]()
         if (name := self.columns.label) is not None:
-            parts = []
-            for number in range(len(self.shards)):
+            for number, path in enumerate(self.shards.paths):
                 with self._opened(number) as file:
-                    parts.append(file.read(columns=[name], use_threads=False).column(name))
-            column = pa.chunked_array([chunk for part in parts for chunk in part.chunks])
-        return self.columns.labels(column, len(self), repr(self.source))
+                    parts.append((repr(str(path)), file.read(columns=[name], use_threads=False).column(name)))
+        return self.columns.labels(parts, len(self), repr(self.source))
 
     @property
     def names(self) -> list[str]:

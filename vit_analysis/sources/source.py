@@ -43,6 +43,13 @@ class Source(Protocol):
     def origin(self) -> Hashable:
         """A key that is equal for two sources in which the same number is the same image."""
 
+    def identity(self, number: int) -> str:
+        """A text that is equal for the same image in any source: what is compared, and a digest of it.
+
+        Raises:
+            OSError: the image cannot be read.
+        """
+
 
 @dataclass(frozen=True)
 class Named:
