@@ -13,6 +13,8 @@ from vit_analysis import layers, models
 from vit_analysis.images import Preprocessing
 from vit_analysis.makers.request import Request
 from vit_analysis.spelling import Refusal
+from vit_analysis.study import passes
+from vit_analysis.study.parts import Parts
 
 SMALL = "vit_tiny_patch16_224,depth=2,embed_dim=48,num_heads=3"
 PIXELS = torch.randn(2, 3, 32, 32)
@@ -179,3 +181,22 @@ def test_a_file_without_a_pooler_is_a_network_without_one(tmp_path, kind):
     with torch.no_grad():
         expected, found = network(PIXELS)[0], loaded.module(PIXELS)[0]
     assert torch.equal(found, expected)
+
+
+def test_the_untrained_twin_is_of_the_shape_that_the_weights_show(tmp_path):
+    module = networks.timm_vit(img_size=48, patch_size=4, num_classes=7)
+    torch.save(module.state_dict(), tmp_path / "cifar.pth")
+    name = f"{SMALL}@{tmp_path}/cifar.pth"
+    trained, untrained = models.load(name, device="cpu"), models.load_twin(name, device="cpu")
+    assert untrained.name == models.twin(name) == f"{SMALL}@random"
+    assert untrained.preprocessing == trained.preprocessing
+    assert layers.layout(untrained) == layers.layout(trained)
+    assert untrained.digest != trained.digest
+    shapes = {key: value.shape for key, value in trained.module.state_dict().items()}
+    assert {key: value.shape for key, value in untrained.module.state_dict().items()} == shapes
+    cast = passes.Cast.load(Parts(vit=(name,), cnn=("lab/resnet@random",)), "cpu")
+    assert [twin.name for twin in cast.twins] == [f"{SMALL}@random"]
+    assert cast.twins[0].preprocessing == trained.preprocessing
+    assert (
+        models.load_twin("lab/vit", device="cpu").digest == models.load("lab/vit@random", device="cpu").digest
+    )

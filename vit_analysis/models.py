@@ -111,11 +111,32 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
     if request.name.startswith(zoo.PREFIX):
         module, preprocessing = of_lab.make(request)
     else:
-        maker = next((own for start, own in MAKERS.items() if request.name.startswith(start)), of_timm.Timm())
+        maker = _maker(request)
         module = _made(maker, request)
         preprocessing = maker.preprocessing(request.name, module)
     module = module.eval().requires_grad_(False)
     return Model(request.short(name), module.to(place), preprocessing, digest(module))
+
+
+def load_twin(name: str, *, device: str | torch.device | None = None) -> Model:
+    """Load the untrained twin of a model: the same network, built as the model's weights show, without them.
+
+    Args:
+        name: the model's name, as `load` takes it.
+        device: where to put it; None is the GPU if there is one.
+    """
+    request = Request.of(name)
+    if request.file is None or request.name.startswith(zoo.PREFIX):
+        return load(twin(name), device=device)
+    place = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    maker = _maker(request)
+    module, _, _ = _shaped(maker, request)
+    module = module.eval().requires_grad_(False)
+    return Model(twin(name), module.to(place), maker.preprocessing(request.name, module), digest(module))
+
+
+def _maker(request: Request) -> Maker:
+    return next((own for start, own in MAKERS.items() if request.name.startswith(start)), of_timm.Timm())
 
 
 def usable(device: str | torch.device) -> torch.device:
@@ -135,10 +156,21 @@ def _made(maker: Maker, request: Request) -> nn.Module:
     """Make a network, with the weights that are asked for."""
     if not request.weights:
         return maker.trained(request.name, request.settings)
+    if request.file is None:
+        with seeded(request.seed):
+            return maker.untrained(request.name, request.settings)
+    module, tensors, told = _shaped(maker, request)
+    told += fitting.fit(module, tensors, request.weights)
+    if told:
+        logger.info("%s: %s", request.file.name, "; ".join(told))
+    return module
+
+
+def _shaped(maker: Maker, request: Request) -> tuple[nn.Module, Mapping[str, Tensor], list[str]]:
+    """A network of the shape that a checkpoint shows, still without its weights; these, by its own names; what was done."""
+    assert request.file
     with seeded(request.seed):
         module = maker.untrained(request.name, request.settings)
-    if request.file is None:
-        return module
     read = checkpoint.read(request.file)
     named = conventions.renamed(read.tensors, module)
     settings = {
@@ -150,10 +182,7 @@ def _made(maker: Maker, request: Request) -> nn.Module:
         with seeded(request.seed):
             module = maker.untrained(request.name, {**settings, **request.settings})
     told = [*read.said, *named.said, *(f"{key}={value}" for key, value in settings.items())]
-    told += fitting.fit(module, named.tensors, request.weights)
-    if told:
-        logger.info("%s: %s", request.file.name, "; ".join(told))
-    return module
+    return module, named.tensors, told
 
 
 def twin(name: str) -> str:

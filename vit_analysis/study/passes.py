@@ -90,9 +90,13 @@ class Cast:
     def load(cls, parts: Parts, device: str | None = None) -> "Cast":
         """Load the models named; models of the lab whose weights are not there are left out, with a warning."""
         there = parts.change(_there)
-        names = [*there.runs(), *there.twins()]
+        names = there.runs()
         loaded = dict(zip(names, models.load_all(names, device=device), strict=True))
         own = {model.name: model for model in loaded.values()}
+        for name in (*there.names("vit")[:1], *there.names("cnn")[:1]):
+            if models.twin(name) not in names:
+                twin = models.load_twin(name, device=device)
+                own[models.twin(loaded[name].name)] = replace(twin, name=models.twin(loaded[name].name))
         return cls(there.change(lambda name: loaded[name].name), own)
 
     def of(self, *parts: str) -> list[Model]:
