@@ -42,7 +42,8 @@ def others(numbers: Sequence[int], source: Source, known: Sequence[int], known_s
     Raises:
         Refusal: that cannot be known.
     """
-    logger.info("comparing %d images with the %d that are learned from", len(numbers), len(known))
+    if not source.at_hand:  # then it takes a while
+        logger.info("comparing %d images with the %d that are learned from", len(numbers), len(known))
     own, learned = _identities(source, numbers), _identities(known_source, known)
     kinds = [{identity.partition(" ")[0] for identity in found.values()} for found in (own, learned)]
     if all(kinds) and len(kinds[0] | kinds[1]) > 1:
