@@ -309,3 +309,10 @@ def test_reading_twice_gives_the_same_and_leaves_torch_as_it_was(tmp_path):
     assert one.said == other.said
     assert all(torch.equal(value, other.tensors[name]) for name, value in one.tensors.items())
     assert torch.serialization.get_safe_globals() == before
+
+
+def test_where_no_weights_lie_it_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*a.pth'; no file of weights lies in "):
+        read(tmp_path / "a.pth")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*a.pth'; no folder .*nowhere'"):
+        read(tmp_path / "nowhere" / "a.pth")

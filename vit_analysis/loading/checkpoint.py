@@ -57,7 +57,12 @@ def read(path: Path) -> Checkpoint:
         return _folder(path)
     if not _is(path, Path.is_file):
         beside = [str(file) for file in _files(path.parent) if file.suffix in ENDINGS]
-        raise FileNotFoundError(f"no checkpoint {str(path)!r}; {did_you_mean(str(path), beside)}")
+        folder = path.parent if _is(path.parent, Path.is_dir) else None
+        nothing = (
+            f"no file of weights lies in {str(folder)!r}" if folder else f"no folder {str(path.parent)!r}"
+        )
+        near = did_you_mean(str(path), beside) if beside else nothing
+        raise FileNotFoundError(f"no checkpoint {str(path)!r}; {near}")
     if path.name.endswith(".index.json"):
         return _shards(path)
     if what := foreign.kind(path):
