@@ -269,7 +269,8 @@ def test_metas_giant_with_a_gated_layer():
         for own, theirs in named.items():
             name = name.replace(own, theirs)
         file[name] = torch.randn_like(value)
-    same_as_timm(target, file)
+    found = same_as_timm(target, file)
+    assert found.tensors.keys() - {"mask_token"} == target.state_dict().keys()
 
 
 def test_deit_iii():
