@@ -9,7 +9,6 @@ import pickle
 import random
 import subprocess
 import zipfile
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -214,6 +213,14 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, legacy):
         assert "is not a file of weights that can be read safely: " in refused(tmp_path / "cut.pth")
 
 
+def told(file) -> dict[str, torch.Tensor] | str:
+    """What is read of a file, or the sentence that refuses it."""
+    try:
+        return read(file).tensors
+    except OSError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("kind", ["zip", "before 1.6", "npz", "safetensors"])
 def test_a_damaged_file_is_read_or_refused(tmp_path, kind):
     state = {f"blocks.{i}.weight": torch.ones(3, 3) for i in range(3)}
@@ -231,10 +238,9 @@ def test_a_damaged_file_is_read_or_refused(tmp_path, kind):
         for _ in range(chance.choice([1, 3, 20])):
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
         file.write_bytes(damaged)
-        try:
-            found = read(file).tensors
-        except OSError as error:
-            assert str(file) in str(error)  # refused in a sentence of ours
+        found = told(file)
+        if isinstance(found, str):
+            assert str(file) in found  # refused in a sentence of ours
         else:
             assert found
             assert all(isinstance(value, torch.Tensor) for value in found.values())

@@ -15,6 +15,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vit_analysis.sources.labels import Labels
 from vit_analysis.sources.preprocessing import Batch, Preprocessing, coloured, normalisation
 from vit_analysis.spelling import Refusal
 
@@ -59,13 +60,18 @@ class Decoded(ABC):
 
     @property
     @abstractmethod
-    def names(self) -> list[str]:
-        """Names of the classes, in order of their labels."""
+    def _known(self) -> Labels:
+        """The class of every image, -1 where there is none, and the names of the classes in order of their labels."""
 
     @property
-    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of the classes, in order of their labels."""
+        return self._known.names
+
+    @property
     def labels(self) -> Int[Tensor, " image"]:
         """The class of every image, -1 where there is none."""
+        return self._known.labels
 
     @abstractmethod
     def contents(self) -> dict[str, Any]:

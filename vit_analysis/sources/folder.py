@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vit_analysis.sources.decoded import Decoded, decoded
 from vit_analysis.sources.identity import of_file
+from vit_analysis.sources.labels import Labels
 from vit_analysis.sources.names import (
     PARQUET,
     TAR,
@@ -194,20 +195,15 @@ class Folder(Decoded):
         folder = self.listing.folders[self._folder(number)]
         return f"{folder}/{self.listing.names[number]}" if folder else self.listing.names[number]
 
-    @property
-    def names(self) -> list[str]:
-        """Paths of the folders that hold images, in natural order."""
-        own = self.listing.folders
-        return [] if own == [""] else sorted(own, key=natural)
-
     @cached_property
-    def labels(self) -> Int[Tensor, " image"]:
-        """The place of an image's folder among the classes."""
-        place = {name: number for number, name in enumerate(self.names)}
+    def _known(self) -> Labels:
+        """The paths of the folders that hold images, in natural order, and the place of an image's folder among them."""
+        own = self.listing.folders
+        names = [] if own == [""] else sorted(own, key=natural)
+        place = {name: number for number, name in enumerate(names)}
         counts = np.diff([*self.listing.starts, len(self)])
-        return torch.from_numpy(
-            np.repeat(np.array([place.get(own, -1) for own in self.listing.folders]), counts)
-        )
+        labels = np.repeat(np.array([place.get(folder, -1) for folder in own]), counts)
+        return Labels(names, torch.from_numpy(labels))
 
     def contents(self) -> dict[str, Any]:
         """A digest of names, sizes and times of change."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
@@ -65,16 +64,6 @@ class Data(Decoded):
             image = decoded(file)
         change = getattr(self.data, "target_transform", None)
         return image, UNKNOWN if label is None else change(label) if change else label
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the classes, in order of their labels, or their numbers where a data set gives nothing else."""
-        return self._known.names
-
-    @property
-    def labels(self) -> Int[Tensor, " image"]:
-        """The class of every image, from the data set if it surely lists them; otherwise every image is read."""
-        return self._known.labels
 
     @cached_property
     def _known(self) -> Labels:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
@@ -76,16 +75,6 @@ class Hub(Decoded):
         what = repr(self.named.source)
         parts = [] if name is None else [(what, self._table(name)[:].column(name))]
         return self.columns.labels(parts, len(self), what)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the classes."""
-        return self._known.names
-
-    @property
-    def labels(self) -> Int[Tensor, " image"]:
-        """The class of every image."""
-        return self._known.labels
 
     def contents(self) -> dict[str, Any]:
         """A digest of the files that the library keeps, of those that rows name, and of the classes; and the columns."""

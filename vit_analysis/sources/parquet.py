@@ -152,16 +152,6 @@ class Parquet(Decoded):
                     parts.append((repr(str(path)), file.read(columns=[name], use_threads=False).column(name)))
         return self.columns.labels(parts, len(self), repr(self.source))
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the classes."""
-        return self._known.names
-
-    @property
-    def labels(self) -> Int[Tensor, " image"]:
-        """The class of every image."""
-        return self._known.labels
-
     def contents(self) -> dict[str, Any]:
         """A digest of the shards and their classes, and the columns."""
         assert self.columns is not None

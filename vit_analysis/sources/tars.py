@@ -38,7 +38,7 @@ class Tars(Decoded):
         logger.info("%s: listing what is in %d tar%s", name, len(shards), "s" if len(shards) > 1 else "")
         for path in shards.paths:
             index.add(path)
-        self._known = self._labelled(label)
+        self._own = self._labelled(label)
         self._warn()
 
     def _warn(self) -> None:
@@ -119,14 +119,8 @@ class Tars(Decoded):
         return own if len(self.shards) == 1 else f"{self.shards.paths[self._shard(number)].name}/{own}"
 
     @property
-    def names(self) -> list[str]:
-        """Names of the classes."""
-        return self._known.names
-
-    @property
-    def labels(self) -> Int[Tensor, " image"]:
-        """The class of every image."""
-        return self._known.labels
+    def _known(self) -> Labels:
+        return self._own
 
     def contents(self) -> dict[str, Any]:
         """A digest of the shards, of where the images lie in them, and of their classes."""
