@@ -11,7 +11,7 @@ import pytest
 from vit_analysis import cka, findings
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes, rules
-from vit_analysis.study.claims import CLAIMS, DIFFERENCES, Claim
+from vit_analysis.study.claims import CLAIMS, Claim
 from vit_analysis.study.controls import (
     BIASED,
     BLOCKS,
@@ -36,6 +36,7 @@ from vit_analysis.study.controls import (
     VIEWS,
     controlled,
 )
+from vit_analysis.study.differences import DIFFERENCES
 from vit_analysis.study.drawings import DRAWINGS
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts

@@ -25,8 +25,9 @@ from vit_analysis.images import Images
 from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes, rules
-from vit_analysis.study.claims import CLAIMS, DIFFERENCES, Claim, Difference
+from vit_analysis.study.claims import CLAIMS, Claim
 from vit_analysis.study.controls import BLOCKS, OF_BLOCKS, UNTRAINED, Control
+from vit_analysis.study.differences import DIFFERENCES, Difference
 from vit_analysis.study.estimates import Estimate, further
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
@@ -215,12 +216,19 @@ def _turning(side: str, sides: Mapping[Control, str]) -> dict[str, str]:
 
 
 def differences(found: pd.DataFrame) -> list[Difference]:
-    """The five differences of the course notes, each with the verdict that its claims add up to."""
-    return [
-        difference._replace(findings=tuple(own["id"]), verdict=rules.together(list(own["verdict"])))
-        for difference in DIFFERENCES
-        for own in [found[found["difference"] == difference.number]]
-    ]
+    """The five differences of the course notes, and the reasons given for them, each with what its claims add up to."""
+    words = dict(zip(found["id"], found["verdict"], strict=True))
+
+    def whole(difference: Difference) -> Difference:
+        own = tuple(found.loc[found["difference"] == difference.number, "id"])
+        reasons = tuple(
+            reason._replace(verdict=rules.together([words[name] for name in reason.findings]))
+            for reason in difference.reasons
+        )
+        verdict = rules.together([words[name] for name in own])
+        return difference._replace(findings=own, reasons=reasons, verdict=verdict)
+
+    return [whole(difference) for difference in DIFFERENCES]
 
 
 def holm(p: np.ndarray) -> np.ndarray:

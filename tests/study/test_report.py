@@ -19,7 +19,7 @@ from PIL import Image
 
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import report, rules
-from vit_analysis.study.claims import Difference
+from vit_analysis.study.differences import Difference, Reason
 from vit_analysis.study.report import Place
 
 EVIL = "<script>alert(1)</script> \"quoted\" 'it' & ../../x \u2028 ${style}"
@@ -107,9 +107,17 @@ def places(folder: Path) -> list[Place]:
 
 
 DIFFERENCES = [
-    Difference(1, "Layers are alike", EVIL, ("F1a", "F2"), "reproduced"),
-    Difference(2, "Global from the start", "text", ("F 4/<b>",), "partly <b>"),
-    Difference(3, "Skips matter", "text", ("F1b", "F2b", "F3", "F3b"), "partly reproduced"),
+    Difference(
+        1,
+        "Layers are alike",
+        EVIL,
+        "1",
+        (Reason("They see all", "the notes", "a <i>", ("F1b",), "reproduced"),),
+        ("F1a", "F2"),
+        "reproduced",
+    ),
+    Difference(2, "Global from the start", "text", "1", (), ("F 4/<b>",), "partly <b>"),
+    Difference(3, "Skips matter", "text", "1", (), ("F1b", "F2b", "F3", "F3b"), "partly reproduced"),
 ]
 PROVENANCE = {
     "command": "python -m vit_analysis.figures --out '<b>'",
@@ -471,7 +479,7 @@ def test_missing_columns_and_findings_name_the_nearest(tmp_path):
     for name, wrong in (("threshold", "treshold"), ("because", "becuase"), ("runs", "run")):
         with pytest.raises(Refusal, match=f"no column '{name}'; did you mean '{wrong}'"):
             report.write(tmp_path / "a.html", [], findings().rename(columns={name: wrong}), [], {})
-    broken = Difference(1, "a", "b", ("F1b",), "reproduced")
+    broken = Difference(1, "a", "b", "1", (), ("F1b",), "reproduced")
     with pytest.raises(KeyError, match="difference 1 rests on 'F1b'; did you mean 'F1a'"):
         report.write(tmp_path / "a.html", [], findings().head(1), [broken], {})
 

@@ -7,7 +7,7 @@ Thresholds are proposals of this project unless the paper gives a number.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -85,57 +85,6 @@ class Claim:
         """Say where threshold and size are from."""
         return self.threshold_from or (SIGN if getattr(self.rule, "size", None) is None else SIZED)
 
-
-class Difference(NamedTuple):
-    """One of the course notes' five differences between Vision Transformers and CNNs, and what was found of it.
-
-    Attributes:
-        number: 1 to 5.
-        title: the difference in one sentence.
-        text: what the notes say, and what the paper says of it.
-        findings: ids of the claims that support it.
-        verdict: what the verdicts on those claims add up to.
-    """
-
-    number: int
-    title: str
-    text: str
-    findings: tuple[str, ...] = ()
-    verdict: str = "not measured"
-
-
-DIFFERENCES = (
-    Difference(
-        1,
-        "Layers of a Vision Transformer are more alike, from shallow to deep",
-        "A CNN builds its representation stage by stage. A Vision Transformer sees the whole image from its first layer on and hands "
-        "on what it has along its residual stream, so its layers resemble each other more.",
-    ),
-    Difference(
-        2,
-        "It has global information from its first layers; looking locally there has to be learned from much data",
-        "A convolution sees a few pixels. Attention may look anywhere: in the lowest blocks some heads look near and some look far. "
-        "With little data the near ones are not learned.",
-    ),
-    Difference(
-        3,
-        "Skip connections matter more in it, for accuracy and for similarity",
-        "Most of what a block passes on came along its skip connections. Without those of one block, representations before and "
-        "after it have little in common.",
-    ),
-    Difference(
-        4,
-        "It keeps the place of things",
-        "A token of its last block still resembles its own patch of the image. The notes blame the CNN's downsampling; the paper "
-        "shows that average pooling instead of a class token loses the place too (figure 10).",
-    ),
-    Difference(
-        5,
-        "With much data its middle layers are better, while a CNN's accuracy jumps at its end",
-        "A linear probe reads more from the middle of a Vision Transformer trained on much data. In a CNN classes stay entangled "
-        "until the last layers, where the soft nearest neighbour loss falls. (That loss is the notes' explanation, not the paper's.)",
-    ),
-)
 
 CLAIMS = (
     Claim(

@@ -27,7 +27,7 @@ import pandas as pd
 
 from vit_analysis.spelling import did_you_mean
 from vit_analysis.study import rules
-from vit_analysis.study.claims import Difference
+from vit_analysis.study.differences import Difference
 from vit_analysis.table import column, write_whole
 
 COLUMNS = (
