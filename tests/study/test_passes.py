@@ -48,6 +48,8 @@ UNTRAINED = Parts(
     gap="lab/vit_gap@random",
     no_skip=("lab/vit_no_skip_middle@random",),
     mixer="lab/mixer@random",
+    local="lab/vit_local@random",
+    flat="lab/resnet_flat@random",
 )
 QUICK = {"cka", "cka_controls", "attention_distance", "skip", "localization"}
 
