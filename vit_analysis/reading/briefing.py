@@ -77,7 +77,7 @@ def _images(reading: Reading) -> str:
 
 def _place(model: Model) -> str:
     of = processes.rank_and_size()[1]
-    threads = f", {_counted(torch.get_num_threads(), "thread")}" if model.device.type == "cpu" else ""
+    threads = f", {_counted(torch.get_num_threads(), 'thread')}" if model.device.type == "cpu" else ""
     name = f" ({torch.cuda.get_device_name(model.device)})" if model.device.type == "cuda" else ""
     return f"{model.device}{name}{threads}{f', {of} processes' if of > 1 else ''}"
 
