@@ -41,7 +41,7 @@ from vit_analysis.plot.skips import (
     without_skip,
 )
 from vit_analysis.plot.style import style
-from vit_analysis.plot.verdicts import verdicts
+from vit_analysis.plot.verdicts import five_differences, verdicts
 
 __all__ = [
     "PICTURES",
@@ -56,6 +56,7 @@ __all__ = [
     "entanglement",
     "field",
     "fields",
+    "five_differences",
     "head_distances",
     "head_subsets",
     "heatmap",
