@@ -239,7 +239,7 @@ def _alike(e: Evidence, part: str, ceiling: str = "") -> Any:
     """Each block of the first Vision Transformer with the same block of the models of a part, and of a ceiling."""
     vit, blocks = e.one("vit"), controlled(e.table("cka_controls"), "all")
     pairs = [(vit, name) for name in e.all(part)]
-    top = next(((vit, name) for name in e.parts.names(*([ceiling] if ceiling else [])) if ceiling), None)
+    top = (vit, e.parts.names(ceiling)[0]) if ceiling and e.parts.names(ceiling) else None
     held = set(zip(blocks["model"], blocks["other_model"], strict=True))
     further: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for run in e.further():
