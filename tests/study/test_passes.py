@@ -120,7 +120,9 @@ def test_every_table_is_there_and_lies_beside(made, out):
     assert {path.stem for path in out.glob("*.parquet")} == {*passes.TABLES, "findings"}
     assert made.missing == {}
     kept = table.read(out / "cka.parquet")
-    assert kept.attrs["models"].keys() == {*UNTRAINED.names()} - {UNTRAINED.flat}  # its layers are compared with none
+    assert kept.attrs["models"].keys() == {*UNTRAINED.names()} - {
+        UNTRAINED.flat
+    }  # its layers are compared with none
     assert not list(out.glob("*.state"))
 
 
