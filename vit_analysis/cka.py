@@ -120,7 +120,8 @@ def measure(
         images. cka_without holds the values without each group of batches, from which the interval of anything computed from
         this table follows.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
     return plan(models, images, layers=layers, tokens=tokens, measure=measure).table(state)
 

@@ -98,7 +98,7 @@ class Images:
 
     @property
     def endless(self) -> bool:
-        """Whether the source draws as many different images as asked for."""
+        """Return whether the source draws as many different images as asked for."""
         return self.source in opening.DRAWN
 
     @cached_property

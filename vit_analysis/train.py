@@ -424,7 +424,7 @@ def main(
 
 
 def _place(name: str, out: Path | None, seed: int | None, *, ship: bool) -> Path:
-    """Where the weights go: where the user says, or under runs/; into the package only if that is asked for.
+    """Return where the weights go: where the user says, or under runs/; into the package only if that is asked for.
 
     Raises:
         Refusal: two places are asked for.
