@@ -34,9 +34,9 @@ unit: .venv/ready
 notebooks: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake notebooks
 
-# The documentation, as files in site/; a link that leads nowhere and a docstring that cannot be read are errors.
+# The documentation, as files in site/; a link that leads nowhere or a docstring that cannot be read is an error (not with --quiet).
 docs: .venv/ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # A wheel, alone in an empty environment, must run the main job: the lab's weights are inside it.
 wheel: .venv/ready

@@ -4,6 +4,7 @@ Links in every Markdown file are those of the repository, relative to the file, 
 Here they become links of the site; a link to a file that is no page of it becomes the file's name.
 """
 
+import logging
 import os
 import re
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+logger = logging.getLogger("mkdocs.hooks")  # its warnings are errors of `make docs`
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # tables and docstrings of this checkout
@@ -41,7 +44,10 @@ FLOORS = {
 }
 """Chapters of the reference; a package's modules follow it."""
 LINK = re.compile(r"(?P<picture>!?)\[(?P<words>[^\]]*)\]\((?P<to>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
-CODE = re.compile(r"(^ *```.*?^ *```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(
+    r"(^ *```.*?^ *```$|`[^`\n]*\]\([^`\n]*`)", re.MULTILINE | re.DOTALL
+)  # what may look like a link in it
+ELSEWHERE = re.compile(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="https?://[^"]*"')
 MADE = re.compile(r"<!-- made: (\w+) -->")
 
 
@@ -121,7 +127,8 @@ def _link(found: re.Match[str], folder: Path, here: str) -> str:
     uri = _uri(target)
     if uri is None:
         name = target.relative_to(ROOT).as_posix()
-        return f"{found['words']} (`{name}`)" if name not in found["words"] else f"`{name}`"
+        words = found["words"].strip("`/")
+        return f"`{name}`" if name.endswith(words) else f"{found['words']} (`{name}`)"
     way = os.path.relpath(uri, here or ".")
     return f"{found['picture']}[{found['words']}]({way}{found['anchor'] or ''})"
 
@@ -136,6 +143,13 @@ def _uri(target: Path) -> str | None:
     if target.suffix == ".md" and name.startswith("docs/"):
         return name.removeprefix("docs/")
     return None
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:  # noqa: ARG001
+    """Warn of a page that loads anything from another site: it has to be whole without a network."""
+    for found in ELSEWHERE.findall(output):
+        logger.warning("%s loads from another site: %s", page.file.src_uri, found)
+    return output
 
 
 # Tables that the package itself makes ----------------------------------------------------------------------------------
@@ -230,9 +244,10 @@ def _differences() -> str:
             )
             lines += [
                 "",
-                f"*Because*, say {reason.said_by}: {reason.text}",
+                f"*The reason that is given by {reason.said_by}:* {reason.text}",
                 "",
-                f"The experiment: {reason.experiment} " + (f"It is decided by {decided}." if decided else ""),
+                f"*The experiment:* {reason.experiment} "
+                + (f"It is decided by {decided}." if decided else ""),
             ]
         lines.append("")
     return "\n".join(lines)
