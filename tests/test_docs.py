@@ -40,6 +40,7 @@ PAGES = [*FILES, *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "docs"
 COMMENT = re.compile(r"<!-- (run|not run)(?:: (.*?))? -->")
 FENCE = re.compile(r"^( *)```(\w*)$")
 LANGUAGES = {"python", "sh", "text", "bibtex"}
+EVERYWHERE = ("...", "-q", "-v", "--quiet", "--verbose", "--help")
 CALL = re.compile(r"(?:python -m vit_analysis|vit-analysis)\b.*")
 
 
@@ -99,26 +100,27 @@ def of_page(page: str) -> str:
 
 def main_of(module: str) -> Any:
     """The function that a command hands its command line to."""
-    own = import_module(f"vit_analysis.{module}")
-    return (own if hasattr(own, "main") else import_module(f"{own.__name__}.__main__")).main
+    return import_module(
+        "vit_analysis.plot.__main__" if module == "plot" else f"vit_analysis.shell.{module}"
+    ).main
 
 
 def read_by_command(module: str, words: list[str]) -> None:
-    """Have the parser of a command read its words, without running it."""
+    """Have the parser of a command read its words, without running it; flags of every command, such as -q, are left out."""
     main = main_of(module)
 
     @wraps(main)
     def nothing(*_: Any, **__: Any) -> None:
         """Take what was read."""
 
-    tyro.cli(nothing, args=[word for word in words if word != "..."], prog=module)
+    tyro.cli(nothing, args=[word for word in words if word not in EVERYWHERE], prog=module)
 
 
 def of_package(words: list[str]) -> None:
     """Read ``python -m vit_analysis.NAME FLAGS`` or ``python -m vit_analysis NAME FLAGS``, after the -m."""
     name = words[0].removeprefix("vit_analysis").removeprefix(".")
     if not name:
-        if len(words) < 2 or words[1] == "--version":
+        if len(words) < 2 or words[1] in ("--version", "--help"):
             return
         name, words = words[1], words[1:]
     assert name in program.commands(), f"no command {name}"

@@ -7,11 +7,10 @@ A command that nothing imports: it alone of this folder knows how tables are rea
 
 from pathlib import Path
 
-import tyro
-
 from vit_analysis import table as tables
 from vit_analysis.plot import PICTURES
 from vit_analysis.plot.axes import Undrawable
+from vit_analysis.shell import running
 from vit_analysis.spelling import Refusal
 
 ENDINGS = (".png", ".pdf", ".svg")
@@ -51,4 +50,4 @@ def draw(table: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m vit_analysis.plot")
+    running.alone(main)

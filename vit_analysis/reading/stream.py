@@ -26,6 +26,7 @@ from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.grams import Grams
 from vit_analysis.tensors.tokens import Grid, Layout
+from vit_analysis.typed import as_they_are
 
 logger = logging.getLogger(__name__)
 
@@ -225,11 +226,6 @@ def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
         Capture(model.module, reading.taps[model.name], reduce) as run,
     ):
         yield run
-
-
-def as_they_are() -> bool:
-    """Return whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
-    return os.environ.get("VIT_ANALYSIS_PLAIN", "0") not in ("", "0")
 
 
 def look(

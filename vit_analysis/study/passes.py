@@ -40,18 +40,16 @@ from vit_analysis.probe import Shots
 from vit_analysis.reading import measure, processes, state
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.spelling import Refusal
+from vit_analysis.study import parts as parts_of_study
 from vit_analysis.study.controls import ALL, VIEWS
 from vit_analysis.study.evidence import Study
 from vit_analysis.study.parts import LAB_PARTS, Parts, parts_wanted
 from vit_analysis.tensors import measures, similarity
+from vit_analysis.typed import Choice
 
 logger = logging.getLogger(__name__)
 
-IMAGES = Images(limit=2000, batch=160)  # about 11 batches of 16 scenes of each shape
-TRAIN = Images(limit=100_000, seed=1)
-SAME = Images(
-    source="", limit=None, batch=160
-)  # no images of their own for what needs classes: those of all else
+IMAGES, TRAIN, SAME = map(Images.of, (parts_of_study.IMAGES, parts_of_study.TRAIN, parts_of_study.SAME))
 FIELDS, CHANNELS = 32, 8  # images for receptive fields, as in the paper, and channels drawn for each image
 LESIONED = 320  # images for lesions: each goes through the model once for every block
 SHOTS = 20  # per class of scenes: 10 do not tell a linear classifier what a texture is, 100 take longer than all else
@@ -61,17 +59,17 @@ SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
 
 def of(
     parts: Parts,
-    images: Images,
-    train: Images,
+    images: Choice,
+    train: Choice,
     out: Path,
     *,
-    labelled: Images = SAME,
+    labelled: Choice = SAME,
     wanted: Collection[str] | None = None,
     device: str | None = None,
 ) -> "Study":
     """Run the study of these models, or of the lab's where none is named; see `run`."""
     cast = Cast.load(parts if parts.names() else LAB_PARTS, device)
-    return run(cast, images, train, out, wanted, labelled)
+    return run(cast, Images.of(images), Images.of(train), out, wanted, Images.of(labelled))
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Cast:
         for name in (*there.names("vit")[:1], *there.names("cnn")[:1]):
             if models.twin(name) not in names:
                 twin = models.load_twin(name, device=device)
-                own[models.twin(loaded[name].name)] = replace(twin, name=models.twin(loaded[name].name))
+                own[models.twin(loaded[name].name)] = replace(twin, name=request.twin(loaded[name].name))
         return cls(there.change(lambda name: loaded[name].name), own)
 
     def of(self, *parts: str) -> list[Model]:
