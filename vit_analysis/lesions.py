@@ -34,7 +34,7 @@ from vit_analysis.models import Model, Models, classes_of_labels, named
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.intervene import Repeated, without_skips
-from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.measure import Measurement, in_passes
 from vit_analysis.reading.state import Grouped
 from vit_analysis.reading.stream import Activation, Pass, Reading, prepared
 from vit_analysis.spelling import Refusal
@@ -80,7 +80,8 @@ def measure(models: Models, images: AnyImages, *, state: Path | None = None) -> 
         >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
     images = given(images)
-    parts = [plan(model, images).table(state) for model in named(models).values()]
+    passes = [{"": plan(model, images)} for model in named(models).values()]
+    parts = [tables[""] for tables in in_passes(passes, state)]
     digests = {name: digest for part in parts for name, digest in part.attrs["models"].items()}
     facts = {"models": digests, "images": images.facts()}
     return with_provenance(pd.concat(parts, ignore_index=True), "lesions", **facts)

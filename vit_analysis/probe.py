@@ -292,7 +292,7 @@ def _stack(readers: Mapping[str, Reader], activation: Activation) -> Tensor | No
 
 def _learn(reading: Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
     """Fit the probes of every layer and target; layers of a model with equally many tokens and features in one solve."""
-    images, found = reading.images, gather(reading)
+    images, found = reading.images, gather(reading, "examples that probes learn from")
     alike: dict[tuple[str, torch.Size], list[Place]] = {}
     for place, values in found.items():
         if not values.isfinite().all():

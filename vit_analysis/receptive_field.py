@@ -35,18 +35,17 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vit_analysis import layers
 from vit_analysis.anatomy.positions import position
 from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model, Models
-from vit_analysis.reading import processes
+from vit_analysis.reading import progress
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.intervene import true_branches
-from vit_analysis.reading.measure import Measurement, tables
+from vit_analysis.reading.measure import Measurement, in_passes
 from vit_analysis.reading.state import GROUPS, Grouped
 from vit_analysis.reading.stream import Activation, Pass, Reading, one_image, places, prepared
 from vit_analysis.spelling import Refusal
@@ -130,7 +129,8 @@ def with_maps(
         layer per unit of the normalised input.
     """
     both = plan_with_maps(models, images, layers=layers, channels=channels)
-    table, maps = tables(dict(zip(("table", "maps"), both, strict=True)), state).values()
+    (both_tables,) = in_passes([dict(zip(("table", "maps"), both, strict=True))], state)
+    table, maps = both_tables.values()
     return table, maps
 
 
@@ -260,12 +260,11 @@ def _differentiator(
     def differentiate(
         model: Model, numbers: list[int], pixels: Tensor, seen: Mapping[Layer, Centre]
     ) -> dict[Layer, Field]:
-        quiet = True if processes.rank_and_size()[0] else None
         fields = {}
         if model.name not in checked:
             _refuse_cut_off(model, seen, pixels)
             checked.add(model.name)
-        for layer, centre in tqdm(seen.items(), desc=model.name, unit="layer", leave=False, disable=quiet):
+        for layer, centre in progress.within(seen.items(), f"layers of {model.name}"):
             chosen = drawn(numbers, centre.features.shape[1], channels).to(pixels.device)
             gradient = mean_gradient(pixels, centre.features, chosen)
             fields[layer] = _field(gradient, position(where[model.name], centre.rows, centre.columns))

@@ -3,12 +3,15 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from tqdm.auto import tqdm
 
 from vit_analysis.reading import processes
+
+Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +52,21 @@ class Lines:
                 _span(left),
             )
 
+    def still(self, what: str) -> None:
+        """Say what is done inside of a batch, where the last line is a minute old."""
+        if self.clock() - self.last >= EVERY:
+            self.last = self.clock()
+            logger.info("%s: %d of %d images; %s", self.title, self.done, self.total, what)
+
     def end(self) -> None:
         """Say what it took."""
         took = self.clock() - self.start
         rate = _rate((self.done - self.before) / took) if took > 0 else "at once"
         logger.info("%s: done, %d images in %s, %s", self.title, self.done, _span(took), rate)
+
+
+NOW: list[Lines] = []
+"""The pass that is under way, if there is one that lines are written of."""
 
 
 @contextmanager
@@ -73,16 +86,31 @@ def told(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], obje
         with tqdm(total=total, initial=done, desc=title, unit=" images") as bar:
             yield bar.update
     else:
-        lines = Lines(title, total, done)
-        yield lines.update
-        lines.end()
+        NOW.append(Lines(title, total, done))
+        try:
+            yield NOW[-1].update
+            NOW[-1].end()
+        finally:
+            NOW.pop()
+
+
+def within(items: Iterable[Item], title: str) -> Iterator[Item]:
+    """Yield items of work inside a pass, with a bar in a terminal, and elsewhere a line where the last one is a minute old."""
+    if processes.rank_and_size()[0]:
+        yield from items
+    elif shows_bars():
+        yield from tqdm(items, desc=title, unit="", leave=False)
+    else:
+        own = list(items)
+        for number, item in enumerate(own):
+            yield item
+            if NOW:
+                NOW[-1].still(f"{title}: {number + 1} of {len(own)}")
 
 
 def shows_bars() -> bool:
-    """Return whether somebody sees a bar move: in a terminal, unless a command was asked to be quiet, or in a notebook."""
-    if "ipykernel" in sys.modules:
-        return True
-    return sys.stderr.isatty() and logger.getEffectiveLevel() <= logging.INFO
+    """Whether somebody sees a bar move: in a terminal, unless a command was asked to be quiet."""
+    return sys.stderr.isatty() and logging.getLogger("vit_analysis").level <= logging.INFO
 
 
 def _rate(images: float) -> str:

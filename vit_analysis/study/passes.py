@@ -9,7 +9,8 @@ key they are replaced. A table of that name without a key is that of another com
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product, zip_longest
@@ -149,8 +150,14 @@ def run(
         for name, own in kept.items()
         if own is not None and all(kept[other] is not None for other in TWO_OF_ONE.get(name, ()))
     }
-    for group in _passes({name: own for name, own in todo.items() if name not in tables}):
-        tables |= _measured(group, out)
+    groups = [
+        _split(group) for group in _passes({name: own for name, own in todo.items() if name not in tables})
+    ]
+    passes = [one for group in groups for one in group]
+    measure.say(passes, f"{out}{os.sep}")
+    called = iter(measure.titles(passes))
+    for group in groups:
+        tables |= _measured(group, {name: _key(todo[name]) for name in todo}, out, called)
     return Study(cast.parts, {name: tables[name] for name in todo}, missing)
 
 
@@ -407,21 +414,28 @@ def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[M
     return list(groups.values())
 
 
-@state.keeping()
-def _measured(group: Mapping[str, list[Measurement[Any]]], out: Path) -> dict[str, pd.DataFrame]:
-    """Measure and write the tables of one group, in one pass or, for measurements that cannot share one, in several."""
-    each = {(name, number): one for name, own in group.items() for number, one in enumerate(own)}
-    passes: dict[Any, dict[Any, Measurement[Any]]] = {}
-    for place, one in each.items():
-        passes.setdefault(one.sums if one.alone else (), {})[place] = one
-    parts: dict[Any, pd.DataFrame] = {}
-    for together in passes.values():
-        named = {f"{name} {number}": one for (name, number), one in together.items()}
-        parts |= zip(together, measure.tables(named, out / "study").values(), strict=True)
-    tables = {}
+def _split(group: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, Measurement[Any]]]:
+    """The passes of one group: one or, for measurements that cannot share one, several; by the table's name and a number."""
+    passes: dict[Any, dict[str, Measurement[Any]]] = {}
     for name, own in group.items():
-        tables[name] = _joined([parts[name, number] for number in range(len(own))])
-        _write(tables[name], out / f"{name}.parquet", _key(own))
+        for number, one in enumerate(own):
+            passes.setdefault(one.sums if one.alone else (), {})[f"{name} {number}"] = one
+    return list(passes.values())
+
+
+@state.keeping()
+def _measured(
+    passes: list[dict[str, Measurement[Any]]], keys: Mapping[str, str], out: Path, called: Iterator[str]
+) -> dict[str, pd.DataFrame]:
+    """Measure and write the tables of one group of passes; each takes the next of the names that passes are called by."""
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for together in passes:
+        for place, part in measure.tables(together, out / "study", next(called)).items():
+            parts.setdefault(place.rpartition(" ")[0], []).append(part)
+    tables = {}
+    for name, own in parts.items():
+        tables[name] = _joined(own)
+        _write(tables[name], out / f"{name}.parquet", keys[name])
     return tables
 
 
