@@ -108,9 +108,12 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def write_picture(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib, with this package's name in it, by which `is_ours` knows it again."""
-    key = "Software" if path.suffix.lower() == ".png" else "Creator"
-    write_whole(path, lambda part: figure.savefig(part, metadata={key: MAKER}))
+    """Write a figure of matplotlib as png, pdf or svg, with this package's name in it, by which `is_ours` knows it again."""
+    from vit_analysis.plot.saving import (
+        save,
+    )  # here, as whoever has a figure has loaded matplotlib, and others need not
+
+    write_whole(path, lambda part: save(figure, part, MAKER))
 
 
 def is_ours(path: Path) -> bool:

@@ -237,9 +237,9 @@ def test_massive_tokens_are_told_of_the_models_shown_alone():
         tokens="all", massive=[{"model": m, "layer": "blocks.1", "hsic": 0.9} for m in ("a", "b")]
     )
     (told,) = [text.get_text() for text in plot.heatmaps(table, panels=[("a", "a")]).texts]
-    assert told.endswith("a: 1 of 2 layers")
+    assert told.replace("\n", " ").endswith("a: 1 of 2 layers.")
     (told,) = [text.get_text() for text in plot.heatmaps(table, panels=[("a", "b")]).texts]
-    assert told.replace("\n", " ").endswith("a: 1 of 2 layers; b: 1 of 3 layers")
+    assert told.replace("\n", " ").endswith("a: 1 of 2 layers; b: 1 of 3 layers.")
 
 
 def test_corresponding_blocks_with_their_intervals():

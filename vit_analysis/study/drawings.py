@@ -171,12 +171,9 @@ def _accuracies(*parts: str, first: bool = True) -> Callable[[Evidence], Any]:
 
 def _alike(part: str, *others: str) -> Callable[[Evidence], Any]:
     def draw(e: Evidence) -> Any:
-        vit, found = (
-            e.one("vit"),
-            [*e.all(part), *(name for other in others for name in e.parts.names(other))],
-        )
-        blocks = controlled(e.table("cka_controls"), "all")
-        return plot.corresponding(blocks, pairs=[(vit, name) for name in found])
+        vit, apart = e.one("vit"), [name for other in others for name in e.parts.names(other)]
+        blocks, pairs = controlled(e.table("cka_controls"), "all"), [(vit, name) for name in e.all(part)]
+        return plot.corresponding(blocks, pairs=pairs, ceiling=(vit, apart[0]) if apart else None)
 
     return draw
 
