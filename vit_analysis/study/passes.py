@@ -95,7 +95,7 @@ class Cast:
         for name in (*there.names("vit")[:1], *there.names("cnn")[:1]):
             if models.twin(name) not in names:
                 twin = models.load_twin(name, device=device)
-                own[models.twin(loaded[name].name)] = replace(twin, name=request.twin(loaded[name].name))
+                own[models.twin(loaded[name].name)] = replace(twin, name=models.twin(loaded[name].name))
         return cls(there.change(lambda name: loaded[name].name), own)
 
     def of(self, *parts: str) -> list[Model]:
@@ -442,7 +442,7 @@ def _measured(
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     whole = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     digests = {name: digest for part in parts for name, digest in part.attrs["models"].items()}
-    whole.attrs = parts[0].attrs | {"models": digests}
+    whole.attrs = parts[0].attrs | table.light({"models": digests})
     return whole
 
 
