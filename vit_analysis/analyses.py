@@ -80,6 +80,18 @@ ANALYSES = (
         "how entangled classes are in each layer",
         ("soft_nearest_neighbor",),
     ),
+    Analysis(
+        "tokens",
+        "(beyond the paper)",
+        "norms of tokens, massive ones, their cosines and ranks",
+        ("tokens",),
+    ),
+    Analysis(
+        "frequency",
+        "(beyond the paper)",
+        "how much of feature maps is fine detail",
+        ("frequency",),
+    ),
 )
 OTHERS = {
     "figures": "the study: every figure, verdicts, report",

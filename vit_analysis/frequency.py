@@ -9,6 +9,12 @@ of pi), relative to frequency 0. A class token has no place and is dropped.
     python -m vit_analysis.frequency vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/frequency
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("frequency")
+
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -84,14 +90,12 @@ def amplitudes(maps: Float[Tensor, "image row col channel"]) -> Float64[Tensor, 
     """
     rows, columns = maps.shape[1:3]
     down, across = (_waves(side, min(rows, columns) // 2 + 1, maps.device) for side in (rows, columns))
-    # [wave, image, channel, row, frequency]; then rows with the same frequencies: (a + ib)(c + id).
-    partial = torch.einsum("irkc,wkf->wicrf", maps.float(), across)
-    real = torch.einsum("icrf,rf->icf", partial[0], down[0]) - torch.einsum(
-        "icrf,rf->icf", partial[1], down[1]
-    )
-    imaginary = torch.einsum("icrf,rf->icf", partial[0], down[1]) + torch.einsum(
-        "icrf,rf->icf", partial[1], down[0]
-    )
+    # Along rows: [image, channel, row, wave, frequency]; then along columns, at equal frequencies: (a + ib)(c + id).
+    partial = (maps.float().permute(0, 3, 1, 2) @ across.movedim(0, 1).flatten(1)).unflatten(-1, (2, -1))
+    even, odd = partial.unbind(-2)
+    cosine, sine = down
+    real = torch.einsum("icrf,rf->icf", even, cosine) - torch.einsum("icrf,rf->icf", odd, sine)
+    imaginary = torch.einsum("icrf,rf->icf", even, sine) + torch.einsum("icrf,rf->icf", odd, cosine)
     return torch.hypot(real, imaginary).double().mean(1)
 
 

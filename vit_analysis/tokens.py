@@ -9,6 +9,12 @@ directions, have collapsed (Dong et al. 2021).
     python -m vit_analysis.tokens vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/tokens
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("tokens")
+
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

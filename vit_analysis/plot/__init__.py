@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vit_analysis.plot.attention import attention_distance, head_distances, head_subsets, subset_similarity
+from vit_analysis.plot.depths import frequency, tokens
 from vit_analysis.plot.entangled import entanglement, soft_nearest_neighbor
 from vit_analysis.plot.fields import (
     centre_over_depth,
@@ -55,6 +56,7 @@ __all__ = [
     "field",
     "fields",
     "five_differences",
+    "frequency",
     "head_distances",
     "head_subsets",
     "heatmap",
@@ -75,6 +77,7 @@ __all__ = [
     "subset_similarity",
     "token_norm_ratios",
     "token_ratios",
+    "tokens",
     "verdicts",
     "without_skip",
     "without_skips",
@@ -92,4 +95,6 @@ PICTURES: Mapping[str, Callable[[pd.DataFrame], Figure]] = {
     "localization": localization,
     "probe": probe,
     "soft_nearest_neighbor": soft_nearest_neighbor,
+    "tokens": tokens,
+    "frequency": frequency,
 }

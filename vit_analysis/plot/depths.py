@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from vit_analysis.plot.axes import PANEL, draws, legend_outside, literal, plain_decades
 from vit_analysis.plot.fitting import caption
-from vit_analysis.plot.style import display_name, look, page_width, points
+from vit_analysis.plot.grid import panels
+from vit_analysis.plot.style import display_name, look, points
 
 STATISTICS = {
     "norm": "norm of the median token (line)\nand of the largest (dotted)",
@@ -30,15 +31,11 @@ def tokens(table: pd.DataFrame) -> Figure:
     Args:
         table: columns model, depth and those of `STATISTICS` with their ``_low`` and ``_high``.
     """
-    size = page_width(3 * PANEL)
-    columns = 3 if size > 5 else 2
-    rows = -(-len(STATISTICS) // columns)
-    figure = Figure(figsize=(size, rows * (size / columns * 0.85)), layout="constrained", dpi=200)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, axes = panels(len(STATISTICS), PANEL, 0.85 * PANEL)
     for ax, (name, label) in zip(axes, STATISTICS.items(), strict=True):
         over_depth(table, name, ax)
         ax.set_title(label, fontsize=points(9))
-    legend_outside(figure, axes[0])
+    legend_outside(figure, axes[0], "outside upper center")
     caption(figure, table, "Spatial tokens are compared within each image.", bands="Bands")
     return figure
 
@@ -83,13 +80,7 @@ def frequency(table: pd.DataFrame) -> Figure:
         table: columns model, layer, depth, frequency, log_amplitude, low, high.
     """
     models = list(dict.fromkeys(table["model"]))
-    size = page_width((PANEL - 0.4) * (len(models) + 1))
-    columns = max(1, min(len(models) + 1, int(size // 1.6)))
-    rows = -(-(len(models) + 1) // columns)
-    figure = Figure(figsize=(size, rows * size / columns + 0.3), layout="constrained", dpi=200)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes[len(models) + 1 :]:
-        ax.set_axis_off()
+    figure, axes = panels(len(models) + 1, PANEL, PANEL)
     for ax, model in zip(axes, models, strict=False):
         by_frequency(table[table["model"] == model], ax)
         ax.set_title(display_name(str(model)), fontsize=points(9))
@@ -104,7 +95,7 @@ def frequency(table: pd.DataFrame) -> Figure:
     bar = figure.colorbar(shades, ax=list(axes[: len(models)]), aspect=30, pad=0.01)
     bar.set_label("depth of the layer", fontsize=points(8))
     bar.ax.tick_params(labelsize=points(7))
-    legend_outside(figure, axes[len(models)])
+    legend_outside(figure, axes[len(models)], "outside upper center")
     caption(figure, table, "Frequency 1 is a pattern that changes sign at every position.", bands="Bands")
     return figure
 

@@ -125,6 +125,25 @@ def soft_nearest_neighbor(table: pd.DataFrame) -> list[str]:
     return [f"soft nearest neighbour loss (0 where classes are separated{tokens}): {words}"]
 
 
+def tokens(table: pd.DataFrame) -> list[str]:
+    """Where there are massive tokens, and over how many directions tokens spread."""
+
+    def massive(rows: pd.DataFrame) -> str:
+        share = rows["massive_tokens"]
+        first = rows.loc[share > 0, "layer"]
+        return f"{share.max():.1%} of the tokens, from {first.iloc[0]} on" if len(first) else "none"
+
+    ranks = _each(table, lambda rows: _ends(rows, "effective_rank", ".1f"))
+    return [f"massive tokens: {_each(table, massive)}", f"effective rank of an image's tokens: {ranks}"]
+
+
+def frequency(table: pd.DataFrame) -> list[str]:
+    """The log amplitude of the finest pattern in the first and in the last layer."""
+    finest = table[table["frequency"] == 1]
+    words = _each(finest, lambda rows: _ends(rows, "log_amplitude", ".2f"))
+    return [f"log amplitude of the finest pattern, relative to frequency 0: {words}"]
+
+
 def _most(rows: pd.DataFrame, column: str) -> pd.Series:
     """The row in which a column is largest."""
     return rows.iloc[int(rows[column].fillna(float("-inf")).to_numpy().argmax())]

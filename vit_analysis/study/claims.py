@@ -357,6 +357,21 @@ CLAIMS = (
         q.together, ("probe", "soft_nearest_neighbor"), Above(0.0), (NORMALIZED,), interval=correlation,
     ),
     Claim(
+        "B1", "tokens", "Massive tokens appear beyond a third of the depth",
+        "Darcet et al. (2024): around layer 15 of 40", "share of massive tokens of V beyond a third of the depth - before, points",
+        q.massive_appear, ("tokens",), Above(0.0), (UNTRAINED,),
+    ),
+    Claim(
+        "B2", "frequency", "A Vision Transformer damps what is fine with depth",
+        "Park and Kim (2022): attention is low-pass", "log amplitude of the finest pattern, last third of V - first third",
+        lambda e: q.finer(e, "vit"), ("frequency",), Below(0.0), (UNTRAINED,),
+    ),
+    Claim(
+        "B3", "frequency", "A ResNet raises what is fine with depth",
+        "Park and Kim (2022): convolutions are high-pass", "log amplitude of the finest pattern, last third of R - first third",
+        lambda e: q.finer(e, "cnn"), ("frequency",), Above(0.0), (UNTRAINED,),
+    ),
+    Claim(
         "SEED1", "notes", "A ResNet needs more layers than a Vision Transformer for a representation of the middle",
         "the notes say 70 against 40; the paper has no such number", "layers until CKA with the other's middle is 90 % of its maximum, R - V",
         q.layers_needed, ("cka",), Described(), interval=partial(bootstrap, step=1.0),

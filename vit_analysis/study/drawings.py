@@ -502,4 +502,18 @@ DRAWINGS = (
         "Overall more like the Vision Transformer.",
         _mixed, "Heat maps of CKA of the Mixer with each.",
     ),
+    Drawing(
+        "tokens", "Beyond the paper: norms, massive tokens and ranks",
+        "Not in the paper. In large Vision Transformers a few tokens have norms far above all others from about a third of the depth on "
+        "and hold global information (Darcet et al. 2024); a similarity of such layers is a similarity of these tokens.",
+        ("tokens",), lambda e: plot.tokens(of_models(e.table("tokens"), [e.one("vit"), *e.parts.twins()[:1]])),
+        "Lines over depth: norms, share of massive tokens, cosines and ranks of tokens, trained and untrained.",
+    ),
+    Drawing(
+        "frequency", "Beyond the paper: how fine feature maps are",
+        "Not in the paper. Attention damps high frequencies, convolutions raise them (Park and Kim 2022).",
+        ("frequency",),
+        lambda e: plot.frequency(of_models(e.table("frequency"), [*e.parts.names("vit", "cnn"), *e.parts.twins()])),
+        "Lines of log amplitude by frequency, one per layer, and of the finest pattern over depth, trained and untrained.",
+    ),
 )  # fmt: skip

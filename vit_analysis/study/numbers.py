@@ -482,3 +482,26 @@ def together(e: Evidence) -> tuple[np.ndarray, np.ndarray]:
     if len(accuracy) != len(loss):
         raise Refusal("needs probes and losses of the same layers")
     return np.diff(accuracy), -np.diff(loss)
+
+
+# Beyond the paper: tokens (Darcet et al. 2024) and frequencies (Park and Kim 2022).
+
+
+def massive_appear(e: Evidence) -> float:
+    """Share of tokens of V that are massive, in layers beyond a third of the depth less in those before, percent."""
+    rows = e.rows("tokens", model=e.one("vit"))
+    if not (rows["massive_tokens"] > 0).any():
+        raise Refusal("needs a Vision Transformer with massive tokens; this one has none in any layer")
+    late = rows["depth"] > 1 / 3
+    return float(100 * (rows.loc[late, "massive_tokens"].mean() - rows.loc[~late, "massive_tokens"].mean()))
+
+
+def finer(e: Evidence, part: str) -> float:
+    """Log amplitude of the finest pattern in the last third of the depth less that in the first, of a part's first model."""
+    rows = e.rows("frequency", model=e.one(part))
+    finest = rows[rows["frequency"] == 1]
+    first, last = (
+        finest.loc[own, "log_amplitude"].mean()
+        for own in (finest["depth"] <= 1 / 3, finest["depth"] >= 2 / 3)
+    )
+    return float(last - first)

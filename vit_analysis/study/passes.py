@@ -24,6 +24,7 @@ from vit_analysis import (
     attention_distance,
     cka,
     command,
+    frequency,
     layers,
     lesions,
     localization,
@@ -33,6 +34,7 @@ from vit_analysis import (
     skip,
     soft_nearest_neighbor,
     table,
+    tokens,
 )
 from vit_analysis.images import Images
 from vit_analysis.lab import zoo
@@ -217,7 +219,7 @@ def plans(
                     [
                         *_some(cast.runs("vit"), parts_wanted("vit")),
                         *cast.runs("gap", "less_data", "tuned"),
-                        *(twin for twin in cast.twins if twin.name == models.twin(vits[0].name)),
+                        *_twins_of(cast, "vit"),
                     ]
                 ),
                 images,
@@ -258,7 +260,19 @@ def plans(
         "soft_nearest_neighbor_normalized": lambda: [
             soft_nearest_neighbor.plan(main, labelled, tokens="normalized")
         ],
+        "tokens": lambda: [
+            tokens.plan(
+                _once([*_some(cast.runs("vit"), parts_wanted("vit")), *_twins_of(cast, "vit")]), images
+            )
+        ],
+        "frequency": lambda: [frequency.plan([*main, *cast.twins], images)],
     }
+
+
+def _twins_of(cast: Cast, part: str) -> list[Model]:
+    """The untrained twins of the models of a part."""
+    twins = {models.twin(name) for name in cast.parts.names(part)}
+    return [twin for twin in cast.twins if twin.name in twins]
 
 
 def _controls(cast: Cast, images: Images) -> list[Any]:
