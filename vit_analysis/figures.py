@@ -24,7 +24,7 @@ import pandas as pd
 
 from vit_analysis import command, findings, plot, table
 from vit_analysis.reading import processes
-from vit_analysis.spelling import Refusal, did_you_mean
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import report
 from vit_analysis.study.drawings import DRAWINGS, Drawing
 from vit_analysis.study.evidence import Evidence
@@ -85,7 +85,7 @@ def choose(only: Sequence[str]) -> list[Drawing]:
     A control that the paper does not show, of other models than the figure, is drawn if it is asked for by its whole name.
 
     Raises:
-        Refusal: there is no such figure; with the nearest.
+        Refusal: there is no such figure; it names all.
     """
     chosen: dict[str, Drawing] = {}
     for name in only:
@@ -94,8 +94,7 @@ def choose(only: Sequence[str]) -> list[Drawing]:
         ]
         if not found:
             there = ", ".join(repr(drawing.id) if " " in drawing.id else drawing.id for drawing in DRAWINGS)
-            near = did_you_mean(name, [drawing.id for drawing in DRAWINGS])
-            raise Refusal(f"no figure {name!r}; {f'{near} ' if near.endswith('?') else ''}there are {there}")
+            raise Refusal(f"no figure {name!r}; there are {there}")
         chosen |= {drawing.id: drawing for drawing in found}
     return list(chosen.values()) if only else list(DRAWINGS)
 
