@@ -34,8 +34,6 @@ from vit_analysis.study.parts import Parts
 
 logger = logging.getLogger(__name__)
 
-NESTED = ("controls", "runs")  # columns that files hold as JSON
-
 
 class Found(NamedTuple):
     """A claim and all that was measured of it.
@@ -320,7 +318,7 @@ def write(found: pd.DataFrame, out: Path) -> None:
     """Write ``out``.parquet, controls as JSON, and ``out``.md."""
     if processes.rank_and_size()[0]:
         return
-    whole = found.assign(**{name: found[name].map(json.dumps) for name in NESTED})
+    whole = found.assign(**{name: found[name].map(json.dumps) for name in tables.NESTED})
     whole.attrs |= found.attrs | {"command": command.line()}
     file, text = command.beside(out, ".parquet"), command.beside(out, ".md")
     command.make_room(file, lambda there: tables.facts(there).get("analysis") == "findings")
@@ -332,7 +330,7 @@ def write(found: pd.DataFrame, out: Path) -> None:
 def read(path: Path) -> pd.DataFrame:
     """Read what `write` wrote."""
     found = tables.read(path)
-    return found.assign(**{name: found[name].map(json.loads) for name in NESTED})
+    return found.assign(**{name: found[name].map(json.loads) for name in tables.NESTED})
 
 
 def main(

@@ -29,6 +29,8 @@ MARKS = {
 }
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
+# Columns of findings that hold lists and mappings, which files have as JSON.
+NESTED = ("controls", "runs")
 
 # The folder in which a file is written has this prefix and, as a user may call a folder so too, holds this file. After an hour
 # without a change its writer must have been killed.

@@ -1,8 +1,9 @@
 """Similarity of layers with layers (figures 1, 2, 8, 12, B.1, G.1, G.2, H.1 and H.2)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from types import MappingProxyType
 
 import matplotlib as mpl
 import numpy as np
@@ -28,6 +29,7 @@ from vit_analysis.plot.axes import (
     token_note,
 )
 from vit_analysis.plot.fitting import caption, squared
+from vit_analysis.plot.runs import THIN, TOLD
 from vit_analysis.plot.style import MARKERS, display_name, page_width, points
 
 STAGE = re.compile(r"(?:layer\d+|(?:stages|layers|blocks)\.\d+(?=\.(?:\d|blocks)))")
@@ -64,12 +66,13 @@ def heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 @draws("cka", "cka_controls")
 @literal
-def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figure:
+def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]], note: str = "") -> Figure:
     """Figures 1, 2, 8, B.1, G.2, H.1 and H.2 of the paper: squares of similarity on one colour scale.
 
     Args:
         table: columns of `heatmap`; it need hold no other pairs than those shown, and a pair in one order only.
         panels: for each square a model (up) and another or the same one (to the right).
+        note: a sentence for the caption.
 
     Raises:
         Undrawable: the table does not compare two of the models.
@@ -94,7 +97,7 @@ def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figur
     bar.ax.tick_params(labelsize=points(8))
     rows = pd.concat(shown)
     rows.attrs = table.attrs
-    caption(figure, rows, *_explained(rows, axes), dominated(rows))
+    caption(figure, rows, note, *_explained(rows, axes), dominated(rows))
     squared(figure, axes)
     return figure
 
@@ -142,22 +145,29 @@ def cka(table: pd.DataFrame) -> Figure:
 def corresponding(
     table: pd.DataFrame,
     *,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]] | None = None,
     labels: Sequence[str] = (),
     ceiling: tuple[str, str] | None = None,
+    further: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = MappingProxyType({}),
 ) -> Figure:
     """Figures 12 and G.1 of the paper: similarity of each block of one model with the same block of another.
 
     Args:
         table: columns model, layer, other_model, other_layer, cka, low, high, of blocks alone.
         pairs: pairs of models, one line each, which ends where the shallower model does; in an order such as from little data
-            to much, as colours go from light to dark.
+            to much, as colours go from light to dark. None is every pair of different models.
         labels: what the lines are called instead of the names of both models.
         ceiling: a pair that differs by nothing but chance, which stands apart: grey and dashed.
+        further: of a pair, those of its further training runs: thin lines.
 
     Raises:
         Undrawable: the table does not compare the models of a pair, or labels and pairs differ in number.
     """
+    if "control" in table:  # of the same pairs in several ways
+        table = table[table["control"] == "all"]
+    if pairs is None:
+        held = dict.fromkeys(zip(table["model"], table["other_model"], strict=True))
+        pairs = [pair for pair in held if pair[0] != pair[1]]
     if labels and len(labels) != len(pairs):
         raise Undrawable(f"{len(labels)} labels for {len(pairs)} pairs of models")
     wide = page_width(PANEL + 1)
@@ -168,13 +178,13 @@ def corresponding(
     called = [*(labels or map(_called, pairs)), *([f"{_called(ceiling)} (ceiling)"] if ceiling else [])]
     colours = [*mpl.colormaps["viridis"](np.linspace(0.75, 0.1, len(pairs))), "0.45"]
     for number, (model, other) in enumerate(drawn):
-        rows = between(table, model, other)
-        place = rows["layer"].factorize()[0]
-        own = rows.assign(block=place)[place == rows["other_layer"].factorize()[0]].set_index("block")
+        own = _same_blocks(table, model, other)
         look = {"color": colours[number], "marker": MARKERS[number % len(MARKERS)]}
         if (model, other) == ceiling:
             look |= {"linestyle": "--", "markerfacecolor": "white"}
         band(ax, own["cka"], own["low"], own["high"], label=called[number], **look)
+        for run in further.get((model, other), ()):
+            ax.plot(_same_blocks(table, *run)["cka"], **THIN, color=colours[number])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("block", fontsize=points(9))
     ax.set_ylabel(f"CKA with the same block{token_note(table)}", fontsize=points(9))
@@ -182,8 +192,15 @@ def corresponding(
     ax.tick_params(labelsize=points(8))
     legend_below([ax], figure.get_figwidth())
     apart = "Ceiling: models that differ by nothing but chance." if ceiling else ""
-    caption(figure, table, apart, bands="Bands")
+    caption(figure, table, apart, TOLD if any(further.values()) else "", bands="Bands")
     return figure
+
+
+def _same_blocks(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
+    """The rows that compare a block of one model with the same block of another, by the block's number."""
+    rows = between(table, model, other)
+    place = rows["layer"].factorize()[0]
+    return rows.assign(block=place)[place == rows["other_layer"].factorize()[0]].set_index("block")
 
 
 def _called(pair: tuple[str, str]) -> str:

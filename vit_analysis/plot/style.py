@@ -134,6 +134,14 @@ def look(model: str, table: pd.DataFrame | None = None) -> Look:
     return Look(PALETTE[colour], marker, dashes, "untrained" not in told)
 
 
+def family(model: str, table: pd.DataFrame | None = None) -> tuple[str, list[str]]:
+    """The model that this is, is the untrained twin of or a training run of, and which of these it is: ``["run 2"]``."""
+    cast = [*NOW.get().cast, *_models(table), model]
+    return _family(
+        model, [own for own, told in (_family(name, ()) for name in cast) if "untrained" not in told]
+    )
+
+
 def page_width(natural: float | int) -> float:
     """The width in inches to draw a picture in: the style's, or else the one it has by nature."""
     width = NOW.get().width
