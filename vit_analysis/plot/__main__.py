@@ -7,17 +7,18 @@ A command that nothing imports: it alone of this folder knows how tables are rea
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import tyro
 
 from vit_analysis import table as tables
 from vit_analysis.plot import LAYOUTS, style
 from vit_analysis.plot.axes import Undrawable
 from vit_analysis.plot.saving import FORMATS
+from vit_analysis.shell import running
 from vit_analysis.spelling import Refusal, did_you_mean
+from vit_analysis.typed import Pictures
 
 SIDES = ("model", "other_model", "vit", "cnn")  # columns that hold the names of models
 
@@ -65,8 +66,7 @@ def draw(
         OSError: the table cannot be read or the picture not be written.
     """
     replaceable(picture)
-    if width is not None and not 1 <= width <= 100:
-        raise Refusal(f"--width is in inches, from 1 to 100, got {width:g}")
+    asked = Pictures(width=width, names=tuple(names))
     rows = tables.read(table)
     analysis = str(rows.attrs.get("analysis"))
     if analysis not in LAYOUTS:
@@ -79,8 +79,9 @@ def draw(
     if analysis == "findings":
         nested = {name: rows[name].map(json.loads) for name in tables.NESTED if name in rows}
         rows = rows.assign(**nested)
-    shown = only(rows, models)
-    with style(called(names, held(rows)), cast=held(rows), width=width):
+    shown, cast = only(rows, models), held(rows)
+    asked.refuse_others(cast)
+    with style(asked.called, cast, width):
         tables.write_picture(layouts[layout or next(iter(layouts))](shown), picture)
 
 
@@ -126,22 +127,5 @@ def only(rows: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
     return shown
 
 
-def called(names: Sequence[str], models: Sequence[str]) -> Mapping[str, str]:
-    """What models are called, from MODEL=NAME; a model's own name may have equals signs in it.
-
-    Raises:
-        Refusal: one is not of that form, or of no model of the table.
-    """
-    found = {}
-    for name in names:
-        model, equals, told = name.rpartition("=")
-        if not (equals and model.strip() and told.strip()):
-            raise Refusal(f"--names takes MODEL=NAME, as in lab/vit=ViT, got {name!r}")
-        if model not in models:
-            raise Refusal(f"--names: no model {model!r} in the table; {did_you_mean(model, models)}")
-        found[model] = told
-    return found
-
-
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m vit_analysis.plot")
+    running.alone(main)
