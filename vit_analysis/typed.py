@@ -71,7 +71,7 @@ class Choice:
 
     @property
     def endless(self) -> bool:
-        """Whether the source draws as many different images as asked for."""
+        """Return whether the source draws as many different images as asked for."""
         return self.source == LAB
 
 
@@ -144,13 +144,13 @@ def out() -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether what was typed for --out names a folder and no file in one."""
+    """Return whether what was typed for --out names a folder and no file in one."""
     said = out() or str(path)
     return path.name in ("", "..") or said.endswith(("/", "/.", os.sep))
 
 
 def as_they_are() -> bool:
-    """Whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
+    """Return whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
     return os.environ.get("VIT_ANALYSIS_PLAIN", "0") not in ("", "0")
 
 

@@ -118,7 +118,7 @@ def _runs(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _several(part: str) -> bool:
-    """Whether several models may play a part, and not one with several runs."""
+    """Return whether several models may play a part, and not one with several runs."""
     return part in ("vit", "cnn", "less_data", "cnn_less_data", "no_skip")
 
 
