@@ -100,7 +100,8 @@ def measure(
     Raises:
         Refusal: a model without attention, without a fixed grid, or with attention in windows.
 
-    >>> table = measure("lab/vit", Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure("lab/vit", Images(limit=256))    # doctest: +SKIP
     """
     return plan(models, images, blocks=blocks).table(state)
 

@@ -123,7 +123,8 @@ def measure(
         images. cka_without holds the values without each group of batches, from which the interval of anything computed from
         this table follows.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
     return plan(models, images, layers=layers, tokens=tokens, measure=measure).table(state)
 
@@ -226,7 +227,7 @@ def robustness(
 
 
 def dominated(table: pd.DataFrame) -> bool:
-    """Whether massive tokens make up most of a layer's similarity with itself."""
+    """Return whether massive tokens make up most of a layer's similarity with itself."""
     return any(row["hsic"] > DOMINANT for row in table.attrs["massive"])
 
 

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before anything heavy is imported
 
 
 import logging
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from vit_analysis.study.report import Place
 from vit_analysis.typed import Pictures
 
 logger = logging.getLogger(__name__)
+
+VERDICTS = plot.LAYOUTS["findings"]  # the pictures of what was found
 
 
 def draw(
@@ -74,7 +77,7 @@ def _stem(out: Path, drawing: Drawing) -> Path:
 
 def files(out: Path, chosen: Sequence[Drawing], pictures: Pictures, *, whole: bool) -> list[Path]:
     """The files that are written beside the tables: pictures, and where all is drawn verdicts and the report."""
-    stems = [*(_stem(out, drawing) for drawing in chosen), *([out / "verdicts"] if whole else [])]
+    stems = [*(_stem(out, drawing) for drawing in chosen), *(out / name for name in VERDICTS if whole)]
     drawn = [command.beside(stem, ending) for stem in stems for ending in pictures.endings]
     return [*drawn, *([*findings.files(out / "findings"), out / "report.html"] if whole else [])]
 
@@ -120,7 +123,7 @@ def places(evidence: Evidence, drawn: dict[str, Path | str], found: pd.DataFrame
                 picture=picture if isinstance(picture, Path) else None,
                 alternative=drawing.alternative,
                 missing="" if isinstance(picture, Path) else f"This figure: {picture}.",
-                command=f"{line} --only {drawing.id.split()[0]}" if there else "",
+                command=f"{line} --only {shlex.quote(_number(drawing))}" if there else "",
                 heatmaps=_heatmaps(drawing, evidence) if there else (),
             )
         )
@@ -157,7 +160,8 @@ def judge(
     if processes.rank_and_size()[0]:
         return found
     findings.write(found, out / "findings")
-    command.draw_all(lambda: plot.verdicts(found), out / "verdicts", pictures, everyone(evidence.parts))
+    for name, picture in VERDICTS.items():
+        command.draw_all(partial(picture, found), out / name, pictures, everyone(evidence.parts))
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},

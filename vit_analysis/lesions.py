@@ -76,7 +76,8 @@ def measure(models: Models, images: AnyImages, *, state: Path | None = None) -> 
         across_low, across_high; of drop and across_drop also the values
         without each group of batches (``drop_without``, ``across_drop_without``).
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
     images = given(images)
     passes = [{"": plan(model, images)} for model in named(models).values()]

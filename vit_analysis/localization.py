@@ -1,4 +1,4 @@
-"""Where in the image a token's representation comes from: CKA of each token with each patch (figures 9, 10 and D.1-D.3).
+"""Finds where in the image a token comes from: CKA of each token with each patch (figures 9, 10 and D.1-D.3).
 
 Raghu et al. (2021, section 4): of a layer, the representations X [image, channel] of one token are compared with the pixels
 Y [image, 3 x height x width] of one patch of the image, for all patches: one heat map per token. A CNN's "token" is all
@@ -104,7 +104,8 @@ def measure(
     Raises:
         Refusal: a layer's activation is neither spatial tokens nor a map, or has more positions than can be paired.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=1024))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=1024))    # doctest: +SKIP
     """
     return plan(models, images, layers=layers, tokens=tokens).table(state)
 

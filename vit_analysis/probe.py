@@ -186,7 +186,8 @@ def measure(
     Raises:
         Refusal: images without classes, two sources with different classes, too few examples, or tokens that no layer has.
 
-    >>> table = measure("lab/vit", Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
+    Examples:
+        >>> table = measure("lab/vit", Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
     """
     return plan(models, images, shots, layers=layers, tokens=tokens).table(state)
 

@@ -108,7 +108,8 @@ def measure(
         a layer does not depend on its input. radius_px_without and centre_share_without hold the values without each group of
         images.
 
-    >>> table = measure(["lab/vit", "lab/resnet"])    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"])    # doctest: +SKIP
     """
     return with_maps(models, images, layers=layers, channels=channels, state=state)[0]
 

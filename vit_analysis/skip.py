@@ -83,7 +83,8 @@ def measure(
         and of norm_ratio, cosine and both norms the values without each group of batches (``norm_ratio_without`` ...).
         The ratio is infinite where a branch adds nothing.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
     return plan(models, images, first=first).table(state)
 

@@ -122,7 +122,8 @@ def measure(
     Raises:
         Refusal: images without classes, or too few of them for balanced batches.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=3200, batch=160))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=3200, batch=160))    # doctest: +SKIP
     """
     return plan(models, images, layers=layers, tokens=tokens, target=target).table(state)
 

@@ -26,9 +26,13 @@ MARKS = {
     ".svg": rb"<dc:title>vit_analysis</dc:title>",
     ".html": rb"\A<!DOCTYPE html>.*networks\? vit_analysis report</title>",
     ".md": rb"\A# Findings\n\n(<!-- made by vit_analysis -->|Of .*\n## The five differences\n)",
+    ".tex": rb"\A% Findings, made by vit_analysis\.\n",
+    ".csv": rb"\Aid,figure,claim,paper,statistic,value,low,high,p,verdict,because,",
 }
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
+# Columns of findings that hold lists and mappings, which files have as JSON.
+NESTED = ("controls", "runs")
 
 # The folder in which a file is written has this prefix and, as a user may call a folder so too, holds this file. After an hour
 # without a change its writer must have been killed.
@@ -136,9 +140,12 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def write_picture(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib, with this package's name in it, by which `is_ours` knows it again."""
-    key = "Software" if path.suffix.lower() == ".png" else "Creator"
-    write_whole(path, lambda part: figure.savefig(part, metadata={key: MAKER}))
+    """Write a figure of matplotlib as png, pdf or svg, with this package's name in it, by which `is_ours` knows it again."""
+    from vit_analysis.plot.saving import (
+        save,
+    )  # here, as whoever has a figure has loaded matplotlib, and others need not
+
+    write_whole(path, lambda part: save(figure, part, MAKER))
 
 
 def is_ours(path: Path) -> bool:

@@ -313,12 +313,12 @@ def train(
 
 
 def checkpoint_beside(out: Path, key: str) -> Path:
-    """Where a run leaves what it goes on from after a kill."""
+    """Return where a run leaves what it goes on from after a kill."""
     return out.with_name(f"{out.stem}.{key}.checkpoint")
 
 
 def place(name: str, out: Path | None, seed: int | None, *, ship: bool) -> Path:
-    """Where the weights go: where the user says, or under runs/; into the package only if that is asked for.
+    """Return where the weights go: where the user says, or under runs/; into the package only if that is asked for.
 
     Raises:
         Refusal: two places are asked for.

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +71,7 @@ class Choice:
 
     @property
     def endless(self) -> bool:
-        """Whether the source draws as many different images as asked for."""
+        """Return whether the source draws as many different images as asked for."""
         return self.source == LAB
 
 
@@ -103,6 +103,10 @@ class Pictures:
     def endings(self) -> tuple[str, ...]:
         """The endings of the files of one picture."""
         return tuple(f".{kind}" for kind in dict.fromkeys(self.format))
+
+    def and_png(self) -> "Pictures":
+        """The same with png first, which a page shows whatever else is written."""
+        return replace(self, format=("png", *self.format))
 
     @property
     def called(self) -> dict[str, str]:
@@ -144,13 +148,13 @@ def out() -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether what was typed for --out names a folder and no file in one."""
+    """Return whether what was typed for --out names a folder and no file in one."""
     said = out() or str(path)
     return path.name in ("", "..") or said.endswith(("/", "/.", os.sep))
 
 
 def as_they_are() -> bool:
-    """Whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
+    """Return whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
     return os.environ.get("VIT_ANALYSIS_PLAIN", "0") not in ("", "0")
 
 

@@ -46,7 +46,7 @@ class Style:
 
     names: Mapping[str, str] = field(default_factory=dict)
     cast: tuple[str, ...] = ()
-    width: float | None = None
+    width: float | int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ NOW: ContextVar[Style] = ContextVar("style", default=NATURAL)
 def style(
     names: Mapping[str, str] = {},
     cast: Sequence[str] = (),
-    width: float | None = None,
+    width: float | int | None = None,
 ) -> Iterator[None]:
     """Draw every picture inside with these names, looks and width.
 
@@ -109,9 +109,10 @@ def style(
 def display_name(model: str) -> str:
     """What a model is called in pictures: its own name where the style has none.
 
-    >>> with style(names={"lab/vit": "ViT"}):
-    ...     [display_name(name) for name in ("lab/vit", "lab/vit@random", "lab/vit:1", "lab/resnet")]
-    ['ViT', 'ViT, untrained', 'ViT, run 2', 'lab/resnet']
+    Examples:
+        >>> with style(names={"lab/vit": "ViT"}):
+        ...     [display_name(name) for name in ("lab/vit", "lab/vit@random", "lab/vit:1", "lab/resnet")]
+        ['ViT', 'ViT, untrained', 'ViT, run 2', 'lab/resnet']
     """
     names = NOW.get().names
     family, told = _family(model, names)
@@ -134,15 +135,23 @@ def look(model: str, table: pd.DataFrame | None = None) -> Look:
     return Look(PALETTE[colour], marker, dashes, "untrained" not in told)
 
 
-def page_width(natural: float) -> float:
+def family(model: str, table: pd.DataFrame | None = None) -> tuple[str, list[str]]:
+    """The model that this is, is the untrained twin of or a training run of, and which of these it is: ``["run 2"]``."""
+    cast = [*NOW.get().cast, *_models(table), model]
+    return _family(
+        model, [own for own, told in (_family(name, ()) for name in cast) if "untrained" not in told]
+    )
+
+
+def page_width(natural: float | int) -> float:
     """The width in inches to draw a picture in: the style's, or else the one it has by nature."""
     width = NOW.get().width
-    return natural if width is None else width
+    return float(natural if width is None else width)
 
 
-def points(natural: float) -> float:
+def points(natural: float | int) -> float:
     """The size of letters for what has ``natural`` points in a wide picture: smaller in a column, never too small to read."""
-    return natural if page_width(NARROW) >= NARROW else max(LEAST, natural - 1.5)
+    return float(natural) if page_width(NARROW) >= NARROW else max(LEAST, natural - 1.5)
 
 
 def _family(model: str, known: Collection[str]) -> tuple[str, list[str]]:

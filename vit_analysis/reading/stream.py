@@ -185,7 +185,7 @@ def one_image(images: Images, model: Model) -> Tensor:
 
 
 def places(images: Images, model: Model) -> dict[tuple[int, int], Grid]:
-    """Where the positions of a model's maps lie in its input.
+    """Find where the positions of a model's maps lie in its input.
 
     Raises:
         Refusal: the model does not take such images.

@@ -49,6 +49,8 @@ class Parts:
         no_skip: the first Vision Transformer trained without the skip connections of one block.
         mixer: an MLP-Mixer.
         tuned: the first Vision Transformer fine-tuned to other data.
+        local: the first Vision Transformer with attention to near patches alone, trained like it.
+        flat: the first CNN without any downsampling after its stem, trained like it.
     """
 
     vit: tuple[Runs, ...] = ()
@@ -60,6 +62,8 @@ class Parts:
     no_skip: tuple[Runs, ...] = ()
     mixer: Runs | None = None
     tuned: Runs | None = None
+    local: Runs | None = None
+    flat: Runs | None = None
 
     def names(self, *parts: str) -> list[str]:
         """The first run of every model of these parts, or of all, each once."""
@@ -114,7 +118,7 @@ def _runs(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _several(part: str) -> bool:
-    """Whether several models may play a part, and not one with several runs."""
+    """Return whether several models may play a part, and not one with several runs."""
     return part in ("vit", "cnn", "less_data", "cnn_less_data", "no_skip")
 
 
@@ -144,6 +148,8 @@ LAB_PARTS = Parts(
         "lab/vit_no_skip_last",
     ),
     mixer="lab/mixer",
+    local=("lab/vit_local", "lab/vit_local:1", "lab/vit_local:2"),
+    flat=("lab/resnet_flat", "lab/resnet_flat:1", "lab/resnet_flat:2"),
 )
 
 
@@ -159,5 +165,7 @@ def parts_wanted(part: str) -> str:
         "no_skip": "a Vision Transformer trained without the skip connections of one block (--no-skip)",
         "mixer": "an MLP-Mixer (--mixer)",
         "tuned": "a fine-tuned Vision Transformer (--tuned)",
+        "local": "a Vision Transformer with attention to near patches alone (--local)",
+        "flat": "a CNN without downsampling (--flat)",
     }
     return told[part]

@@ -207,7 +207,7 @@ def plans(
     grids = cast.of("vit", "gap", "cnn")
     probed = cast.runs("vit", "gap", "less_data", "cnn", "cnn_less_data")
     shots = Shots(train, SHOTS if train.endless else FEW)
-    layered = _once([*cast.runs("vit", "cnn"), *cast.of("gap", "no_skip", "mixer"), *cast.twins])
+    layered = _once([*cast.runs("vit", "cnn", "local"), *cast.of("gap", "no_skip", "mixer"), *cast.twins])
     few = unchosen.only(unchosen.order[:FIELDS], batch=8)
     fields = cache(lambda: receptive_field.plan_with_maps([*main, *cast.twins], few, channels=CHANNELS))
     return {
@@ -236,14 +236,16 @@ def plans(
         "receptive_field_maps": lambda: [fields()[1]],
         "lesions": lambda: [lesions.plan(model, mixed(images, LESIONED)) for model in main],
         "lesions_trained": lambda: _without_skips(cast, images),
-        "localization": lambda: [localization.plan([*cast.runs("vit", "gap", "cnn"), *cast.twins], images)],
+        "localization": lambda: [
+            localization.plan([*cast.runs("vit", "gap", "cnn", "flat"), *cast.twins], images)
+        ],
         "localization_penultimate": lambda: [localization.plan(grids, images, layers="penultimate")],
         "localization_units": lambda: [
             localization.plan(cnn, images, layers=_earlier_units(cnn))
             for cnn in _some(cnns[:1], parts_wanted("cnn"))
         ],
         "localization_normalized": lambda: [
-            localization.plan([*grids, *cast.twins], images, tokens="normalized")
+            localization.plan([*grids, *cast.of("flat"), *cast.twins], images, tokens="normalized")
         ],
         "probe": lambda: [probe.plan(probed, labelled, _learnable(shots, labelled))],
         "probe_tokens": lambda: [
@@ -263,7 +265,7 @@ def plans(
 
 def _controls(cast: Cast, images: Images) -> list[Any]:
     """Block outputs under every view; of further training runs only what compares runs, and only as the paper does."""
-    compared = cast.of("vit", "cnn", "less_data", "other_seed", "mixer", "tuned")
+    compared = cast.of("vit", "cnn", "less_data", "other_seed", "mixer", "tuned", "local")
     twins = [twin.name for twin in cast.twins]
     views = {
         name: view
@@ -293,7 +295,7 @@ def _controls(cast: Cast, images: Images) -> list[Any]:
 def _compared(parts: Parts) -> list[tuple[str, str]]:
     """Pairs of models whose block outputs are compared: what claims about their similarity ask for."""
     main = parts.names("vit", "cnn")
-    within = [(name, name) for name in (*main, *parts.twins())]
+    within = [(name, name) for name in (*main, *parts.twins(), *parts.names("local"))]
     across = [*product(parts.names("vit"), parts.names("cnn")), *product(parts.names("mixer"), main)]
     return [*within, *across, *_retrained(parts)]
 
@@ -380,7 +382,7 @@ def _pairs(cast: Cast) -> list[tuple[str, str]]:
     """Pairs of models whose layers are compared: each with itself, and what figures 2, B.1, G.2 and H.2 show."""
     parts, twins = cast.parts, [twin.name for twin in cast.twins]
     runs = parts.each_run()
-    layered = [*parts.runs("vit", "cnn"), *parts.names("gap", "no_skip", "mixer"), *twins]
+    layered = [*parts.runs("vit", "cnn", "local"), *parts.names("gap", "no_skip", "mixer"), *twins]
     within = [(name, name) for name in layered]
     vits = parts.names("vit", "gap")
     across = [pair for own in runs for pair in product(own.names("vit"), own.names("cnn"))]
