@@ -5,7 +5,9 @@ import pytest
 from vit_analysis import figures, models, skip, table
 from vit_analysis.images import Images
 from vit_analysis.reading import measure
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import needs, passes
+from vit_analysis.study.drawings import DRAWINGS
 from vit_analysis.study.parts import LAB_PARTS, Parts
 from vit_analysis.study.passes import Cast
 
@@ -115,3 +117,11 @@ def test_the_identity_of_a_measurement_is_that_of_each_model_and_of_all_else(cas
     assert not measure.covers(both, skip.plan(vit, FEW, first=3).identity())
     other = models.load("lab/vit@random:3", device="cpu")
     assert not measure.covers(both, skip.plan({vit.name: other.module}, FEW).identity())
+
+
+def test_a_figure_does_not_bring_experiments_of_ours_with_it():
+    assert [drawing.id for drawing in figures.choose(["1", "9"])] == ["1", "9"]
+    for drawing in DRAWINGS:
+        assert figures.choose([drawing.id])[0] is drawing or drawing.id == "8"
+    with pytest.raises(Refusal, match=r"no figure '14'; there are 1, '1 untrained', .*13a, 13b, .*H\.2"):
+        figures.choose(["14"])
