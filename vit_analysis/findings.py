@@ -81,6 +81,7 @@ def measure(made: Study, note: str = "") -> pd.DataFrame:
     facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
     facts |= {"models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
+    facts["differences"] = {str(one.number): one.verdict for one in differences(found)}
     return tables.with_provenance(found, "findings", **facts)
 
 
@@ -139,7 +140,9 @@ def judged(found: Sequence[Found]) -> pd.DataFrame:
 def _row(found: Found, p: float, words: Mapping[str, str]) -> dict[str, Any]:
     claim, estimate = found.claim, found.estimate
     said = {name: getattr(claim, name) for name in ("id", "figure", "claim", "paper", "statistic")}
+    wanted, size = rules.aim(claim.rule)
     rule = {"threshold": str(claim.rule), "threshold_from": claim.origin, "tau": claim.rule.threshold}
+    rule |= {"wanted": wanted, "size": size}
     row = said | rule | {"difference": claim.difference, "reason": found.reason, "because": ""}
     if estimate is None:
         nothing = dict.fromkeys(("value", "low", "high", "p"), math.nan)

@@ -39,7 +39,7 @@ from vit_analysis.plot.skips import (
     token_ratios,
 )
 from vit_analysis.plot.style import style
-from vit_analysis.plot.verdicts import verdicts
+from vit_analysis.plot.verdicts import five_differences, verdicts
 
 __all__ = [
     "PICTURES",
@@ -54,6 +54,7 @@ __all__ = [
     "entanglement",
     "field",
     "fields",
+    "five_differences",
     "head_distances",
     "head_subsets",
     "heatmap",
