@@ -265,6 +265,15 @@ def _differences() -> str:
     return "\n".join(lines)
 
 
+def _layouts() -> str:
+    from vit_analysis.plot import LAYOUTS
+
+    return _table(
+        ["kind of table", "layouts"],
+        [[f"`{kind}`", ", ".join(f"`{name}`" for name in layouts)] for kind, layouts in LAYOUTS.items()],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "verdicts": _verdicts,
     "adding": _adding,
@@ -272,5 +281,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "selections": _selections,
     "claims": _claims,
     "differences": _differences,
+    "layouts": _layouts,
 }
 """What `<!-- made: NAME -->` in a page becomes."""
