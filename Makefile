@@ -1,5 +1,5 @@
-# make figures: the study on the embedded lab, into runs/figures. make test: every check that CI runs. make fast: what a developer runs after each
-# change. All set up .venv first if need be.
+# make figures: the study on the embedded lab, into runs/figures. make test: every check that CI runs. make fast: what a developer
+# runs after each change. All set up .venv first if need be.
 PYTHON ?= python3
 BIN := .venv/bin
 # Tests run in as many processes as there are cores, with one thread each: two threads of tiny products wait for each other.

@@ -119,7 +119,7 @@ def _digest(facts: Any) -> str:
 
 
 def covers(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether the table of one `Measurement.identity` holds the rows of another."""
+    """Return whether the table of one `Measurement.identity` holds the rows of another."""
     same = kept["shared"] == wanted["shared"] and wanted["models"].items() <= kept["models"].items()
     if not same or kept["pairs"] is None:
         return same

@@ -160,7 +160,7 @@ class Evidence:
         return self._places[key]
 
     def _equal(self, name: str, column: str, value: str) -> np.ndarray:
-        """Whether each row of a table has this value in a column."""
+        """Return whether each row of a table has this value in a column."""
         key = (name, column, "==", value)
         if key not in self._places:
             self._places[key] = (self._tables[name][column] == value).to_numpy()

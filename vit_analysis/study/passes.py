@@ -412,7 +412,7 @@ def _kept(out: Path, name: str, measurements: list[Measurement[Any]], *, whole: 
 
 
 def _of_few(out: Path, name: str) -> Path:
-    """Where the table of a few models lies, where one of more models has the plain name."""
+    """Return where the table of a few models lies, if one of more models has the plain name."""
     return out / f"{name}_of_few.parquet"
 
 
