@@ -18,7 +18,7 @@ from vit_analysis.plot.style import display_name, look, page_width, points
 SUBLAYERS = {"mlp": "MLP", "attention": "attention"}  # in the order of figure E.1
 KINDS = {"cls": "class token", "spatial": "spatial tokens"}
 UNIT = "unit"  # the sublayer of a CNN
-RATIO = "norm of skip / norm of long branch"
+RATIO = "norm of skip / of long branch"
 COSINE = "cosine of output and skip"
 FIRST = 9  # tokens of figure 7
 OUTLYING = 3  # a spatial token so many times above or below the median of its block does not stretch the colour scale
