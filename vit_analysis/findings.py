@@ -7,34 +7,36 @@ p is two-sided, against the threshold, and adjusted for the number of claims mea
     python -m vit_analysis.findings --vit vit_base_patch16_224 --cnn resnet50 --images.source ~/imagenet/val
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("findings")
+
+
 import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import tyro
 
 from vit_analysis import command
 from vit_analysis import table as tables
-from vit_analysis.images import Images
 from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import passes, rules
+from vit_analysis.study import rules, written
 from vit_analysis.study.claims import CLAIMS, Claim
 from vit_analysis.study.controls import BLOCKS, OF_BLOCKS, UNTRAINED, Control
 from vit_analysis.study.differences import DIFFERENCES, Difference
 from vit_analysis.study.estimates import Estimate, further
 from vit_analysis.study.evidence import Evidence, Study
-from vit_analysis.study.parts import Parts
+from vit_analysis.study.written import in_digits as in_digits  # here too, as before
 
 logger = logging.getLogger(__name__)
-
-NESTED = ("controls", "runs")  # columns that files hold as JSON
 
 
 class Found(NamedTuple):
@@ -78,6 +80,7 @@ def measure(made: Study, note: str = "") -> pd.DataFrame:
     facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
     facts |= {"models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
+    facts["differences"] = {str(one.number): one.verdict for one in differences(found)}
     return tables.with_provenance(found, "findings", **facts)
 
 
@@ -136,7 +139,9 @@ def judged(found: Sequence[Found]) -> pd.DataFrame:
 def _row(found: Found, p: float, words: Mapping[str, str]) -> dict[str, Any]:
     claim, estimate = found.claim, found.estimate
     said = {name: getattr(claim, name) for name in ("id", "figure", "claim", "paper", "statistic")}
+    wanted, size = rules.aim(claim.rule)
     rule = {"threshold": str(claim.rule), "threshold_from": claim.origin, "tau": claim.rule.threshold}
+    rule |= {"wanted": wanted, "size": size}
     row = said | rule | {"difference": claim.difference, "reason": found.reason, "because": ""}
     if estimate is None:
         nothing = dict.fromkeys(("value", "low", "high", "p"), math.nan)
@@ -222,7 +227,9 @@ def differences(found: pd.DataFrame) -> list[Difference]:
     def whole(difference: Difference) -> Difference:
         own = tuple(found.loc[found["difference"] == difference.number, "id"])
         reasons = tuple(
-            reason._replace(verdict=rules.together([words[name] for name in reason.findings]))
+            reason._replace(
+                verdict=rules.together([words.get(name, rules.UNKNOWN) for name in reason.findings])
+            )
             for reason in difference.reasons
         )
         verdict = rules.together([words[name] for name in own])
@@ -267,100 +274,34 @@ def _models(claim: Claim, evidence: Evidence) -> str:
 
 def markdown(found: pd.DataFrame) -> str:
     """The five differences, then every claim, as Markdown."""
-    lines = [
-        "# Findings",
-        "",
-        "<!-- made by vit_analysis -->",
-        "",
-        f"Of {', '.join(found.attrs.get('models', {}))}.",
-        "",
-    ]
-    lines += [line for note in found.attrs.get("notes", ()) for line in (f"*{note}.*", "")]
-    counts = found["verdict"].value_counts()
-    lines += [f"{'; '.join(f'{counts[word]} {word}' for word in rules.WORDS if word in counts)}.", ""]
-    lines += ["## The five differences", "", rules.ADDING, ""]
-    for difference in differences(found):
-        own = found[found["id"].isin(difference.findings)]
-        told = "; ".join(f"{row.id} {in_digits(row)} {row.verdict}" for row in own.itertuples())
-        lines += [f"{difference.number}. **{difference.title}**: {difference.verdict}. {told}.", ""]
-    lines += ["## What the verdicts mean", ""]
-    lines += [f"* **{word}**: {meaning}." for word, meaning in rules.WORDS.items()]
-    lines += ["", "## Every claim", ""]
-    lines += [
-        "| id | figure | claim | the paper | statistic | number | training runs | wanted | p (Holm) | verdict | controls |",
-        "|---|---|---|---|---|--:|--:|---|--:|---|---|",
-    ]
-    lines += [_line(row) for row in found.itertuples()]
-    return "\n".join([*lines, ""])
-
-
-def _line(row: Any) -> str:
-    why = "; ".join(text for text in (row.because, row.reason) if text)
-    verdict = f"**{row.verdict}**" + (f": {why}" if why else "")
-    controls = "; ".join(f"{name} {own['value']:.3g}" for name, own in row.controls.items())
-    p = "" if math.isnan(row.p) else "< 1e-6" if row.p < 1e-6 else f"{row.p:.1g}"
-    said = (row.id, row.figure, row.claim, row.paper, row.statistic)
-    wanted = f"{row.threshold} ({row.threshold_from})"
-    runs = ", ".join(f"{value:.3g}" for value in row.runs)
-    cells = (*said, in_digits(row), runs, wanted, p, verdict, controls)
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def in_digits(row: Any) -> str:
-    """The value and its interval, to three significant digits; empty where there is no value."""
-    if math.isnan(row.value):
-        return ""
-    return f"{row.value:.3g}" + ("" if math.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]")
+    return written.markdown(found, differences(found))
 
 
 def write(found: pd.DataFrame, out: Path) -> None:
-    """Write ``out``.parquet, controls as JSON, and ``out``.md."""
+    """Write ``out``.parquet, .md for reading, .tex for a paper and .csv for a spreadsheet."""
     if processes.rank_and_size()[0]:
         return
-    whole = found.assign(**{name: found[name].map(json.dumps) for name in NESTED})
+    whole = found.assign(**{name: found[name].map(json.dumps) for name in tables.NESTED})
     whole.attrs |= found.attrs | {"command": command.line()}
-    file, text = command.beside(out, ".parquet"), command.beside(out, ".md")
+    file, *texts = files(out)
     command.make_room(file, lambda there: tables.facts(there).get("analysis") == "findings")
-    command.make_room(text)
     tables.write(whole, file)
-    tables.write_whole(text, lambda part: part.write_text(markdown(found), encoding="utf-8", newline="\n"))
+    told = (written.markdown(found, differences(found)), written.latex(found, differences(found)))
+    for text, contents in zip(texts, (*told, written.flat(found)), strict=True):
+        command.make_room(text)
+        tables.write_whole(text, partial(_put, contents))
+
+
+def _put(text: str, file: Path) -> None:
+    file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def files(out: Path) -> list[Path]:
+    """The files that `write` writes."""
+    return [command.beside(out, ending) for ending in (".parquet", ".md", ".tex", ".csv")]
 
 
 def read(path: Path) -> pd.DataFrame:
     """Read what `write` wrote."""
     found = tables.read(path)
-    return found.assign(**{name: found[name].map(json.loads) for name in NESTED})
-
-
-def main(
-    *,
-    parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
-    images: Images = passes.IMAGES,
-    train: Images = passes.TRAIN,
-    labelled: Images = passes.SAME,
-    note: str = "",
-    out: Path = Path("figures/findings"),
-    device: str | None = None,
-) -> None:
-    """Measure which findings of Raghu et al. (2021) and of the course notes hold for some models; by default the lab's.
-
-    Args:
-        parts: the models.
-        images: the images that everything is measured on.
-        train: the images that probes learn from.
-        labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
-        note: a sentence on these models and images that readers have to know, without its full stop.
-        out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.named(out, ".parquet", ".md")
-    command.replacing(command.beside(out, ".parquet"), command.beside(out, ".md"), *passes.files(out.parent))
-    made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
-    found = measure(made, note)
-    write(found, out)
-    logger.info("%s", markdown(found).partition("## Every claim")[0].strip())
-    logger.info("every claim: %s", command.beside(out, ".md"))
-
-
-if __name__ == "__main__":
-    command.run(main)
+    return found.assign(**{name: found[name].map(json.loads) for name in tables.NESTED})

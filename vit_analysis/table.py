@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
@@ -26,9 +26,13 @@ MARKS = {
     ".svg": rb"<dc:title>vit_analysis</dc:title>",
     ".html": rb"\A<!DOCTYPE html>.*networks\? vit_analysis report</title>",
     ".md": rb"\A# Findings\n\n(<!-- made by vit_analysis -->|Of .*\n## The five differences\n)",
+    ".tex": rb"\A% Findings, made by vit_analysis\.\n",
+    ".csv": rb"\Aid,figure,claim,paper,statistic,value,low,high,p,verdict,because,",
 }
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
+# Columns of findings that hold lists and mappings, which files have as JSON.
+NESTED = ("controls", "runs")
 
 # The folder in which a file is written has this prefix and, as a user may call a folder so too, holds this file. After an hour
 # without a change its writer must have been killed.
@@ -39,10 +43,36 @@ ABANDONED = 3600.0  # seconds
 
 @cache
 def code() -> str:
-    """Sixteen hexadecimal digits that change with the code that tables come from: all but pictures and the study's words."""
+    """Sixteen hexadecimal digits that change with the code that tables come from: all but pictures, commands and words."""
     package = Path(__file__).parent
-    files = sorted(file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study"))
+    files = sorted(
+        file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study", "shell")
+    )
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+class Fact(dict[str, Any]):
+    """A fact of a table that is a mapping: pandas copies ``attrs`` at every step, in depth, and this copies as itself."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fact":
+        """Return itself: what is known of a table is written once, and read."""
+        return self
+
+
+class Facts(list[Any]):
+    """A fact of a table that is a list; see `Fact`."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Facts":
+        """Return itself: what is known of a table is written once, and read."""
+        return self
+
+
+def light(facts: Mapping[Any, Any]) -> dict[str, Any]:
+    """The facts of a table, mappings and lists as such that cost nothing to copy."""
+    return {
+        str(name): Fact(fact) if isinstance(fact, dict) else Facts(fact) if isinstance(fact, list) else fact
+        for name, fact in facts.items()
+    }
 
 
 def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.DataFrame:
@@ -51,7 +81,7 @@ def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.Data
     Facts must be of types that JSON has.
     """
     table = table[sorted(table, key=lambda name: str(name).endswith(WITHOUT))]
-    table.attrs.update(analysis=analysis, **facts, versions=versions())
+    table.attrs.update(light({"analysis": analysis, **facts, "versions": versions()}))
     return table
 
 
@@ -91,7 +121,11 @@ def read(path: Path | str) -> pd.DataFrame:
         near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.parquet")])
         raise FileNotFoundError(f"no table {path}; {near}")
     try:
-        return pd.read_parquet(path)
+        found = pd.read_parquet(path)
+        facts = light(found.attrs)
+        found.attrs.clear()
+        found.attrs.update(facts)
+        return found
     except Exception as error:  # of many kinds; all mean that this is no complete parquet file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(f"{path} is no table that can be read: {reason}") from error

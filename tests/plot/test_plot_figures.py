@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from plot_tables import findings
 
 from vit_analysis import plot
-from vit_analysis.study import rules
 
 VIT, CNN = "vit_huge_patch14_224.orig_in21k_ft_in1k", "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k"
 RUN = "vit_base_patch16_224.augreg_in21k_ft_in1k@checkpoints/seed_1.safetensors"
@@ -172,35 +172,6 @@ def losses(models: list[str]) -> pd.DataFrame:
     return table.assign(low=table["loss"] - 0.1, high=table["loss"] + 0.1, loss_fixed=2.2)
 
 
-LOOKS = {  # colour, marker, and whether it is filled
-    "reproduced": ("#1f4e9c", "o", True),
-    "reproduced, smaller than claimed": ("#1f4e9c", "o", False),
-    "architectural": ("#5b6bb5", "^", False),
-    "fragile": ("#b07d12", "D", False),
-    "not reproduced": ("#b3261e", "s", True),
-    "inconclusive": ("0.4", "D", True),
-}
-
-
-def findings() -> pd.DataFrame:
-    columns = ["id", "claim", "value", "low", "high", "tau", "verdict", "runs", "difference"]
-    claim = "Layers of the Vision Transformer are more alike than those of the CNN are, from the first one to the last"
-    return pd.DataFrame(
-        [
-            ("F1a", claim, 0.3, 0.2, 0.4, 0.0, "reproduced", [], 1),
-            ("F2a", claim, 0.6, 0.55, 0.65, 0.5, "not reproduced", [], 1),
-            ("F5", claim, -0.7, -0.9, -0.5, -0.8, "inconclusive", [], 2),
-            ("F3e", "No threshold", 0.5, 0.4, 0.6, np.nan, "inconclusive", [0.5, 0.4], 2),
-            ("F7a", claim, 2.0, 1.5, 2.5, 1.0, "reproduced, smaller than claimed", [2.0, 1.2, -1.0], 3),
-            ("F9a", "Short", 1.0, 1.0, 1.0, 0.0, "architectural", [], 4),
-            ("F9b", "Short", 0.25, 0.2, 0.3, 0.2, "fragile", [0.25, 0.15], 4),
-            ("F12a", "Not measured", np.nan, np.nan, np.nan, 0.0, "not measured", [], 5),
-            ("H1", "No interval", 0.5, np.nan, np.nan, 0.0, "inconclusive", [], np.nan),
-        ],
-        columns=columns,
-    )
-
-
 def panels(figure: Figure) -> list:
     return [ax for ax in figure.axes if ax.images]
 
@@ -246,6 +217,7 @@ FIGURES = {
         places([(VIT, "blocks.31", 16), (RUN, "blocks.10", 7), (CNN, "layer4.2", 7)])
     ),
     "verdicts": lambda: plot.verdicts(findings()),
+    "five differences": lambda: plot.five_differences(findings()),
     "attention distance": lambda: plot.attention_distance(reaches({VIT: 0.2, RUN: 0.9, f"{VIT}:1": 0.3})),
     "head subsets": lambda: plot.head_subsets(subsets([15.0, 15.1, 15.3])),
     "receptive field": lambda: plot.receptive_field(radii({VIT: 12, f"{VIT}@random": 12, CNN: 16})),
@@ -567,90 +539,6 @@ def test_further_training_runs_stand_beside_the_first_and_have_no_row():
 def test_tokens_without_a_similarity_are_drawn_as_undefined():
     figure = plot.localization(places([("a", "blocks.1", 4)]).assign(cka=np.nan))
     assert all(ax.images[0].get_array().mask.all() for ax in panels(figure))
-
-
-def marked(ax: Axes) -> list[tuple[Line2D, Line2D, Line2D]]:
-    """Interval, dots of training runs and mark of the value of every row, from top to bottom."""
-    values = [line for line in ax.lines if line.get_marker() not in ("None", ".")]
-    bars = [line for line in ax.lines if line.get_linewidth() == 2.2]
-    dots = [line for line in ax.lines if line.get_marker() == "."]
-    return list(zip(bars, dots, values, strict=True))
-
-
-def words(ax: Axes) -> list[Text]:
-    """The verdicts as they are written, from top to bottom."""
-    return [text for text in ax.texts if text.get_text() in (*LOOKS, "weather")]
-
-
-def test_verdicts_have_a_row_for_each_measured_finding_on_its_own_scale():
-    ax = plot.verdicts(findings()).axes[0]
-    bars, _, values = zip(*marked(ax), strict=True)
-    assert [mark.get_xdata()[0] for mark in values] == pytest.approx([0.75, 2 / 3, 1 / 3, 0.5, 1, 0.5, 1])
-    np.testing.assert_allclose(
-        [bar.get_xdata() for bar in bars],
-        [[0.5, 1], [1 / 3, 1], [-1 / 3, 1], [0.25, 0.75], [1, 1], [0, 1], [np.nan, np.nan]],
-        atol=1e-12,
-    )
-    heights = [mark.get_ydata()[0] for mark in values]
-    assert all(above < below for above, below in pairwise(heights))
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is at the top
-    assert [text.get_text() for text in words(ax)] == [
-        *("reproduced", "not reproduced", "inconclusive", "reproduced, smaller than claimed"),
-        *("architectural", "fragile", "inconclusive"),
-    ]
-    assert {"-0.7 [-0.9, -0.5]", "0.5"} <= {text.get_text() for text in ax.texts}
-
-
-def test_findings_without_a_number_or_a_threshold_are_left_out():
-    table = findings()
-    told = " ".join(text.get_text() for text in plot.verdicts(table).axes[0].texts)
-    assert [name for name in table["id"] if f"{name}  " not in told] == ["F3e", "F12a"]
-    assert "nan" not in told
-
-
-def test_training_runs_are_dots_on_the_scale_of_their_row():
-    drawn_runs = [dots for _, dots, _ in marked(plot.verdicts(findings()).axes[0])]
-    runs = [dots.get_xdata() for dots in drawn_runs]
-    assert [len(own) for own in runs] == [0, 0, 0, 3, 0, 2, 0]
-    np.testing.assert_allclose(runs[3], [0.5, 0.1, -1])  # the farthest run is the edge
-    np.testing.assert_allclose(runs[5], [0.5, -0.5])
-
-
-def test_a_table_that_knows_of_no_training_runs_is_drawn_without_dots():
-    table = findings().drop(columns="runs")
-    assert [len(dots.get_xdata()) for _, dots, _ in marked(plot.verdicts(table).axes[0])] == [0] * 7
-
-
-@pytest.mark.parametrize(("word", "look"), [*LOOKS.items(), ("weather", LOOKS["inconclusive"])])
-def test_a_verdict_has_its_look_and_one_that_is_not_known_a_neutral_one(word, look):
-    colour, marker, filled = look
-    table = findings().assign(verdict=word)
-    ax = plot.verdicts(table[table["id"] == "F9b"]).axes[0]
-    ((bar, dots, value),) = marked(ax)
-    assert value.get_marker() == marker
-    assert value.get_markerfacecolor() == (colour if filled else "white")
-    (written_word,) = words(ax)
-    assert {own.get_color() for own in (bar, dots, value, written_word)} == {colour}
-
-
-def test_verdicts_are_told_apart_without_colour():
-    assert set(LOOKS) == set(rules.WORDS) - {rules.UNKNOWN}
-    assert len({(marker, filled) for _, marker, filled in LOOKS.values()}) == len(LOOKS)
-
-
-def test_verdicts_are_grouped_by_difference_or_else_by_verdict():
-    def titles(table: pd.DataFrame) -> list[str]:
-        texts = plot.verdicts(table).axes[0].texts
-        return [text.get_text() for text in texts if text.get_fontweight() == "bold"]
-
-    table = findings()
-    assert [title[:2] for title in titles(table)] == ["1.", "2.", "3.", "4.", "Ot"]
-    table.loc[0, "verdict"] = "weather"
-    assert titles(table.drop(columns="difference")) == [
-        *("Reproduced, smaller than claimed", "Architectural", "Fragile", "Not reproduced", "Inconclusive"),
-        "Weather",
-    ]
-    assert titles(table[:0]) == []
 
 
 def lines_of(ax: Axes) -> dict[str, Line2D]:

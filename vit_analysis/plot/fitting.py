@@ -85,8 +85,13 @@ def _bands(table: pd.DataFrame, bands: str) -> str:
 
 def grow(figure: Figure, inches: float | int) -> None:
     """Make a figure higher; what stands below its panels keeps its room there."""
-    high = figure.get_figheight() + inches
+    before = figure.get_figheight()
+    high = before + inches
     figure.set_figheight(high)
+    if figure.get_layout_engine() is None:  # panels stay as they are, above what is new
+        for ax in figure.axes:
+            left, bottom, wide, tall = ax.get_position().bounds
+            ax.set_position((left, (bottom * before + inches) / high, wide, tall * before / high))
     if not (strip := _strip(figure)):
         return
     for text in figure.texts:

@@ -146,7 +146,7 @@ def cka(table: pd.DataFrame) -> Figure:
 def corresponding(
     table: pd.DataFrame,
     *,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]] | None = None,
     labels: Sequence[str] = (),
     ceiling: tuple[str, str] | None = None,
     further: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = MappingProxyType({}),
@@ -156,7 +156,7 @@ def corresponding(
     Args:
         table: columns model, layer, other_model, other_layer, cka, low, high, of blocks alone.
         pairs: pairs of models, one line each, which ends where the shallower model does; in an order such as from little data
-            to much, as colours go from light to dark.
+            to much, as colours go from light to dark. None is every pair of different models.
         labels: what the lines are called instead of the names of both models.
         ceiling: a pair that differs by nothing but chance, which stands apart: grey and dashed.
         further: of a pair, those of its further training runs: thin lines.
@@ -164,6 +164,11 @@ def corresponding(
     Raises:
         Undrawable: the table does not compare the models of a pair, or labels and pairs differ in number.
     """
+    if "control" in table:  # of the same pairs in several ways
+        table = table[table["control"] == "all"]
+    if pairs is None:
+        held = dict.fromkeys(zip(table["model"], table["other_model"], strict=True))
+        pairs = [pair for pair in held if pair[0] != pair[1]]
     if labels and len(labels) != len(pairs):
         raise Undrawable(f"{len(labels)} labels for {len(pairs)} pairs of models")
     wide = page_width(PANEL + 1)

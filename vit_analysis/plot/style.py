@@ -109,9 +109,10 @@ def style(
 def display_name(model: str) -> str:
     """What a model is called in pictures: its own name where the style has none.
 
-    >>> with style(names={"lab/vit": "ViT"}):
-    ...     [display_name(name) for name in ("lab/vit", "lab/vit@random", "lab/vit:1", "lab/resnet")]
-    ['ViT', 'ViT, untrained', 'ViT, run 2', 'lab/resnet']
+    Examples:
+        >>> with style(names={"lab/vit": "ViT"}):
+        ...     [display_name(name) for name in ("lab/vit", "lab/vit@random", "lab/vit:1", "lab/resnet")]
+        ['ViT', 'ViT, untrained', 'ViT, run 2', 'lab/resnet']
     """
     names = NOW.get().names
     family, told = _family(model, names)

@@ -116,6 +116,11 @@ def _two_vits(e: Evidence) -> Panels:
     return pairs
 
 
+def _confined(e: Evidence) -> Panels:
+    e.one("local")
+    return [(name, name) for part in ("vit", "local", "cnn") for name in e.parts.names(part)[:1]]
+
+
 def _sizes(e: Evidence) -> Any:
     """Figure G.2: Vision Transformers of several sizes, or what stands in their place."""
     alone = "In the place of the paper's model sizes: one size, trained with a class token and with average pooling."
@@ -286,6 +291,12 @@ DRAWINGS = (
         _twins, "Square heat maps of CKA of the untrained twins; both axes are layers from input to output.",
     ),
     _heatmaps(
+        "1 local", "The same without global attention (an experiment that the paper does not show)",
+        "Not in the paper. The notes say that layers are alike because each sees the whole image; here one model may attend to near "
+        "patches and the class token only.",
+        _confined, "Square heat maps of CKA of a Vision Transformer, of one that attends to near patches alone, and of a CNN.",
+    ),
+    _heatmaps(
         "2", "Similarity of layers across models",
         "The lower half of a ResNet resembles about the lowest quarter of a Vision Transformer, its upper half the next third; the "
         "last third of the Vision Transformer resembles no layer of it.",
@@ -351,6 +362,12 @@ DRAWINGS = (
         "positions much less.",
         ("localization",), _places("localization", "vit", "cnn"),
         "Heat maps over the patches of the image on one scale, one per token: CKA of the token with each patch; its own is outlined.",
+    ),
+    Drawing(
+        "9 flat", "The same without downsampling (an experiment that the paper does not show)",
+        "Not in the paper. The notes say that a ResNet loses the place because it downsamples; here one does not.",
+        ("localization",), _places("localization", "vit", "cnn", "flat"),
+        "Heat maps over the patches of the image, one per token, of a Vision Transformer, a CNN, and one without downsampling.",
     ),
     Drawing(
         "10", "The same with average pooling instead of a class token",
