@@ -715,6 +715,9 @@ def test_accuracies_have_room_but_no_more():
     np.testing.assert_allclose([ax.get_ylim() for ax in low.axes], [(0, 34.5)] * 2)
     assert "In the place of CIFAR." in notes(low)
     assert "Bands: from the worst to the best draw" in notes(low)
+    uneven = read({"a": ("cls", 0.3)}, ("texture", "position"))
+    uneven.loc[uneven["target"] == "position", "accuracy"] *= 2
+    np.testing.assert_allclose([ax.get_ylim()[1] for ax in plot.probe(uneven).axes], [34.5, 69])
     high = plot.probe(read({"a": ("cls", 1.0)}))
     assert {ax.get_ylim() for ax in high.axes} == {(0, 102)}
     assert all("chance" in lines_of(ax) for ax in (*low.axes, *high.axes))
