@@ -767,7 +767,17 @@ def test_a_model_has_one_look_in_all_pictures_of_a_study():
 
 
 @pytest.mark.parametrize(
-    "name", ["attention distance", "localization", "fields", "norm ratios", "probe", "lesions"]
+    "name",
+    [
+        "attention distance",
+        "localization",
+        "fields",
+        "norm ratios",
+        "probe",
+        "probe tokens",
+        "lesions",
+        "lesions trained",
+    ],
 )
 def test_a_picture_has_the_width_of_a_column_if_asked(name):
     with plot.style(width=3.25):

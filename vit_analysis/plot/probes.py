@@ -19,7 +19,7 @@ from vit_analysis.plot.axes import (
     literal,
 )
 from vit_analysis.plot.fitting import caption, folded
-from vit_analysis.plot.grid import outer_labels, panels
+from vit_analysis.plot.grid import beside, outer_labels, panels
 from vit_analysis.plot.runs import THIN, first_runs, further_runs, told
 from vit_analysis.plot.style import display_name, look, page_width, points
 
@@ -200,7 +200,7 @@ def probe_tokens(table: pd.DataFrame) -> Figure:
             if native and line.get_label() == REPRESENTATIONS.get(native, ("", "", ""))[2]:
                 line.set_linewidth(2.4)
     outer_labels(axes)
-    legend_below(axes, PANEL - 0.4)
+    legend_below(axes, beside(axes) - 0.3)
     task = f"{rows['target'].iloc[0]}, {table['shots'].iloc[0]} shots"
     thick = "Thick: what the model's own head reads."
     caption(figure, table, f"Task: {task}.", DRAWS, thick, told(average if _mapped(single) else whole[:0]))

@@ -146,8 +146,11 @@ def norm_ratios(table: pd.DataFrame) -> Figure:
     """
     vits = _transformers(table)
     beyond, maps = "", int(bool(vits))
-    figure = Figure(figsize=(page_width(2.9 * PANEL), PANEL - 0.2), layout="constrained", dpi=200)
-    axes = figure.subplots(1, 2 + maps, squeeze=False)[0].tolist()
+    wide = page_width(2.9 * PANEL)
+    places = ["ma", "tma" if wide > 2 * PANEL else "tt;ma"][maps]  # of tokens, MLPs and attentions
+    high = (PANEL - 0.2) * (1 + places.count(";"))
+    figure = Figure(figsize=(wide, high), layout="constrained", dpi=200)
+    axes = list(figure.subplot_mosaic(places).values())
     if vits:
         numbers = [*map(str, range(FIRST)), "cls"]
         own = table[table["model"] == vits[0]]
