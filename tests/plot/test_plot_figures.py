@@ -469,7 +469,7 @@ def test_a_massive_token_does_not_take_the_colours_and_is_marked_and_named():
         assert sorted(dots(ax)) == [(4, 1), (7, 2)]
     assert "beyond the colour scale: a, tokens 4, 7 (0.001 to 1e+06)" in notes(figure)
     (bar,) = [ax for ax in figure.axes if not ax.images]
-    assert bar.get_ylabel() == "norm of skip / norm of long branch"
+    assert bar.get_ylabel() == "norm of skip / of long branch"
 
 
 def test_the_class_token_is_never_beyond_the_colours():
@@ -511,35 +511,29 @@ def test_localization_has_one_scale_and_says_how_far_the_own_patch_stands_out():
     figure = plot.localization(places([("a", "blocks.1", 7), ("a", "blocks.0", 7), ("b", "layer4.2", 4)]))
     rows = list(zip(*[iter(panels(figure))] * 4, strict=True))
     assert scales(figure) == {(0, 0.9 / 4)}
-    labels = [row[0].get_ylabel().split("\n") for row in rows]
-    assert labels == [
-        ["a", "blocks.1", "all: +0.114"],
-        ["a", "blocks.0", "all: +0.114"],
-        ["b", "layer4.2", "all: +0.200"],
-    ]
-    assert [ax.get_title() for ax in rows[0]] == [
-        f"token {place}" for place in ((0, 0), (2, 1), (4, 2), (4, 4))
-    ]
-    assert {ax.get_xlabel() for ax in rows[2]} == {"+0.200"}  # the others are all alike: no z
-    for row in rows:
-        for ax in row:
-            token = tuple(int(place) for place in ax.get_title().strip("token ()").split(", "))
+    labels = [row[0].texts[0].get_text() for row in rows]
+    assert labels == ["a, blocks.1: +0.114", "a, blocks.0: +0.114", "b, layer4.2: +0.200"]
+    tokens = [[ax.get_xlabel().split("\n")[0] for ax in row] for row in rows]
+    assert tokens[0] == [f"token {place}" for place in ((0, 0), (2, 1), (4, 2), (4, 4))]
+    assert {ax.get_xlabel().split("\n")[1] for ax in rows[2]} == {"+0.200"}  # the others are all alike: no z
+    for row, names in zip(rows, tokens, strict=True):
+        for ax, name in zip(row, names, strict=True):
             (own,) = ax.patches
-            assert (own.get_y() + 0.5, own.get_x() + 0.5) == token
+            assert f"token ({own.get_y() + 0.5:g}, {own.get_x() + 0.5:g})" == name
 
 
 def test_what_a_patch_stands_out_by_is_in_standard_deviations_of_the_others():
     table = places([("a", "blocks.1", 2)])
     token = table[table["token"] == 3].assign(cka=[0.1, 0.2, 0.3, 0.6])
-    assert plot.patch_map(token).get_xlabel() == "+0.400 (z = 4.0)"
+    assert plot.patch_map(token).get_xlabel() == "token (1, 1)\n+0.400 (z = 4.0)"
 
 
 def test_further_training_runs_stand_beside_the_first_and_have_no_row():
     table = places([("a", "blocks.1", 4), ("a:1", "blocks.1", 4), ("a@random", "blocks.1", 4)])
     table.loc[table["model"] == "a:1", "cka"] *= 2
     figure = plot.localization(table)
-    labels = [ax.get_ylabel().split("\n") for ax in panels(figure)[::4]]
-    assert labels == [["a", "blocks.1", "all: +0.200", "(+0.400)"], ["a@random", "blocks.1", "all: +0.200"]]
+    labels = [ax.texts[0].get_text() for ax in panels(figure)[::4]]
+    assert labels == ["a, blocks.1: +0.200 (+0.400)", "a@random, blocks.1: +0.200"]
 
 
 def test_tokens_without_a_similarity_are_drawn_as_undefined():
@@ -721,6 +715,9 @@ def test_accuracies_have_room_but_no_more():
     np.testing.assert_allclose([ax.get_ylim() for ax in low.axes], [(0, 34.5)] * 2)
     assert "In the place of CIFAR." in notes(low)
     assert "Bands: from the worst to the best draw" in notes(low)
+    uneven = read({"a": ("cls", 0.3)}, ("texture", "position"))
+    uneven.loc[uneven["target"] == "position", "accuracy"] *= 2
+    np.testing.assert_allclose([ax.get_ylim()[1] for ax in plot.probe(uneven).axes], [34.5, 69])
     high = plot.probe(read({"a": ("cls", 1.0)}))
     assert {ax.get_ylim() for ax in high.axes} == {(0, 102)}
     assert all("chance" in lines_of(ax) for ax in (*low.axes, *high.axes))
@@ -770,7 +767,17 @@ def test_a_model_has_one_look_in_all_pictures_of_a_study():
 
 
 @pytest.mark.parametrize(
-    "name", ["attention distance", "localization", "fields", "norm ratios", "probe", "lesions"]
+    "name",
+    [
+        "attention distance",
+        "localization",
+        "fields",
+        "norm ratios",
+        "probe",
+        "probe tokens",
+        "lesions",
+        "lesions trained",
+    ],
 )
 def test_a_picture_has_the_width_of_a_column_if_asked(name):
     with plot.style(width=3.25):

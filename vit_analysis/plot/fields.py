@@ -55,7 +55,7 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     # A logarithmic axis has no place for the lower end of an interval that reaches 0: it ends at the frame.
     bottom = 0.5 * np.nanmin([1.0, relative["centre_share"].min()])
     relative["centre_low"] = relative["centre_low"].clip(lower=bottom)
-    ax = _branches(relative, columns, "share in the own patch / that of a constant field", ax)
+    ax = _branches(relative, columns, "share in the own patch (constant field = 1)", ax)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(PLAIN)
     ax.set_ylim(bottom=bottom)
@@ -88,7 +88,7 @@ def receptive_field(table: pd.DataFrame) -> Figure:
     legend_outside(figure, axes[0][0], "outside upper center")
     caption(
         figure, table,
-        "Above: root mean square distance of the gradient from its position. Below, dotted: as if every pixel counted alike.",
+        "Above: root mean square distance of the gradient from its position. Below, dotted: every pixel counts alike.",
         "Dashed: untrained twins." if table["model"].str.contains("@random").any() else "", told(table), bands="Bands",
     )  # fmt: skip
     return figure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vit_analysis.plot.axes import PANEL, draws, legend_outside, literal
-from vit_analysis.plot.fitting import caption
+from vit_analysis.plot.fitting import caption, folded
 from vit_analysis.plot.heatmaps import between, heatmaps
 from vit_analysis.plot.runs import THIN, first_runs, further_runs, told
 from vit_analysis.plot.style import display_name, look, page_width, points
@@ -147,7 +147,8 @@ def _by_block(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _blocks(table: pd.DataFrame, ax: Axes) -> None:
     names = [str(rows["block"].iloc[0]) for rows in _by_block(table)]
-    ax.set_xticks(range(len(names)), names)
+    room = (page_width(2.6 * PANEL) / 2 - 0.7) / len(names)
+    ax.set_xticks(range(len(names)), [folded(name, room, points(8)) for name in names])
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_xlabel("block trained without its skip connections", fontsize=points(9))
     ax.tick_params(labelsize=points(8))
