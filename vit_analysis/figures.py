@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import tyro
 
 from vit_analysis import command, findings, plot, table
@@ -24,7 +23,7 @@ from vit_analysis.study import passes, report
 from vit_analysis.study.drawings import DRAWINGS, Drawing
 from vit_analysis.study.evidence import Evidence
 from vit_analysis.study.parts import Parts
-from vit_analysis.study.report import Place
+from vit_analysis.study.report import places
 
 logger = logging.getLogger(__name__)
 
@@ -69,50 +68,6 @@ def choose(only: Sequence[str]) -> list[Drawing]:
             raise Refusal(f"no figure {name!r}; {did_you_mean(name, [drawing.id for drawing in DRAWINGS])}")
         chosen |= {drawing.id: drawing for drawing in found}
     return list(chosen.values()) if only else list(DRAWINGS)
-
-
-def places(evidence: Evidence, drawn: dict[str, Path | str], found: pd.DataFrame, line: str) -> list[Place]:
-    """Every figure's place in the report."""
-    made = []
-    for drawing in DRAWINGS:
-        picture = drawn[drawing.id]
-        there = isinstance(picture, Path)
-        made.append(
-            Place(
-                id=drawing.id,
-                title=drawing.title,
-                claim=drawing.claim,
-                shows=_shows(drawing, found) if there else "",
-                picture=picture if isinstance(picture, Path) else None,
-                alternative=drawing.alternative,
-                missing="" if isinstance(picture, Path) else f"This figure: {picture}.",
-                command=f"{line} --only {drawing.id.split()[0]}" if there else "",
-                heatmaps=_heatmaps(drawing, evidence) if there else (),
-            )
-        )
-    return made
-
-
-def _shows(drawing: Drawing, found: pd.DataFrame) -> str:
-    """The numbers of the claims that the figure is about, in words."""
-    told = [
-        f"{row.statistic}: {str(row.reason) or findings.in_digits(row)}, {row.verdict}"
-        for row in found[found["figure"] == drawing.id].itertuples()
-    ]
-    return f"{'; '.join(told)}." if told else "See the picture."
-
-
-def _heatmaps(drawing: Drawing, evidence: Evidence) -> list[tuple[str, pd.DataFrame]]:
-    if drawing.panels is None:
-        return []
-    cka = evidence.table("cka")
-    return [
-        (
-            model if model == other else f"{model} and {other}",
-            cka[(cka["model"] == model) & (cka["other_model"] == other)],
-        )
-        for model, other in drawing.panels(evidence)
-    ]
 
 
 def _needed(chosen: Sequence[Drawing]) -> set[str]:

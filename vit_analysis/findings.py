@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -77,7 +78,8 @@ def measure(made: Study, note: str = "") -> pd.DataFrame:
     origin = next(iter(made.tables.values())).attrs if made.tables else {}
     facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
-    facts |= {"models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
+    own = {part.name: [list(runs) for runs in made.parts.members(part.name)] for part in fields(made.parts)}
+    facts |= {"parts": own, "models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
     return tables.with_provenance(found, "findings", **facts)
 
 
