@@ -40,6 +40,7 @@ from vit_analysis.plot.skips import (
     token_ratios,
     without_skip,
 )
+from vit_analysis.plot.style import style
 from vit_analysis.plot.verdicts import verdicts
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "receptive_field_maps",
     "skip",
     "soft_nearest_neighbor",
+    "style",
     "subset_similarity",
     "token_norm_ratios",
     "token_ratios",

@@ -11,10 +11,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
+
+from vit_analysis.plot.fitting import folded, grow, settled, width
+from vit_analysis.plot.style import PALETTE
 
 Given = ParamSpec("Given")
 Drawn = TypeVar("Drawn")
@@ -30,16 +31,16 @@ FITTING: dict[str, list[str]] = {}
 PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLOURS = mpl.colormaps["magma"].with_extremes(bad="0.75")
-LINES = ("#1f4e9c", "#b3261e", "#2e7d32", "#8e44ad", "#e67e22", "#555555")  # a model's colour
+LINES = PALETTE
 
 
 def literal(picture: Callable[Given, Figure]) -> Callable[Given, Figure]:
-    """Make a picture write names as they are, since matplotlib reads text between two dollars as a formula."""
+    """Make a picture write names as they are, as matplotlib reads text between two dollars as a formula, and fit its texts."""
 
     @wraps(picture)
     def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Figure:
         with mpl.rc_context({"text.parse_math": False}):
-            return picture(*args, **kwargs)
+            return settled(picture(*args, **kwargs))
 
     return drawn
 
@@ -109,23 +110,6 @@ def plain_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def width(text: str, points: int) -> float:
-    """The width of a text's widest line, in inches."""
-    font = FontProperties(size=points)
-    lines = text.splitlines() or [""]
-    return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines) / 72
-
-
-def folded(text: str, inches: float, points: int = 9) -> str:
-    """Break a text into lines no wider than ``inches``, after blanks and the separators of names."""
-    lines = [""]
-    for piece in re.findall(r"[^\s_./@:,-]+[\s_./@:,-]*|[\s_./@:,-]+", text):
-        if lines[-1] and width(lines[-1] + piece.rstrip(), points) > inches:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(line.strip() for line in lines)
-
-
 def legend_below(axes: Sequence[Axes], inches: float = PANEL) -> None:
     """Put a legend below each panel; the figure, of constrained layout, grows by what does not fit."""
     grown = 0.0
@@ -137,7 +121,7 @@ def legend_below(axes: Sequence[Axes], inches: float = PANEL) -> None:
         ax.legend(lines, labels, ncols=columns, fontsize=7, frameon=False, **place)
         grown = max(grown, height - 0.2)
     if figure := axes[0].get_figure(root=True):
-        figure.set_figheight(figure.get_figheight() + grown)
+        grow(figure, grown)
 
 
 def legend_outside(
@@ -149,7 +133,7 @@ def legend_outside(
     lines, labels = ax.get_legend_handles_labels()
     labels, columns, height = _entries(labels, figure.get_figwidth(), 8)
     figure.legend(lines, labels, loc=loc, ncols=columns, fontsize=8, frameon=False)
-    figure.set_figheight(figure.get_figheight() + max(0.0, height - 0.2))
+    grow(figure, max(0.0, height - 0.2))
 
 
 def _entries(labels: Sequence[str], inches: float, points: int) -> tuple[list[str], int, float]:
