@@ -71,7 +71,7 @@ def cast(parts: Parts, known: Mapping[str, Any]) -> list[Member]:
     for part, letter in LETTERS.items():
         for runs in parts.get(part, ())[:1]:
             if (twin := models.twin(runs[0])) in known:
-                found.append(_member("", f"{letter}: {TWIN}", [twin]))
+                found.append(_member("", f"{letter}: {TWIN}", [twin])._replace(learned="nothing"))
     return found
 
 

@@ -36,6 +36,16 @@ MARKS = {
     rules.OPEN: "?",
     rules.UNKNOWN: "–",  # noqa: RUF001
 }
+OUTCOMES = {  # what the verdict on its claims says of a reason
+    rules.REPRODUCED: "The experiment bears the reason out.",
+    rules.SMALLER: "The experiment bears the reason out.",
+    rules.PARTLY: "The experiment bears the reason out in part.",
+    rules.ARCHITECTURAL: "It is so without training as well.",
+    rules.REFUTED: "The experiment speaks against the reason.",
+    rules.FRAGILE: "The experiment does not decide.",
+    rules.OPEN: "The experiment does not decide.",
+    rules.UNKNOWN: "The experiment was not made with these models.",
+}
 PNG = b"\x89PNG\r\n\x1a\n"
 Row = Mapping[str, Any]
 
@@ -51,10 +61,11 @@ def page(
     drawn = {place.id: place for place in places}
     rows = {str(row["id"]): _row(row, drawn, differences) for row in found}
     counts = Counter(row["verdict"] for row in found)
+    said = {warning for place in places for warning in place.warnings}  # where it belongs
     members = cast.cast(findings.attrs.get("parts", {}), findings.attrs.get("models", {}))
     return {
         "models": [display_name(name) for name in provenance.get("models") or ()],
-        "notes": [text(note) for note in provenance.get("notes") or ()],
+        "notes": [text(note) for note in provenance.get("notes") or () if f"{note}." not in said],
         "cast": [{**member._asdict(), "number": len(member.runs)} for member in members],
         "lab": cast.the_lab(members),
         "letters": _letters(members),
@@ -176,7 +187,7 @@ def _reason(number: int, reason: Reason, rows: Mapping[str, Mapping[str, Any]]) 
     told = _asked(f"a reason of difference {number}", reason.findings, rows)
     return {
         **{"text": reason.text, "said_by": reason.said_by, "experiment": reason.experiment},
-        **{"tag": tag(reason.verdict), "rows": told},
+        **{"tag": tag(reason.verdict), "outcome": OUTCOMES.get(reason.verdict, ""), "rows": told},
     }
 
 

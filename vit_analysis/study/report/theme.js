@@ -32,7 +32,8 @@ document.documentElement.classList.add("live");
 // Contents stand open beside the page, and folded above it on a narrow screen.
 {
   const contents = document.querySelector(".contents"), narrow = matchMedia("(max-width: 68rem)");
-  const fold = () => { contents.open = !narrow.matches; };
+  const legend = document.querySelector(".legend"), phone = matchMedia("(max-width: 44rem)");
+  const fold = () => { contents.open = !narrow.matches; legend.open = !phone.matches; };
   narrow.addEventListener("change", fold);
   fold();
 }

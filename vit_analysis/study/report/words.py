@@ -52,12 +52,13 @@ def p_value(p: float) -> str:
 def interval(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """Places, from 0 to `WIDE`, of value, bounds, threshold and training runs on a line that holds them all.
 
-    None where there is no value, or no threshold that is a number. Bounds without end stop at the ends of the line.
+    None where there is no value that is finite. Bounds without end stop at the ends of the line; a threshold that is no one
+    number has no place.
     """
+    if not math.isfinite(row["value"]):
+        return None
     told = [row["value"], row["low"], row["high"], row["tau"], *row["runs"]]
     finite = [own for own in told if math.isfinite(own)]
-    if not all(math.isfinite(row[name]) for name in ("value", "tau")):
-        return None
     low, high = min(finite), max(finite)
     room = (high - low or 1.0) * 0.08
     low, high = low - room, high + room
@@ -65,7 +66,8 @@ def interval(row: Mapping[str, Any]) -> dict[str, Any] | None:
         round(WIDE * min(max(((own if not math.isnan(own) else row["value"]) - low) / (high - low), 0.0), 1.0), 1)
         for own in told
     )  # fmt: skip
-    return {"value": value, "low": least, "width": round(most - least, 1), "tau": tau, "runs": runs}
+    line = None if math.isnan(row["tau"]) else tau
+    return {"value": value, "low": least, "width": round(most - least, 1), "tau": line, "runs": runs}
 
 
 def linked(
