@@ -41,7 +41,9 @@ ABANDONED = 3600.0  # seconds
 def code() -> str:
     """Sixteen hexadecimal digits that change with the code that tables come from: all but pictures and the study's words."""
     package = Path(__file__).parent
-    files = sorted(file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study", "report"))
+    files = sorted(
+        file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study", "report")
+    )
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

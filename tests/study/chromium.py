@@ -1,4 +1,4 @@
-"""Chromium under a test's control: opened pages, evaluated expressions, real keys and clicks, other media, pictures and prints.
+"""Chromium under a test's control: pages, expressions, real keys and clicks, other media, pictures and prints.
 
 It speaks the DevTools protocol over two pipes, so that nothing listens on a port.
 """
@@ -6,6 +6,7 @@ It speaks the DevTools protocol over two pipes, so that nothing listens on a por
 import base64
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -14,12 +15,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60.0  # seconds for an answer
-KEYS = {"Escape": 27, "Enter": 13, "Tab": 9, "ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40}
+KEYS = {
+    "Escape": 27,
+    "Enter": 13,
+    "Tab": 9,
+    "ArrowRight": 39,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowDown": 40,
+}
+
+
+def quoted(name: str) -> str:
+    """A name as the page's ids have it."""
+    return quote(name, safe="")
+
+
+def pages(pdf: bytes) -> int:
+    """How many pages a PDF of Chromium has."""
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
 
 
 def program() -> str:
@@ -74,9 +94,7 @@ class Tab:
 
     def media(self, kind: str = "", **features: str) -> None:
         """Show the page as for a medium, such as ``print``, and with features, such as ``prefers_color_scheme="dark"``."""
-        named = [
-            {"name": name.replace("_", "-"), "value": value} for name, value in features.items()
-        ]
+        named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self.send("Emulation.setEmulatedMedia", media=kind, features=named)
 
     def open(self, path: Path, place: str = "") -> None:
@@ -134,7 +152,14 @@ class Tab:
 def browser(profile: Path) -> Iterator[Tab]:
     """A browser with a page, closed in the end."""
     to_browser, from_browser = os.pipe(), os.pipe()
-    command = [program(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
+    command = [
+        program(),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--remote-debugging-pipe",
+    ]
     command += [f"--user-data-dir={profile}", "about:blank"]
 
     # Chromium reads from 3 and writes to 4. A shell puts the pipes there, as its own numbers may be any.

@@ -27,7 +27,7 @@ ROLES: Mapping[str, str] = {
     "mixer": "MLP-Mixer",
     "tuned": "V fine-tuned to other data",
 }
-TWIN = "the same network, untrained"
+TWIN, NOTHING = "the same network, untrained", "nothing"
 TRANSFORMERS = "transformers/"
 
 Parts = Mapping[str, Sequence[Sequence[str]]]  # by part, its models, each as the names of its training runs
@@ -68,11 +68,13 @@ def cast(parts: Parts, known: Mapping[str, Any]) -> list[Member]:
             letter = "" if number else LETTERS.get(part, "")
             role = ROLES.get(part, part.replace("_", " "))
             found.append(_member(letter, f"another {role}" if number and part in LETTERS else role, runs))
-    for part, letter in LETTERS.items():
-        for runs in parts.get(part, ())[:1]:
-            if (twin := models.twin(runs[0])) in known:
-                found.append(_member("", f"{letter}: {TWIN}", [twin])._replace(learned="nothing"))
-    return found
+    firsts = {letter: parts[part][0][0] for part, letter in LETTERS.items() if parts.get(part)}
+    twins = {letter: models.twin(name) for letter, name in firsts.items()}
+    return found + [
+        _member("", f"{letter}: {TWIN}", [twin])._replace(learned=NOTHING)
+        for letter, twin in twins.items()
+        if twin in known
+    ]
 
 
 def the_lab(members: Sequence[Member]) -> str:
@@ -83,9 +85,10 @@ def the_lab(members: Sequence[Member]) -> str:
     sizes = [facts["input_size"][-1] for member in lab if "input_size" in (facts := _facts(member.name))]
     size = f" of {sizes[0]} px" if sizes else ""
     return (
-        f"The lab, whose models are called {zoo.PREFIX}..., is a set of small networks that come with this program, trained on "
-        f"pictures{size} that code draws, each of one of {len(scenes.SHAPES)} shapes with one of {len(scenes.TEXTURES)} textures on "
-        "a wavy ground: anyone can train them again, and what is found of them need not hold for large models of photographs."
+        f"The lab, whose models are called {zoo.PREFIX}..., is a set of small networks that come with this program, trained "
+        f"on pictures{size} that code draws, each of one of {len(scenes.SHAPES)} shapes with one of "
+        f"{len(scenes.TEXTURES)} textures on a wavy ground: anyone can train them again, and what is found of them need not "
+        "hold for large models of photographs."
     )
 
 
@@ -121,13 +124,21 @@ def _network(request: Request) -> tuple[nn.Module, Mapping[str, Any]]:
         return zoo.build(recipe.architecture, recipe.config), more
     if request.name.startswith(TRANSFORMERS):
         raise Refusal(f"{request.name} is described in a hub")
-    maker = next((own for start, own in models.MAKERS.items() if request.name.startswith(start)), of_timm.Timm())
+    maker = next(
+        (own for start, own in models.MAKERS.items() if request.name.startswith(start)), of_timm.Timm()
+    )
     return maker.untrained(request.name, request.settings), request.settings  # fmt: skip
 
 
 def _millions(count: int) -> str:
     millions = count / 1e6
-    return f"{millions:.0f} M" if millions >= 10 else f"{millions:.1f} M" if millions >= 1 else f"{count / 1e3:.0f} k"
+    return (
+        f"{millions:.0f} M"
+        if millions >= 10
+        else f"{millions:.1f} M"
+        if millions >= 1
+        else f"{count / 1e3:.0f} k"
+    )
 
 
 def _learned(runs: Sequence[str]) -> str:
@@ -137,8 +148,14 @@ def _learned(runs: Sequence[str]) -> str:
     if "data" not in own:
         return ""
     distinct, seen = own["data"].get("distinct"), own.get("images_seen", 0)
-    told = f"{seen:,} pictures, none twice" if distinct is None else f"{distinct:,} pictures, {seen:,} times in all"
-    right = [100 * value for each in facts for key, value in each.get("accuracy", {}).items() if key != "images"]
+    told = (
+        f"{seen:,} pictures, none twice"
+        if distinct is None
+        else f"{distinct:,} pictures, {seen:,} times in all"
+    )
+    right = [
+        100 * value for each in facts for key, value in each.get("accuracy", {}).items() if key != "images"
+    ]
     return f"{told}; {', '.join(f'{value:.1f}' for value in right)} % right on new ones" if right else told  # fmt: skip
 
 

@@ -35,7 +35,9 @@ def heatmap(panel: Panel) -> dict[str, Any]:
     caption = " and ".join(dict.fromkeys(map(display_name, panel.models)))
     views = [_view(caption, words, table) for words, table in panel.views.items()]
     first = next(iter(panel.views.values()))
-    up, right = (f"{views[0][side]['name']}, {len(views[0][side]['layer'])} layers" for side in ("rows", "columns"))
+    up, right = (
+        f"{views[0][side]['name']}, {len(views[0][side]['layer'])} layers" for side in ("rows", "columns")
+    )
     told = f"{views[0]['measure']} of {up}, upwards, with {right}, to the right: {_range(first)}."
     return {
         "caption": caption,

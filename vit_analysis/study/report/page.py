@@ -67,6 +67,7 @@ def page(
         "models": [display_name(name) for name in provenance.get("models") or ()],
         "notes": [text(note) for note in provenance.get("notes") or () if f"{note}." not in said],
         "cast": [{**member._asdict(), "number": len(member.runs)} for member in members],
+        "told_of_data": any(member.learned for member in members if member.learned != cast.NOTHING),
         "lab": cast.the_lab(members),
         "letters": _letters(members),
         "words": [{**tag(word), "count": counts[word], "meaning": told} for word, told in rules.WORDS.items()],
@@ -191,9 +192,7 @@ def _reason(number: int, reason: Reason, rows: Mapping[str, Mapping[str, Any]]) 
     }
 
 
-def _asked(
-    what: str, names: Sequence[str], rows: Mapping[str, Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
+def _asked(what: str, names: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for name in names:
         if name not in rows:
             raise KeyError(f"{what} rests on {name!r}; {did_you_mean(name, rows)}")

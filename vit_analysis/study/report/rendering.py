@@ -29,7 +29,7 @@ def write(
     findings: pd.DataFrame,
     differences: Sequence[Difference],
     provenance: Mapping[str, Any],
-    names: Mapping[str, str] = {},  # noqa: B006  (never changed)
+    names: Mapping[str, str] = {},
 ) -> None:
     """Write the report to ``path``, whole or not at all.
 

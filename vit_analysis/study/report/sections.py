@@ -108,7 +108,9 @@ def _panels(evidence: Evidence, drawing: Drawing) -> list[Panel]:
         views = {words: own for words, table in tables if (own := between(table, *pair)) is not None}
         if views:
             found.append(Panel(pair, views))
-    shared = [words for words in found[0].views if all(words in panel.views for panel in found)] if found else []
+    shared = (
+        [words for words in found[0].views if all(words in panel.views for panel in found)] if found else []
+    )
     return [Panel(panel.models, {words: panel.views[words] for words in shared}) for panel in found]  # fmt: skip
 
 
@@ -167,7 +169,10 @@ def _count(images: Mapping[str, Any], what: str) -> str:
     if not images.get("count"):
         return ""
     split = f" ({images['split']})" if images.get("split") else ""
-    return f"{images['count']:,} {what} of {images.get('source')}{split}"
+    source = Path(
+        str(images.get("source"))
+    ).name  # of a folder its name; where it lies is told by the provenance
+    return f"{images['count']:,} {what} of {source}{split}"
 
 
 def _massive(evidence: Evidence, drawing: Drawing, panels: Sequence[Panel]) -> list[str]:
@@ -181,9 +186,9 @@ def _massive(evidence: Evidence, drawing: Drawing, panels: Sequence[Panel]) -> l
         for model, (many, total) in _dominated(facts.get("massive", ())).items():
             if many and (model in shown or not panels):
                 told.append(
-                    f"{display_name(model)}: in {many} of {total} layers a few tokens with very large values (massive tokens) make "
-                    "up more than half of what is compared, so that this figure shows mostly those tokens there. The controls "
-                    "that normalise tokens show the others."
+                    f"{display_name(model)}: in {many} of {total} layers a few tokens with very large values (massive tokens) "
+                    "make up more than half of what is compared, so that this figure shows mostly those tokens there. The "
+                    "controls that normalise tokens show the others."
                 )
     return told
 
@@ -201,4 +206,6 @@ def _dominated(massive: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int
 def _notes(panels: Sequence[Panel], found: pd.DataFrame) -> list[str]:
     """The notes of the findings on models that are drawn here."""
     shown = dict.fromkeys(name for panel in panels for name in panel.models)
-    return [f"{note}." for note in found.attrs.get("notes", ()) for name in shown if note.startswith(f"{name} ")]
+    return [
+        f"{note}." for note in found.attrs.get("notes", ()) for name in shown if note.startswith(f"{name} ")
+    ]

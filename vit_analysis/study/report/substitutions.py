@@ -44,4 +44,9 @@ def _small(evidence: Evidence) -> str:
     return f"The paper's small model is ViT-B/32. Here: {names}."
 
 
-SUBSTITUTED: Mapping[str, Callable[[Evidence], str]] = {"5": _heads, "F": _tasks, "G.2": _sizes, "C.5": _small}
+SUBSTITUTED: Mapping[str, Callable[[Evidence], str]] = {
+    "5": _heads,
+    "F": _tasks,
+    "G.2": _sizes,
+    "C.5": _small,
+}
