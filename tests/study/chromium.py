@@ -4,6 +4,7 @@ It speaks the DevTools protocol over two pipes, so that nothing listens on a por
 """
 
 import base64
+import fcntl
 import json
 import os
 import re
@@ -162,12 +163,19 @@ def browser(profile: Path) -> Iterator[Tab]:
     ]
     command += [f"--user-data-dir={profile}", "about:blank"]
 
-    # Chromium reads from 3 and writes to 4. A shell puts the pipes there, as its own numbers may be any.
-    shell = ["/bin/sh", "-c", f'exec 3<&{to_browser[0]} 4>&{from_browser[1]}; exec "$@"', "sh", *command]
+    # Chromium reads from 3 and writes to 4. The pipes may have these numbers themselves, so they are put out of the way first.
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in (to_browser[0], from_browser[1])]
+
+    def plug() -> None:
+        os.dup2(ends[0], 3)
+        os.dup2(ends[1], 4)
+
     with (profile.parent / "chromium.log").open("wb") as log:
         running = subprocess.Popen(
-            shell, pass_fds=(to_browser[0], from_browser[1]), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            command, preexec_fn=plug, close_fds=False, stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
+        for end in ends:
+            os.close(end)
         os.close(to_browser[0])
         os.close(from_browser[1])
         try:

@@ -29,7 +29,7 @@ def square(*pair: str, size: int = 4) -> pd.DataFrame:
 
 
 def study(**more: pd.DataFrame) -> Evidence:
-    """CKA of both models with themselves and each other, plain and under two controls, where the pair is the other way round."""
+    """CKA of both models with themselves and each other, plain and under two controls (the pair turned there)."""
     cka = pd.concat([square("v", "v"), square("r", "r"), square("v", "r")])
     cka.attrs = {
         "images": {"source": "/far/away/photos", "split": "train", "count": 1234},
