@@ -1,6 +1,7 @@
 """Every number on tables made by hand, beside what it has to be there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,25 @@ def test_the_lead_in_uniformity_is_of_trained_models_less_that_of_their_twins():
     twins = q.uniformity(square(alike(0.6))) - q.uniformity(square(alike(0.5)))
     assert q.uniform(own) == pytest.approx(seen)
     assert q.trained_uniform(own) == pytest.approx(seen - twins)
+
+
+@pytest.mark.parametrize(("local", "beyond"), [(0.3, 0.25), (0.55, 0.0), (0.9, -0.35)])
+def test_attention_confined_is_asked_whether_it_comes_halfway_down_to_the_cnn(local, beyond):
+    means = {"v": 0.8, "r": 0.3, "l": local}
+    own = evidence(
+        replace(V_AND_R, local="l"),
+        cka=similarities({(name, name): np.full((7, 7), mean) for name, mean in means.items()}),
+    )
+    for statistic in (q.uniformity, q.far):
+        assert q.halfway(own, statistic) == pytest.approx(beyond)
+
+
+def test_without_a_model_of_near_attention_or_without_downsampling_that_is_what_is_needed():
+    own = evidence(V_AND_R, cka=similarities({(name, name): alike(0.5) for name in "vr"}))
+    with pytest.raises(Refusal, match="--local"):
+        q.halfway(own, q.far)
+    with pytest.raises(Refusal, match="--flat"):
+        q.place_without_downsampling(evidence(V_AND_R, localization=located(v=gaussian(4), r=gaussian(4))))
 
 
 def test_stages_are_read_from_names_and_what_comes_before_is_one_of_its_own():
@@ -503,6 +523,14 @@ def test_the_same_profile_stands_out_as_much_on_a_fine_grid_as_on_a_coarse_one()
     assert fine == pytest.approx(coarse)
     assert q.own_less_others(own, "cnn", "vit") == pytest.approx([coarse, fine])
     assert q.own_less_others(own, "vit")[0] > coarse + 0.05  # alone it is asked on its own, finer grid
+
+
+def test_without_downsampling_the_place_is_kept_halfway_on_one_grid():
+    maps = {"v": gaussian(8), "r": np.full((16, 16), 0.3)}
+    for flat, share in ((gaussian(8), 0.5), (np.full((64, 64), 0.4), -0.5)):
+        own = evidence(replace(V_AND_R, flat="f"), localization=located(**maps, f=flat))
+        lead = q.own_less_others(own, "vit", "cnn")[0]
+        assert q.place_without_downsampling(own) == pytest.approx(share * lead)
 
 
 def test_a_map_that_knows_no_place_stands_out_nowhere():

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from vit_analysis.plot.fitting import folded, grow, settled, width
-from vit_analysis.plot.style import PALETTE
+from vit_analysis.plot.fitting import BELOW, folded, grow, settled, width
+from vit_analysis.plot.style import PALETTE, display_name, page_width, points
 
 Given = ParamSpec("Given")
 Drawn = TypeVar("Drawn")
@@ -96,10 +96,10 @@ def _refuse_others(table: pd.DataFrame, name: str, kinds: Sequence[str]) -> None
     raise Undrawable(f"plot.{name} draws tables of {' or '.join(kinds)}, and this is one of {kind}; {told}")
 
 
-def depth_ticks(depth: np.ndarray) -> tuple[list[float], list[str]]:
+def depth_ticks(depth: np.ndarray, marks: Sequence[float] = DEPTHS) -> tuple[list[float], list[str]]:
     """Return the positions of some depths among the layers, and their labels."""
     last = max(len(depth) - 1, 1)
-    shown: Sequence[float] = DEPTHS if len(depth) > 1 else (0.0,)
+    shown: Sequence[float] = marks if len(depth) > 1 else (0.0,)
     return [mark * last for mark in shown], [f"{mark:g}" for mark in shown]
 
 
@@ -115,10 +115,10 @@ def legend_below(axes: Sequence[Axes], inches: float = PANEL) -> None:
     grown = 0.0
     for ax in axes:
         lines, labels = ax.get_legend_handles_labels()
-        labels, columns, height = _entries(labels, inches, 7)
+        labels, columns, height = _entries(labels, min(inches, page_width(inches)), points(7))
         below = ax.transAxes + ScaledTranslation(0, -0.4, ax.figure.dpi_scale_trans)  # for ticks and label
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
-        ax.legend(lines, labels, ncols=columns, fontsize=7, frameon=False, **place)
+        ax.legend(lines, labels, ncols=columns, fontsize=points(7), frameon=False, **place)
         grown = max(grown, height - 0.2)
     if figure := axes[0].get_figure(root=True):
         grow(figure, grown)
@@ -131,20 +131,21 @@ def legend_outside(
 ) -> None:
     """Put one legend of all panels below or above them, in as many columns as fit; the figure grows by what does not fit."""
     lines, labels = ax.get_legend_handles_labels()
-    labels, columns, height = _entries(labels, figure.get_figwidth(), 8)
-    figure.legend(lines, labels, loc=loc, ncols=columns, fontsize=8, frameon=False)
+    labels, columns, height = _entries(labels, figure.get_figwidth(), points(8))
+    legend = figure.legend(lines, labels, loc=loc, ncols=columns, fontsize=points(8), frameon=False)
+    legend.set_gid(BELOW if "lower" in loc else None)
     grow(figure, max(0.0, height - 0.2))
 
 
-def _entries(labels: Sequence[str], inches: float, points: int) -> tuple[list[str], int, float]:
+def _entries(labels: Sequence[str], inches: float | int, size: float) -> tuple[list[str], int, float]:
     """Return the labels, broken to fit, the number of columns, and the height of all in inches."""
-    line = 6 * points / 72  # inches, for the sample of the line and the space around it
-    written = [folded(label, inches - line, points) for label in labels]
-    widest = max((width(label, points) for label in written), default=1.0)
+    line = 6 * size / 72  # inches, for the sample of the line and the space around it
+    written = [folded(label, inches - line, size) for label in labels]
+    widest = max((width(label, size) for label in written), default=1.0)
     rows = -(-len(labels) // max(1, int(inches / (widest + line))))
     columns = -(-len(labels) // max(1, rows))
     tallest = max((label.count("\n") for label in written), default=0)
-    return written, columns, rows * (1.7 + 1.2 * tallest) * points / 72
+    return written, columns, rows * (1.7 + 1.2 * tallest) * size / 72
 
 
 def band(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, **style: Any) -> None:
@@ -167,9 +168,10 @@ def dominated(table: pd.DataFrame, share: str = "hsic") -> str:
     if table.attrs.get("tokens", "all") != "all" or dominated.empty:
         return ""
     counts = [
-        f"{model}: {len(rows)} of {counted[model]} layers" for model, rows in dominated.groupby("model")
+        f"{display_name(str(model))}: {len(rows)} of {counted[model]} layers"
+        for model, rows in dominated.groupby("model")
     ]
-    return f"Dominated by massive tokens, so compare with normalized tokens: {'; '.join(counts)}"
+    return f"Dominated by massive tokens, so compare with normalized tokens: {'; '.join(counts)}."
 
 
 def _count(table: pd.DataFrame, model: object) -> int:

@@ -13,10 +13,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
+from matplotlib.transforms import BboxBase
 
 from vit_analysis.plot.style import LEAST, points
 
-CAPTION = "caption"  # the mark of its artist
+CAPTION, BELOW = "caption", "below"  # marks of artists: the caption, and a legend below all panels
 SPACING = 1.2  # of lines
 EDGE = 0.04  # inches between a text and the edge of the figure
 GAP = 0.08  # inches between the titles of two panels
@@ -83,27 +84,50 @@ def _bands(table: pd.DataFrame, bands: str) -> str:
 
 
 def grow(figure: Figure, inches: float | int) -> None:
-    """Make a figure higher, and keep the room of its caption."""
-    figure.set_figheight(figure.get_figheight() + inches)
-    high, strip = figure.get_figheight(), _strip(figure) / figure.get_figheight()
+    """Make a figure higher; what stands below its panels keeps its room there."""
+    before = figure.get_figheight()
+    high = before + inches
+    figure.set_figheight(high)
+    if figure.get_layout_engine() is None:  # panels stay as they are, above what is new
+        for ax in figure.axes:
+            left, bottom, wide, tall = ax.get_position().bounds
+            ax.set_position((left, (bottom * before + inches) / high, wide, tall * before / high))
+    if not (strip := _strip(figure)):
+        return
     for text in figure.texts:
         if text.get_gid() == CAPTION:
             text.set_position((EDGE / figure.get_figwidth(), EDGE / high))
-    above = (0.0, strip, 1.0, 1 - strip)
-    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
-        engine.set(rect=above)
     for legend in figure.legends:
-        legend.set_bbox_to_anchor(above, figure.transFigure)
+        if legend.get_gid() == BELOW:  # the layout leaves no room for a legend that is put somewhere
+            legend.set_bbox_to_anchor((0, strip / high, 1, 1), figure.transFigure)
+            strip += legend.get_window_extent().height / figure.dpi + 2 * EDGE
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        engine.set(rect=(0, strip / high, 1, 1 - strip / high))
+
+
+def squared(figure: Figure, axes: np.ndarray) -> None:
+    """Make a figure so high that its panels, a grid of squares, are as high as they are wide."""
+    for ax in axes.flat:
+        ax.set_box_aspect(None)  # the layout would measure the texts of a smaller panel
+    for _ in range(2):
+        _lay_out(figure)
+        slot = axes.flat[0].get_position()
+        high = slot.height * figure.get_figheight()
+        grow(figure, len(axes) * (slot.width * figure.get_figwidth() - high))
+    for ax in axes.flat:
+        ax.set_box_aspect(1)
 
 
 def settled(figure: Figure) -> Figure:
     """Fold the titles and labels that are wider than their panels have room for; the figure grows by their lines."""
-    FigureCanvasAgg(figure)  # to measure with
-    _lay_out(figure)
-    added = sum(max([0.0, *(_refold(*one) for one in row)]) for row in _rows(figure))
-    if added:
-        grow(figure, added)
+    whole: dict[Text, str] = {}
+    for _ in range(PASSES):  # a folded label takes width from the panels, and so from the titles
         _lay_out(figure)
+        before = {text: text.get_text() for text in whole}
+        added = sum(max([0.0, *(_refold(*one, whole) for one in row)]) for row in _rows(figure))
+        if {text: text.get_text() for text in whole} == before:
+            break
+        grow(figure, added)
     return figure
 
 
@@ -120,6 +144,7 @@ def _line(text: Text) -> float:
 
 def _lay_out(figure: Figure) -> None:
     """Lay out until nothing moves: panels of a fixed shape change the room of their texts, which changes the panels."""
+    FigureCanvasAgg(figure)  # to measure with
     engine = figure.get_layout_engine()
     before = np.zeros(0)
     for _ in range(PASSES if engine is not None else 0):
@@ -132,30 +157,34 @@ def _lay_out(figure: Figure) -> None:
 
 
 def _rows(figure: Figure) -> Iterator[list[tuple[Text, float]]]:
-    """Titles and labels with the inches that each has room for, in groups that lie beside each other."""
-    gap = GAP * figure.dpi / 2
+    """Titles and labels with the inches that each has room for: those whose lines add to the same height of the figure."""
     boxes = {ax: ax.get_window_extent() for ax in figure.axes if ax.axison}
     rows: dict[int, list[tuple[Text, float]]] = {}
     for ax, box in boxes.items():
-        beside = [other for other in boxes.values() if other.y0 < box.y1 and other.y1 > box.y0]
-        left = max([0.0, *((other.x1 + box.x0) / 2 + gap for other in beside if other.x1 <= box.x0)])
-        right = min(
-            [figure.bbox.width, *((other.x0 + box.x1) / 2 - gap for other in beside if other.x0 >= box.x1)]
-        )
-        middle = (box.x0 + box.x1) / 2
-        room = 2 * min(middle - left, right - middle) / figure.dpi
+        left, right = _free(box, list(boxes.values()), GAP * figure.dpi / 2, figure.bbox.width)
+        room = 2 * min(box.x0 + box.width / 2 - left, right - box.x0 - box.width / 2) / figure.dpi
         rows.setdefault(round(box.y1), []).extend((text, room) for text in (ax.title, ax.xaxis.label))
-        _refold(ax.yaxis.label, box.height / figure.dpi)
+        yield [(ax.yaxis.label, box.height / figure.dpi)]
     yield from rows.values()
     for part in cast(list[Figure], [figure, *figure.subfigs]):
         wide = part.bbox.width / figure.dpi - 2 * EDGE
         yield [(text, wide) for text in part.texts if text.get_gid() != CAPTION and not text.get_rotation()]
 
 
-def _refold(text: Text, room: float | int) -> float:
-    """Fold a text that is wider than its room, and return the inches that it got higher."""
-    lines, size = text.get_text().splitlines(), float(text.get_fontsize())
-    if all(width(line, size) <= room for line in lines):
+def _free(box: BboxBase, boxes: list[BboxBase], gap: float, width: float) -> tuple[float, float]:
+    """Where a panel's titles may begin and end: half way to the panels beside it, or at the edges of the figure."""
+    beside = [other for other in boxes if other.y0 < box.y1 and other.y1 > box.y0]
+    left = [(other.x1 + box.x0) / 2 + gap for other in beside if other.x1 <= box.x0]
+    right = [(other.x0 + box.x1) / 2 - gap for other in beside if other.x0 >= box.x1]
+    return max([0.0, *left]), min([width, *right])
+
+
+def _refold(text: Text, room: float, whole: dict[Text, str]) -> float:
+    """Fold a text that is wider than its room, as it was in the beginning, and return the inches that it got higher."""
+    size, before = float(text.get_fontsize()), text.get_text()
+    if all(width(line, size) <= room for line in before.splitlines()):
         return 0.0
+    lines = whole.setdefault(text, before).splitlines()
     text.set_text("\n".join(folded(line, room, size) for line in lines))
-    return (text.get_text().count("\n") + 1 - len(lines)) * _line(text)
+    added = text.get_text().count("\n") - before.count("\n")
+    return 0.0 if text.get_rotation() else max(0, added) * _line(text)

@@ -109,9 +109,10 @@ def style(
 def display_name(model: str) -> str:
     """What a model is called in pictures: its own name where the style has none.
 
-    >>> with style(names={"lab/vit": "ViT"}):
-    ...     [display_name(name) for name in ("lab/vit", "lab/vit@random", "lab/vit:1", "lab/resnet")]
-    ['ViT', 'ViT, untrained', 'ViT, run 2', 'lab/resnet']
+    Examples:
+        >>> with style(names={"lab/vit": "ViT"}):
+        ...     [display_name(name) for name in ("lab/vit", "lab/vit@random", "lab/vit:1", "lab/resnet")]
+        ['ViT', 'ViT, untrained', 'ViT, run 2', 'lab/resnet']
     """
     names = NOW.get().names
     family, told = _family(model, names)
@@ -132,6 +133,14 @@ def look(model: str, table: pd.DataFrame | None = None) -> Look:
     dashes = "--" if "untrained" in told else ":" if told else ("-", "-.")[turn % 2]
     marker = MARKERS[families.index(family) % len(MARKERS)]
     return Look(PALETTE[colour], marker, dashes, "untrained" not in told)
+
+
+def family(model: str, table: pd.DataFrame | None = None) -> tuple[str, list[str]]:
+    """The model that this is, is the untrained twin of or a training run of, and which of these it is: ``["run 2"]``."""
+    cast = [*NOW.get().cast, *_models(table), model]
+    return _family(
+        model, [own for own, told in (_family(name, ()) for name in cast) if "untrained" not in told]
+    )
 
 
 def page_width(natural: float | int) -> float:

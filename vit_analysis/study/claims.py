@@ -114,6 +114,19 @@ CLAIMS = (
         q.trained_uniform, ("cka",), Above(0.0), OF_PAIRED_TWINS,
     ),
     Claim(
+        "J1a", "1 local", "Without global attention, at least half of that lead is gone",
+        "the notes: layers are alike because every layer sees the whole image",
+        "mean(M) halfway between V and R - mean(M) of V with attention to near patches alone",
+        lambda e: q.halfway(e, q.uniformity), ("cka",), Above(0.0), OF_PAIRED_TWINS, of_training=True,
+        threshold_from="proposed here: half of the lead of V over R",
+    ),
+    Claim(
+        "J1b", "1 local", "Without it, at least half of the lead of lowest and highest layers is gone",
+        "the same", "mean M of lowest with highest third, the same of the three models",
+        lambda e: q.halfway(e, q.far), ("cka",), Above(0.0), OF_PAIRED_TWINS, of_training=True,
+        threshold_from="proposed here: half of the lead of V over R",
+    ),
+    Claim(
         "F2a", "2", "The lower half of a ResNet is like the lowest quarter of a Vision Transformer",
         "about 0.25 of the depth of V at 0.5 of R; equal depths would be 0.5",
         "CKA of V at depth r/2 with R at depth r - CKA at equal depths, mean over r up to 1/2",
@@ -239,6 +252,19 @@ CLAIMS = (
         "significantly less localization", "CKA with the own patch - mean of the others, class token - average pooling",
         lambda e: -float(np.diff(q.own_less_others(e, "vit", "gap"))[0]),
         ("localization",), Above(0.0, 0.05), (NORMALIZED,), 4, of_training=True,
+    ),
+    Claim(
+        "J4a", "9 flat", "Without downsampling, a ResNet gets at least halfway to a Vision Transformer in keeping the place",
+        "the notes: a ResNet loses the place because it downsamples",
+        "CKA with the own patch - mean of the others, R without downsampling - halfway between V and R",
+        q.place_without_downsampling, ("localization",), Above(0.0), (NORMALIZED,), of_training=True,
+        threshold_from="proposed here: half of the lead of V over R",
+    ),
+    Claim(
+        "J4b", "9 flat", "Without downsampling, but read by average pooling, it keeps the place less than tokens beside a class token",
+        "the paper: average pooling loses the place", "CKA with the own patch - mean of the others, V - R without downsampling",
+        lambda e: -float(np.diff(q.own_less_others(e, "vit", "flat"))[0]),
+        ("localization",), Above(0.0, 0.05), (NORMALIZED,), of_training=True,
     ),
     Claim(
         "F9p", "F", "A probe of what its head reads tells where things are better than one of a ResNet",

@@ -60,7 +60,7 @@ DIFFERENCES = (
                 "the notes",
                 "lab/vit_local may attend to the 3 x 3 patches around each patch and to the class token only, in every block, and "
                 "is trained like lab/vit.",
-                (),
+                ("J1a", "J1b"),
             ),
         ),
     ),
@@ -106,13 +106,14 @@ DIFFERENCES = (
                 "the notes",
                 "lab/resnet_flat cuts the image into the same patches of 4 px and never reduces its resolution again; it is trained "
                 "like lab/resnet.",
-                (),
+                ("J4a",),
             ),
             Reason(
                 "A head that reads a class token leaves the other tokens where they are; one that reads their average mixes them.",
                 "the paper",
-                "The same model is trained with average pooling (figure 10).",
-                ("F10",),
+                "The same model is trained with average pooling (figure 10); and a ResNet on the same grid, which is read by average "
+                "pooling, is compared with it.",
+                ("F10", "J4b"),
             ),
         ),
     ),

@@ -5,6 +5,7 @@ more layers does not count for more. `claims` says what each number stands for.
 """
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -133,6 +134,15 @@ def third_down(values: np.ndarray) -> float:
     """Mean of the lowest third of blocks less that of the highest."""
     third = max(1, len(values) // 3)
     return float(values[:third].mean() - values[-third:].mean())
+
+
+def halfway(e: Evidence, statistic: Callable[[Matrix], float]) -> float:
+    """The mean of V and R in a number of a heat map, less the number of V without global attention.
+
+    Above 0, confining attention takes away at least half of what V has more than R.
+    """
+    vit, cnn, local = (statistic(itself(e, part)) for part in ("vit", "cnn", "local"))
+    return (vit + cnn) / 2 - local
 
 
 def itself(e: Evidence, part: str) -> Matrix:
@@ -358,6 +368,12 @@ def own_less_others(e: Evidence, *parts: str) -> Float64[np.ndarray, " part"]:
         out = coarse.diagonal() - torch.where(own, torch.nan, coarse).nanmean(1)
         stand.append(float((out if edge.all() else out[~edge]).nanmean()))
     return np.array(stand)
+
+
+def place_without_downsampling(e: Evidence) -> float:
+    """By how much R without downsampling keeps the place better than halfway from R to V."""
+    vit, cnn, flat = own_less_others(e, "vit", "cnn", "flat")
+    return float(flat - (vit + cnn) / 2)
 
 
 # Probes and the soft nearest neighbour loss (figures 11, 13, and the notes).

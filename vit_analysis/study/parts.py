@@ -1,4 +1,4 @@
-"""Which model plays which part in a study, and which training runs of it there are: names only."""
+"""What a study is asked: which model plays which part, which training runs of it there are, on which images by default."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from vit_analysis import models
+from vit_analysis.makers.request import twin
+from vit_analysis.typed import Choice
 
 
 def _read(words: list[str]) -> "str | tuple[str, ...]":
@@ -48,6 +49,8 @@ class Parts:
         no_skip: the first Vision Transformer trained without the skip connections of one block.
         mixer: an MLP-Mixer.
         tuned: the first Vision Transformer fine-tuned to other data.
+        local: the first Vision Transformer with attention to near patches alone, trained like it.
+        flat: the first CNN without any downsampling after its stem, trained like it.
     """
 
     vit: tuple[Runs, ...] = ()
@@ -59,6 +62,8 @@ class Parts:
     no_skip: tuple[Runs, ...] = ()
     mixer: Runs | None = None
     tuned: Runs | None = None
+    local: Runs | None = None
+    flat: Runs | None = None
 
     def names(self, *parts: str) -> list[str]:
         """The first run of every model of these parts, or of all, each once."""
@@ -86,7 +91,7 @@ class Parts:
 
     def twins(self) -> list[str]:
         """The untrained twins of the first Vision Transformer and the first CNN."""
-        return [models.twin(name) for name in (*self.names("vit")[:1], *self.names("cnn")[:1])]
+        return [twin(name) for name in (*self.names("vit")[:1], *self.names("cnn")[:1])]
 
     def change(self, rename: Callable[[str], str | None]) -> "Parts":
         """The same parts with other names; where one is None, that run and all after it are left out: runs stay pairs."""
@@ -113,13 +118,18 @@ def _runs(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _several(part: str) -> bool:
-    """Whether several models may play a part, and not one with several runs."""
+    """Return whether several models may play a part, and not one with several runs."""
     return part in ("vit", "cnn", "less_data", "cnn_less_data", "no_skip")
 
 
 def _once(names: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
+
+IMAGES = Choice(limit=2000, batch=160)  # about 11 batches of 16 scenes of each shape
+TRAIN = Choice(limit=100_000, seed=1)
+# No images of their own for what needs classes: those of all else.
+SAME = Choice(source="", limit=None, batch=160)
 
 LAB_PARTS = Parts(
     vit=(("lab/vit", "lab/vit:1", "lab/vit:2"),),
@@ -138,6 +148,8 @@ LAB_PARTS = Parts(
         "lab/vit_no_skip_last",
     ),
     mixer="lab/mixer",
+    local=("lab/vit_local", "lab/vit_local:1", "lab/vit_local:2"),
+    flat=("lab/resnet_flat", "lab/resnet_flat:1", "lab/resnet_flat:2"),
 )
 
 
@@ -153,5 +165,7 @@ def parts_wanted(part: str) -> str:
         "no_skip": "a Vision Transformer trained without the skip connections of one block (--no-skip)",
         "mixer": "an MLP-Mixer (--mixer)",
         "tuned": "a fine-tuned Vision Transformer (--tuned)",
+        "local": "a Vision Transformer with attention to near patches alone (--local)",
+        "flat": "a CNN without downsampling (--flat)",
     }
     return told[part]
