@@ -28,7 +28,7 @@ from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.study import report
 from vit_analysis.study.drawings import DRAWINGS, Drawing
 from vit_analysis.study.evidence import Evidence
-from vit_analysis.study.report import places
+from vit_analysis.study.report import EMBEDDED, places
 from vit_analysis.typed import Pictures
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ def draw(
         except Exception as fault:
             fault.add_note(f"in figure {drawing.id}")
             raise
-        drawn[drawing.id] = paths[0]
+        drawn[drawing.id] = min(
+            paths, key=lambda path: path.suffix not in EMBEDDED
+        )  # the report's, if it can hold one
     return drawn
 
 
@@ -109,13 +111,9 @@ def judge(
     facts |= {"versions": table.versions()}
     line = f"{command.line().partition(' --only')[0]}"
     command.make_room(out / "report.html")
-    report.write(
-        out / "report.html",
-        places(evidence, drawn, found, line),
-        found,
-        findings.differences(found),
-        facts,
-    )
+    with plot.style(pictures.called):
+        shown = places(evidence, drawn, found, line)
+    report.write(out / "report.html", shown, found, findings.differences(found), facts, pictures.called)
     logger.info("wrote %s", out / "report.html")
     return found
 

@@ -348,7 +348,7 @@ def test_the_same_study_gives_the_same_page_and_a_failed_one_leaves_it(tmp_path)
     ("change", "kind", "message"),
     [
         ({"picture": "b.png"}, FileNotFoundError, r"no picture .*b.png for figure 1; did you mean 'a.png'"),
-        ({"picture": "text.png"}, ValueError, "text.png, the picture of figure 1, is not a PNG"),
+        ({"picture": "text.png"}, ValueError, "text.png, the picture of figure 1, is neither a PNG nor an SVG"),
         ({"picture": None}, ValueError, "figure 1 has no picture and does not say why"),
         ({"panels": (Panel(("vit", "vit"), {"": pd.concat([similarities("vit", "vit"), similarities("vit", "resnet")])}),)},
          ValueError, "heat map 'vit' must be one model with one model"),

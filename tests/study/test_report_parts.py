@@ -7,7 +7,7 @@ from made import rows, similarities
 from pages import EVIL, findings, places
 from pages import similarities as panel_table
 
-from vit_analysis import plot
+from vit_analysis import plot, table
 from vit_analysis.study import report
 from vit_analysis.study.controls import ALL, CONTROLS
 from vit_analysis.study.drawings import DRAWINGS
@@ -62,6 +62,34 @@ def test_every_figure_has_a_place_with_a_picture_or_what_it_would_need(tmp_path)
     assert made["1"].command == "python -m x --only 1"
     assert made["3"].picture is None
     assert made["3"].missing == "This figure: needs what is not there."
+
+
+def test_a_picture_that_a_page_cannot_hold_is_named(tmp_path):
+    drawn = dict.fromkeys((drawing.id for drawing in DRAWINGS), "no") | {"1": tmp_path / "figure_1.pdf"}
+    found = pd.DataFrame({"figure": []})
+    (place, *_) = report.places(study(), drawn, found, "")
+    assert (place.picture, place.missing) == (
+        None,
+        "It is figure_1.pdf; --format png puts it on this page as well.",
+    )
+    assert len(place.panels) == 2
+
+
+@pytest.mark.parametrize("ending", report.EMBEDDED)
+def test_a_picture_is_embedded_in_the_size_of_its_inches(tmp_path, ending):
+    figure = plot.heatmaps(panel_table("vit", "vit"), panels=[("vit", "vit")])
+    table.write_picture(figure, tmp_path / f"a{ending}")
+    place = report.Place("1", "a", "b", "c", tmp_path / f"a{ending}", "d")
+    made = page.picture(place, tmp_path / f"a{ending}")
+    np.testing.assert_allclose(made["width"] / 96, figure.get_figwidth(), rtol=0.06)
+    np.testing.assert_allclose(
+        made["width"] / made["height"], figure.get_figwidth() / figure.get_figheight(), rtol=0.02
+    )
+    report.write(tmp_path / "a.html", [place], findings(), [], {})
+    assert (
+        f'src="data:image/{"svg+xml" if ending == ".svg" else "png"};base64,'
+        in (tmp_path / "a.html").read_text()
+    )
 
 
 def test_a_heat_map_can_be_switched_to_every_control_that_all_its_panels_have(tmp_path):

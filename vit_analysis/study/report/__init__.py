@@ -6,6 +6,6 @@ anyone can choose names of models and files; style and scripts are allowed by th
 """
 
 from vit_analysis.study.report.rendering import write
-from vit_analysis.study.report.sections import Panel, Place, places
+from vit_analysis.study.report.sections import EMBEDDED, Panel, Place, places
 
-__all__ = ["Panel", "Place", "places", "write"]
+__all__ = ["EMBEDDED", "Panel", "Place", "places", "write"]

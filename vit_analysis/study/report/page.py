@@ -47,6 +47,7 @@ OUTCOMES = {  # what the verdict on its claims says of a reason
     rules.UNKNOWN: "The experiment was not made with these models.",
 }
 PNG = b"\x89PNG\r\n\x1a\n"
+SVG = re.compile(rb'<svg[^>]*? width="([\d.]+)pt" height="([\d.]+)pt"')
 Row = Mapping[str, Any]
 
 
@@ -226,20 +227,27 @@ def picture(place: Place, path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it is not there; names those that are.
-        ValueError: it is not a PNG.
+        ValueError: it is neither a PNG nor an SVG.
     """
     if not path.is_file():
         near = did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.png")))
         raise FileNotFoundError(f"no picture {path} for figure {place.id}; {near}")
     data = path.read_bytes()
-    if not data.startswith(PNG):
-        raise ValueError(f"{path}, the picture of figure {place.id}, is not a PNG")
-    width, height = struct.unpack(">II", data[16:24])
+    if data.startswith(PNG):
+        kind, size = "png", struct.unpack(">II", data[16:24])
+        width, height = (
+            dots // 2 for dots in size
+        )  # 200 dots per inch, where a page has about half as many (96)
+    elif found := SVG.search(data):
+        kind, (width, height) = "svg+xml", (round(float(points) * 96 / 72) for points in found.groups())
+    else:
+        raise ValueError(
+            f"{path}, the picture of figure {place.id}, is neither a PNG nor an SVG of matplotlib"
+        )
     return {
-        "source": f"data:image/png;base64,{base64.b64encode(data).decode()}",
+        "source": f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
         "alternative": place.alternative,
         "title": f"{label(place.id)}: {place.title}",
-        # Pictures have 200 dots per inch, a page about half as many (96).
-        "width": width // 2,
-        "height": height // 2,
+        "width": width,
+        "height": height,
     }

@@ -15,6 +15,7 @@ from vit_analysis.study.evidence import Evidence
 from vit_analysis.study.report.substitutions import substituted
 
 HALF = 0.5  # of a layer's similarity: what comes from few tokens beyond that is said
+EMBEDDED = (".png", ".svg")  # kinds of pictures that the page can hold
 UNDECIDED = "No verdict rests on this figure alone."
 
 
@@ -42,7 +43,7 @@ class Place:
     shows: str
     """What these models show where no claim says it; empty where one does."""
     picture: Path | None
-    """A PNG; None where it cannot be made."""
+    """A PNG or an SVG; None where there is none."""
     alternative: str
     """What the picture shows, for those who cannot see it."""
     missing: str = ""
@@ -84,8 +85,11 @@ def _place(evidence: Evidence, drawing: Drawing, picture: Path, found: pd.DataFr
         title=drawing.title,
         claim=drawing.claim,
         shows="" if decided else _shows(panels, drawing),
-        picture=picture,
+        picture=picture if picture.suffix in EMBEDDED else None,
         alternative=drawing.alternative,
+        missing=""
+        if picture.suffix in EMBEDDED
+        else f"It is {picture.name}; --format png puts it on this page as well.",
         command=f"{line} --only {drawing.id.split()[0]}",
         panels=panels,
         images=_images(evidence, drawing),
