@@ -71,9 +71,8 @@ def localization(table: pd.DataFrame) -> Figure:
     values = pd.concat([token for line in shown for token in line])["cka"]
     least, most = min(0.0, values.min()), max(1e-6, values.max())  # in this order min and max skip NaN
     wide = page_width(1.5 * len(TOKENS) + 1.1)
-    figure = Figure(
-        figsize=(wide, (wide - 1.1) / len(TOKENS) * len(rows) * 1.3 + 0.3), layout="constrained", dpi=200
-    )
+    edge = (wide - 1.4) / len(TOKENS)  # beside labels and the colour scale
+    figure = Figure(figsize=(wide, (edge + 0.5) * len(rows) + 0.3), layout="constrained", dpi=200)
     axes = figure.subplots(len(rows), len(TOKENS), squeeze=False)
     for line, tokens, (layer, own) in zip(axes, shown, rows, strict=True):
         for ax, token in zip(line, tokens, strict=True):

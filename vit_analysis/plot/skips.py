@@ -207,7 +207,7 @@ def cosines(table: pd.DataFrame) -> Figure:
 
 def _lines(table: pd.DataFrame, value: str, axes: Sequence[Axes]) -> None:
     """Draw a statistic over blocks in two panels of one scale, MLPs and attentions, each beside the units of CNNs."""
-    ends = []
+    ends: list[float] = []
     for ax, (sublayer, name) in zip(axes, SUBLAYERS.items(), strict=True):
         own = table[table["sublayer"].isin([sublayer, UNIT])]
         own.attrs = table.attrs
