@@ -24,10 +24,11 @@ import pandas as pd
 
 from vit_analysis import command, findings, plot, table
 from vit_analysis.reading import processes
-from vit_analysis.spelling import Refusal, did_you_mean
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import report
 from vit_analysis.study.drawings import DRAWINGS, Drawing
 from vit_analysis.study.evidence import Evidence
+from vit_analysis.study.parts import Parts
 from vit_analysis.study.report import EMBEDDED, places
 from vit_analysis.typed import Pictures
 
@@ -41,13 +42,17 @@ def draw(
     out: Path,
     chosen: Sequence[Drawing] = DRAWINGS,
     pictures: Pictures = Pictures(),  # noqa: B008  (frozen)
+    cast: Sequence[str] = (),
 ) -> dict[str, Path | str]:
     """Pictures as `OUT/figure_ID.png`, or of other formats; by id the path of the first, or what it would need."""
     drawn: dict[str, Path | str] = {}
     for drawing in chosen:
         try:
             paths = command.draw_all(
-                partial(drawing.draw, evidence), _stem(out, drawing), pictures, _cast(evidence)
+                partial(drawing.draw, evidence),
+                _stem(out, drawing),
+                pictures,
+                cast or everyone(evidence.parts),
             )
         except Refusal as needed:
             drawn[drawing.id] = str(needed)
@@ -62,9 +67,9 @@ def draw(
     return drawn
 
 
-def _cast(evidence: Evidence) -> list[str]:
+def everyone(parts: Parts) -> list[str]:
     """All models of a study, in the order by which each has one look in every picture."""
-    return [*evidence.parts.runs(), *evidence.parts.twins()]
+    return [*parts.runs(), *parts.twins()]
 
 
 def _stem(out: Path, drawing: Drawing) -> Path:
@@ -81,20 +86,27 @@ def files(out: Path, chosen: Sequence[Drawing], pictures: Pictures, *, whole: bo
 def choose(only: Sequence[str]) -> list[Drawing]:
     """The drawings of these figures; all of them where none is named. 8 is also 8 lesions, and 13 is 13a and 13b.
 
+    A control that the paper does not show, of other models than the figure, is drawn if it is asked for by its whole name.
+
     Raises:
-        Refusal: there is no such figure; with the nearest.
+        Refusal: there is no such figure; it names all.
     """
     chosen: dict[str, Drawing] = {}
     for name in only:
         found = [
-            drawing
-            for drawing in DRAWINGS
-            if name in (drawing.id, drawing.id.split()[0], drawing.id.rstrip("ab"))
+            drawing for drawing in DRAWINGS if name in (drawing.id, _number(drawing), drawing.id.rstrip("ab"))
         ]
         if not found:
-            raise Refusal(f"no figure {name!r}; {did_you_mean(name, [drawing.id for drawing in DRAWINGS])}")
+            there = ", ".join(repr(drawing.id) if " " in drawing.id else drawing.id for drawing in DRAWINGS)
+            raise Refusal(f"no figure {name!r}; there are {there}")
         chosen |= {drawing.id: drawing for drawing in found}
     return list(chosen.values()) if only else list(DRAWINGS)
+
+
+def _number(drawing: Drawing) -> str:
+    """The number of a figure, by which all drawings of it are asked for."""
+    number, _, what = drawing.id.partition(" ")
+    return drawing.id if what == "untrained" else number
 
 
 def judge(
@@ -106,7 +118,7 @@ def judge(
         return found
     findings.write(found, out / "findings")
     for name, picture in VERDICTS.items():
-        command.draw_all(partial(picture, found), out / name, pictures, _cast(evidence))
+        command.draw_all(partial(picture, found), out / name, pictures, everyone(evidence.parts))
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},

@@ -33,12 +33,11 @@ def say(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: str
 def lines(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: str) -> list[str]:
     """The lines; see `say`."""
     models: dict[str, Model] = {}
-    layers: dict[str, set[str]] = {}
+    layers: dict[str, int] = {}
     for _, reading, _ in passes:
-        models |= reading.models
-        for name, taps in reading.taps.items():
-            layers.setdefault(name, set()).update(map(str, taps))
-    told = [_model(models[name], len(own)) for name, own in list(layers.items())[:MOST]]
+        models |= {name: model for name, model in reading.models.items() if name not in models}
+        layers |= {name: max(len(taps), layers.get(name, 0)) for name, taps in reading.taps.items()}
+    told = [_model(models[name], own) for name, own in list(layers.items())[:MOST]]
     if len(layers) > MOST:
         told.append(f"and {len(layers) - MOST} more")
     images = list(dict.fromkeys(_images(reading) for _, reading, _ in passes))
@@ -63,7 +62,7 @@ def _listed(name: str, told: Sequence[str]) -> list[str]:
 
 def _model(model: Model, layers: int) -> str:
     parameters = sum(own.numel() for own in model.module.parameters())
-    what = type(model.module).__name__
+    what = model.module._get_name()
     return f"{model.name} ({what}, {parameters / 1e6:.3g} M parameters, {model.digest[:8]}), {layers} layers"
 
 
@@ -135,7 +134,7 @@ def _bytes(model: Model) -> int:
     return sum(own.numel() * own.element_size() for own in model.module.parameters())
 
 
-def _size(count: float) -> str:
+def _size(count: int) -> str:
     """Bytes in words."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:

@@ -1,5 +1,6 @@
 """Every figure's place in the report: the paper's claim, what these models show, what readers have to know, and heat maps."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def _place(evidence: Evidence, drawing: Drawing, picture: Path, found: pd.DataFr
         missing=""
         if picture.suffix in EMBEDDED
         else f"It is {picture.name}; --format png puts it on this page as well.",
-        command=f"{line} --only {drawing.id.split()[0]}",
+        command=f"{line} --only {shlex.quote(drawing.id)}",
         panels=panels,
         images=_images(evidence, drawing),
         warnings=[
