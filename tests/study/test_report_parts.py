@@ -1,5 +1,7 @@
 """What the report is made of: places of figures from evidence, the cast, sentences with links, small pictures of intervals."""
 
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -166,6 +168,10 @@ def test_blocks_and_stages_begin_where_their_names_change():
 
 
 # The cast.
+
+
+def test_every_part_has_its_role_in_words():
+    assert set(cast.ROLES) == {field.name for field in fields(Parts)}
 
 
 def test_the_cast_says_of_lab_models_what_they_are_and_learned():

@@ -26,6 +26,8 @@ ROLES: Mapping[str, str] = {
     "no_skip": "V trained without the skip connections of one block",
     "mixer": "MLP-Mixer",
     "tuned": "V fine-tuned to other data",
+    "local": "V with attention to near patches alone",
+    "flat": "R without downsampling after its stem",
 }
 TWIN, NOTHING = "the same network, untrained", "nothing"
 TRANSFORMERS = "transformers/"
