@@ -1,5 +1,6 @@
 """What the report is made of: places of figures from evidence, the cast, sentences with links, small pictures of intervals."""
 
+import io
 from dataclasses import fields
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from made import rows, similarities
 from pages import EVIL, findings, places
 from pages import similarities as panel_table
+from PIL import Image
 
 from vit_analysis import plot, table
 from vit_analysis.study import report
@@ -15,7 +17,7 @@ from vit_analysis.study.controls import ALL, CONTROLS
 from vit_analysis.study.drawings import DRAWINGS
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
-from vit_analysis.study.report import cast, maps, page, rendering, sections, words
+from vit_analysis.study.report import cast, images, maps, page, rendering, sections, words
 
 PARTS = Parts(vit=("v",), cnn=("r",), mixer="m")
 NAMES = {
@@ -82,7 +84,7 @@ def test_a_picture_is_embedded_in_the_size_of_its_inches(tmp_path, ending):
     figure = plot.heatmaps(panel_table("vit", "vit"), panels=[("vit", "vit")])
     table.write_picture(figure, tmp_path / f"a{ending}")
     place = report.Place("1", "a", "b", "c", tmp_path / f"a{ending}", "d")
-    made = page.picture(place, tmp_path / f"a{ending}")
+    made = images.picture(place, tmp_path / f"a{ending}")
     np.testing.assert_allclose(made["width"] / 96, figure.get_figwidth(), rtol=0.06)
     np.testing.assert_allclose(
         made["width"] / made["height"], figure.get_figwidth() / figure.get_figheight(), rtol=0.02
@@ -92,6 +94,23 @@ def test_a_picture_is_embedded_in_the_size_of_its_inches(tmp_path, ending):
         f'src="data:image/{"svg+xml" if ending == ".svg" else "png"};base64,'
         in (tmp_path / "a.html").read_text()
     )
+
+
+def test_a_large_picture_takes_less_room_and_looks_the_same(tmp_path):
+    steps = np.linspace(0, 255, 900)
+    noise = RANDOM.integers(0, 9, size=(600, 900))
+    pixels = np.stack([noise + 240 * (steps > 128), steps + 0 * noise, 255 - steps + 0 * noise], axis=2)
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert len(data) > images.LARGE
+    smaller = images.lean(data)
+    assert len(smaller) < 0.9 * len(data)
+    with Image.open(io.BytesIO(smaller)) as after:
+        assert (
+            np.abs(np.asarray(after.convert("RGB")).astype(int) - pixels.astype(np.uint8)).mean() < 255 / 20
+        )
+    small = data[: images.LARGE - 1]
+    assert images.lean(small) is small  # not even looked at
 
 
 def test_a_heat_map_can_be_switched_to_every_control_that_all_its_panels_have(tmp_path):

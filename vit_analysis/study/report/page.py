@@ -1,12 +1,9 @@
 """The page as plain data: texts, numbers in digits, and links, of which the template makes elements."""
 
-import base64
 import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,6 +14,7 @@ from vit_analysis.study import rules
 from vit_analysis.study.differences import Difference, Reason
 from vit_analysis.study.numbers import GRID
 from vit_analysis.study.report import cast, maps
+from vit_analysis.study.report.images import picture
 from vit_analysis.study.report.sections import Place
 from vit_analysis.study.report.words import anchor, interval, label, numbers, p_value, text
 from vit_analysis.table import column
@@ -46,8 +44,6 @@ OUTCOMES = {  # what the verdict on its claims says of a reason
     rules.OPEN: "The experiment does not decide.",
     rules.UNKNOWN: "The experiment was not made with these models.",
 }
-PNG = b"\x89PNG\r\n\x1a\n"
-SVG = re.compile(rb'<svg[^>]*? width="([\d.]+)pt" height="([\d.]+)pt"')
 Row = Mapping[str, Any]
 
 
@@ -219,35 +215,4 @@ def _place(place: Place, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for number, panel in enumerate(place.panels)
         ],
         "views": list(place.panels[0].views) if place.panels else [],
-    }
-
-
-def picture(place: Place, path: Path) -> dict[str, Any]:
-    """A picture as it is embedded.
-
-    Raises:
-        FileNotFoundError: it is not there; names those that are.
-        ValueError: it is neither a PNG nor an SVG.
-    """
-    if not path.is_file():
-        near = did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.png")))
-        raise FileNotFoundError(f"no picture {path} for figure {place.id}; {near}")
-    data = path.read_bytes()
-    if data.startswith(PNG):
-        kind, size = "png", struct.unpack(">II", data[16:24])
-        width, height = (
-            dots // 2 for dots in size
-        )  # 200 dots per inch, where a page has about half as many (96)
-    elif found := SVG.search(data):
-        kind, (width, height) = "svg+xml", (round(float(points) * 96 / 72) for points in found.groups())
-    else:
-        raise ValueError(
-            f"{path}, the picture of figure {place.id}, is neither a PNG nor an SVG of matplotlib"
-        )
-    return {
-        "source": f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
-        "alternative": place.alternative,
-        "title": f"{label(place.id)}: {place.title}",
-        "width": width,
-        "height": height,
     }
