@@ -34,6 +34,11 @@ from vit_analysis.typed import Pictures
 
 logger = logging.getLogger(__name__)
 
+OURS = (
+    "untrained",
+    "local",
+    "flat",
+)  # controls and experiments that a figure is drawn beside, of models of their own
 VERDICTS = plot.LAYOUTS["findings"]  # the pictures of what was found
 
 
@@ -86,7 +91,7 @@ def files(out: Path, chosen: Sequence[Drawing], pictures: Pictures, *, whole: bo
 def choose(only: Sequence[str]) -> list[Drawing]:
     """The drawings of these figures; all of them where none is named. 8 is also 8 lesions, and 13 is 13a and 13b.
 
-    A control that the paper does not show, of other models than the figure, is drawn if it is asked for by its whole name.
+    A control or an experiment of ours, of other models than the figure, is drawn if it is asked for by its whole name.
 
     Raises:
         Refusal: there is no such figure; it names all.
@@ -106,7 +111,7 @@ def choose(only: Sequence[str]) -> list[Drawing]:
 def _number(drawing: Drawing) -> str:
     """The number of a figure, by which all drawings of it are asked for."""
     number, _, what = drawing.id.partition(" ")
-    return drawing.id if what == "untrained" else number
+    return drawing.id if what in OURS else number
 
 
 def judge(

@@ -28,6 +28,9 @@ def say(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: str
     """
     if passes and logger.isEnabledFor(logging.INFO):
         logger.info("%s", "\n".join(lines(passes, results)))
+    for _, reading, _ in passes:
+        for name, model in reading.models.items():
+            logger.debug("%s: preprocessing %s; reads %s", name, model.preprocessing, _taps(reading, name))
 
 
 def lines(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: str) -> list[str]:
@@ -54,6 +57,10 @@ def lines(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: s
         ),
         *(_listed("results", [results]) if results else []),
     ]
+
+
+def _taps(reading: Reading, model: str) -> str:
+    return ", ".join(map(str, reading.taps.get(model, ())))
 
 
 def _listed(name: str, told: Sequence[str]) -> list[str]:

@@ -42,6 +42,7 @@ def main(
 
     chosen = figures.choose(only)
     wanted = figures.needed(chosen) if only else None
+    pictures = pictures if only else pictures.and_png()  # which the report shows
     command.replacing(*figures.files(out, chosen, pictures, whole=not only), *passes.files(out, wanted))
     cast = parts if parts.names() else passes.LAB_PARTS
     few = needs.of(chosen, cast) if only else needs.Needed(cast, twins=True)
