@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before anything heavy is imported
 
 
 import logging
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from vit_analysis.study import report
 from vit_analysis.study.drawings import DRAWINGS, Drawing
 from vit_analysis.study.evidence import Evidence
 from vit_analysis.study.parts import Parts
-from vit_analysis.study.report import Place
+from vit_analysis.study.report import EMBEDDED, places
 from vit_analysis.typed import Pictures
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,9 @@ def draw(
         except Exception as fault:
             fault.add_note(f"in figure {drawing.id}")
             raise
-        drawn[drawing.id] = paths[0]
+        drawn[drawing.id] = min(
+            paths, key=lambda path: path.suffix not in EMBEDDED
+        )  # the report's, if it can hold one
     return drawn
 
 
@@ -113,50 +114,6 @@ def _number(drawing: Drawing) -> str:
     return drawing.id if what in OURS else number
 
 
-def places(evidence: Evidence, drawn: dict[str, Path | str], found: pd.DataFrame, line: str) -> list[Place]:
-    """Every figure's place in the report."""
-    made = []
-    for drawing in DRAWINGS:
-        picture = drawn[drawing.id]
-        there = isinstance(picture, Path)
-        made.append(
-            Place(
-                id=drawing.id,
-                title=drawing.title,
-                claim=drawing.claim,
-                shows=_shows(drawing, found) if there else "",
-                picture=picture if isinstance(picture, Path) else None,
-                alternative=drawing.alternative,
-                missing="" if isinstance(picture, Path) else f"This figure: {picture}.",
-                command=f"{line} --only {shlex.quote(_number(drawing))}" if there else "",
-                heatmaps=_heatmaps(drawing, evidence) if there else (),
-            )
-        )
-    return made
-
-
-def _shows(drawing: Drawing, found: pd.DataFrame) -> str:
-    """The numbers of the claims that the figure is about, in words."""
-    told = [
-        f"{row.statistic}: {str(row.reason) or findings.in_digits(row)}, {row.verdict}"
-        for row in found[found["figure"] == drawing.id].itertuples()
-    ]
-    return f"{'; '.join(told)}." if told else "See the picture."
-
-
-def _heatmaps(drawing: Drawing, evidence: Evidence) -> list[tuple[str, pd.DataFrame]]:
-    if drawing.panels is None:
-        return []
-    cka = evidence.table("cka")
-    return [
-        (
-            model if model == other else f"{model} and {other}",
-            cka[(cka["model"] == model) & (cka["other_model"] == other)],
-        )
-        for model, other in drawing.panels(evidence)
-    ]
-
-
 def judge(
     evidence: Evidence, out: Path, drawn: dict[str, Path | str], note: str, pictures: Pictures
 ) -> pd.DataFrame:
@@ -174,13 +131,9 @@ def judge(
     facts |= {"versions": table.versions()}
     line = f"{command.line().partition(' --only')[0]}"
     command.make_room(out / "report.html")
-    report.write(
-        out / "report.html",
-        places(evidence, drawn, found, line),
-        found,
-        findings.differences(found),
-        facts,
-    )
+    with plot.style(pictures.called):
+        shown = places(evidence, drawn, found, line)
+    report.write(out / "report.html", shown, found, findings.differences(found), facts, pictures.called)
     logger.info("wrote %s", out / "report.html")
     return found
 

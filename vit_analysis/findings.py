@@ -17,6 +17,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,12 +75,18 @@ def measure(made: Study, note: str = "") -> pd.DataFrame:
     whole = Evidence(made)
     under = cache(lambda control: control.apply(whole))
     claims = sorted(CLAIMS, key=lambda claim: (claim.difference == 0, claim.difference))
-    found = judged([number(claim, whole, under) for claim in claims])
-    found["models"] = [_models(claim, whole) for claim in claims]
+    numbers, asked = [], []
+    for claim in claims:
+        whole.asked.clear()
+        numbers.append(number(claim, whole, under))
+        asked.append(whole.parts.names(*sorted(whole.asked)))
+    found = judged(numbers)
+    found["models"] = [_models(claim, whole, names) for claim, names in zip(claims, asked, strict=True)]
     origin = next(iter(made.tables.values())).attrs if made.tables else {}
     facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
-    facts |= {"models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
+    own = {part.name: [list(runs) for runs in made.parts.members(part.name)] for part in fields(made.parts)}
+    facts |= {"parts": own, "models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
     facts["differences"] = {str(one.number): one.verdict for one in differences(found)}
     return tables.with_provenance(found, "findings", **facts)
 
@@ -262,14 +269,13 @@ def _control(claim: Claim, control: Control, evidence: Evidence | None) -> Estim
     return None if math.isnan(found.value) else found
 
 
-def _models(claim: Claim, evidence: Evidence) -> str:
-    """Names of the models that the claim's tables hold, of those that play a part."""
-    known = evidence.parts.names()
+def _models(claim: Claim, evidence: Evidence, asked: Sequence[str]) -> str:
+    """Names of the models that a claim's number asked for and its tables hold."""
     held = {
         model for name in claim.tables if name in evidence.study.tables
         for model in evidence.study.tables[name].attrs["models"]
     }  # fmt: skip
-    return ", ".join(name for name in known if name in held)
+    return ", ".join(name for name in evidence.parts.names() if name in asked and name in held)
 
 
 def markdown(found: pd.DataFrame) -> str:
