@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Tests run in as many processes as there are cores, with one thread each: two threads of tiny products wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: figures test fast check unit notebooks wheel oldest slow format hooks clean
+.PHONY: figures test fast check unit notebooks docs wheel oldest slow format hooks clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 figures: .venv/ready
 	$(BIN)/python -m vit_analysis.figures --out figures
 
-test: check unit notebooks wheel
+test: check unit notebooks docs wheel
 
 # Lint, floors, types, and the tests that are not slow.
 fast: check
@@ -33,6 +33,10 @@ unit: .venv/ready
 
 notebooks: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake notebooks
+
+# The documentation, as files in site/; a link that leads nowhere or a docstring that cannot be read is an error (not with --quiet).
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # A wheel, alone in an empty environment, must run the main job: the lab's weights are inside it.
 wheel: .venv/ready

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vit_analysis import command, findings
+from vit_analysis import findings
 from vit_analysis.images import Images
 from vit_analysis.reading import measure, state
 from vit_analysis.reading.measure import Measurement
+from vit_analysis.shell import running
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes
 from vit_analysis.study.claims import CLAIMS
@@ -180,4 +181,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    running.run(main)

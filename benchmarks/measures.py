@@ -15,8 +15,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from vit_analysis import cka, command, models
+from vit_analysis import cka, models
 from vit_analysis.images import Images
+from vit_analysis.shell import running
 from vit_analysis.study.controls import ALL, MEASURES, NORMALIZED, VIEWS
 from vit_analysis.tensors import similarity
 
@@ -155,4 +156,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    running.run(main)

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from vit_analysis import command, models
+from vit_analysis import models
 from vit_analysis.images import Images
+from vit_analysis.shell import running
 
 logger = logging.getLogger(__name__)
 
@@ -102,4 +103,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    running.run(main)

@@ -11,6 +11,7 @@ from vit_analysis.analyses import ANALYSES
 from vit_analysis.images import Images
 from vit_analysis.models import Model
 from vit_analysis.probe import Shots
+from vit_analysis.shell import running
 from vit_analysis.study import passes
 from vit_analysis.study.parts import Parts
 
@@ -60,4 +61,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    running.run(main)

@@ -39,7 +39,7 @@ def _run(
 ) -> None:
     from importlib import import_module
 
-    from vit_analysis.command import run
+    from vit_analysis.shell.running import run
 
     signal.signal(
         signal.SIGINT, signal.default_int_handler
@@ -49,10 +49,9 @@ def _run(
     with log.open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    module = import_module(f"vit_analysis.{command}")
-    sys.argv = [str(module.__file__), *arguments]
+    sys.argv = [str(import_module(f"vit_analysis.{command}").__file__), *arguments]
     first()
-    run(module.main)
+    run(import_module(f"vit_analysis.shell.{command}").main)
 
 
 def ends(process: BaseProcess, within: float = 300.0) -> int:

@@ -4,6 +4,7 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import vit_analysis
 from vit_analysis import __main__ as commands
 from vit_analysis import plot
 from vit_analysis.analyses import ANALYSES
+from vit_analysis.images import Images, given
+from vit_analysis.typed import Choice, single
 
 PACKAGE = Path(vit_analysis.__file__).parent
 README = Path(__file__).parents[1] / "README.md"
@@ -27,8 +30,32 @@ def test_every_analysis_measures_plans_and_is_a_command(analysis):
         assert list(inspect.signature(function).parameters)[1:2] == ["images"]
     assert next(iter(inspect.signature(module.measure).parameters)) == "models"
     assert inspect.signature(module.measure).parameters["state"].default is None
-    for parameter in inspect.signature(module.main).parameters.values():
+    for parameter in inspect.signature(analysis.command).parameters.values():
         assert parameter.default is not inspect.Parameter.empty  # without an argument it runs on the lab
+
+
+@every_analysis
+def test_a_command_and_its_analysis_have_the_same_options_and_defaults(analysis):
+    """Both are declared, as a command must not import its analysis before it knows what was typed."""
+    typed, own = (inspect.signature(one).parameters for one in (analysis.command, analysis.module.measure))
+    names = {"by": "measure"}
+    both = {option: names.get(option, option) for option in typed if names.get(option, option) in own}
+    assert {"models", "images"} <= both.keys()
+    assert {"layers", "tokens", "channels", "first"} & own.keys() <= set(both.values())
+    for option, name in both.items():
+        said, default = typed[option].default, own[name].default
+        if default is inspect.Parameter.empty or name in ("models", "blocks", "shots"):
+            continue  # a command's own: the lab's models; none and all are one; a number of shots
+        said = single(said) if name == "layers" else said
+        assert (vars(said) if isinstance(said, Choice) else said) == (
+            vars(default) if isinstance(default, Choice) else default
+        ), option
+
+
+def test_images_that_are_typed_are_those_that_python_takes():
+    options = {field.name: field.default for field in fields(Choice)}
+    assert options == {field.name: field.default for field in fields(Images)}
+    assert given(Choice(limit=7, seed=3)) == Images(limit=7, seed=3)
 
 
 def test_names_of_analyses_and_of_their_tables_are_their_own():

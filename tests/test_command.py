@@ -1,6 +1,8 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import forked
@@ -9,11 +11,17 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from vit_analysis import cka, command, figures, findings, probe, skip, soft_nearest_neighbor, table
+from vit_analysis import cka, command, table
 from vit_analysis.images import Images
+from vit_analysis.shell import running
 from vit_analysis.spelling import Refusal
 
 TWIN = ["lab/vit@random", "--images.limit", "24", "--images.batch", "8", "--layers", "blocks"]
+
+
+def typed_as(name: str) -> Callable[..., None]:
+    """What a command runs when it is typed."""
+    return import_module(f"vit_analysis.shell.{name}").main
 
 
 def analysis(*arguments: str, program: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess:
@@ -47,7 +55,7 @@ def test_a_command_writes_a_table_with_its_command_line_and_a_picture(tmp_path):
 )
 def test_a_mistake_is_one_sentence_and_not_a_traceback(arguments, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert forked.ends(forked.start("cka", [*arguments, "--out", "x"], Path("log"))) == command.MISTAKE == 2
+    assert forked.ends(forked.start("cka", [*arguments, "--out", "x"], Path("log"))) == running.MISTAKE == 2
     said = Path("log").read_text()
     assert re.search(sentence, said, re.MULTILINE), said
     assert "Traceback" not in said
@@ -92,7 +100,7 @@ def of_a_library() -> None:
 )
 def test_what_a_user_can_mend_is_one_sentence(tmp_path, monkeypatch, first, sentence):
     monkeypatch.chdir(tmp_path)
-    assert forked.ends(forked.start("cka", TWIN, Path("log"), first)) == command.MISTAKE == 2
+    assert forked.ends(forked.start("cka", TWIN, Path("log"), first)) == running.MISTAKE == 2
     assert Path("log").read_text().splitlines() == [sentence]
 
 
@@ -111,7 +119,7 @@ def test_what_a_user_can_mend_is_one_sentence(tmp_path, monkeypatch, first, sent
 )
 def test_a_fault_of_ours_shows_where_it_happened_and_what_to_do(tmp_path, monkeypatch, first, last):
     monkeypatch.chdir(tmp_path)
-    assert forked.ends(forked.start("cka", TWIN, Path("log"), first)) == command.FAULT == 70
+    assert forked.ends(forked.start("cka", TWIN, Path("log"), first)) == running.FAULT == 70
     said = Path("log").read_text().splitlines()
     assert said[0] == "Traceback (most recent call last):"
     assert any(f'{Path(__file__).name}", line' in line for line in said)  # where `first` raised it
@@ -149,7 +157,7 @@ def test_two_processes_give_the_table_of_one(tmp_path):
 
 def test_what_appeared_meanwhile_is_put_aside_and_nothing_is_lost(tmp_path, monkeypatch):
     """Tables and pictures of a user, a broken table, a folder; not the table that the same command wrote before."""
-    monkeypatch.setattr(command.sys, "argv", ["cka.py", "lab/vit"])
+    monkeypatch.setattr(sys, "argv", ["cka.py", "lab/vit"])
     rows = table.with_provenance(pd.DataFrame({"cka": [0.5]}), "cka")
     (tmp_path / "a.parquet").write_text("no table")
     (tmp_path / "a.png").write_text("no picture")
@@ -162,7 +170,7 @@ def test_what_appeared_meanwhile_is_put_aside_and_nothing_is_lost(tmp_path, monk
     assert {file.name for file in tmp_path.iterdir()} == names
     assert (tmp_path / "a.1.parquet").read_text() == "no table"
     assert (tmp_path / "a.1.png").read_text() == "no picture"
-    monkeypatch.setattr(command.sys, "argv", ["cka.py", "lab/resnet"])
+    monkeypatch.setattr(sys, "argv", ["cka.py", "lab/resnet"])
     command.write(rows, tmp_path / "a")
     assert table.facts(tmp_path / "a.2.parquet")["command"].endswith("lab/vit")
     assert table.facts(tmp_path / "a.parquet")["command"].endswith("lab/resnet")
@@ -184,17 +192,19 @@ def test_what_appeared_meanwhile_is_put_aside_and_nothing_is_lost(tmp_path, monk
 def test_a_folder_as_the_name_of_results_is_refused(tmp_path, monkeypatch, out, said, joined):
     monkeypatch.chdir(tmp_path)
     typed = [f"--out={out}"] if joined else ["--out", out]
-    monkeypatch.setattr(command.sys, "argv", ["skip.py", "lab/vit", "--out", "first", *typed])
+    monkeypatch.setattr(sys, "argv", ["skip.py", "lab/vit", "--out", "first", *typed])
     with pytest.raises(Refusal, match=re.escape(said)):
         command.ready(Path(out))
-    monkeypatch.setattr(cka, "load_all", lambda *_, **__: pytest.fail("it began"))
+    monkeypatch.setattr(command, "load_all", lambda *_, **__: pytest.fail("it began"))
     with pytest.raises(Refusal, match="is a folder"):
-        cka.main(out=Path(out))
+        typed_as("cka")(out=Path(out))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "main", [cka.main, skip.main, probe.main, findings.main], ids=lambda one: one.__module__
+    "main",
+    [typed_as("cka"), typed_as("skip"), typed_as("probe"), typed_as("findings")],
+    ids=lambda one: one.__module__.rpartition(".")[2],
 )
 @pytest.mark.parametrize(
     ("there", "out", "said"),
@@ -217,12 +227,14 @@ def test_folders_where_results_will_be_are_found_before_the_run(
 def test_folders_where_figures_will_be_are_found_before_the_run(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(OSError, match=rf"cannot write .*{name}: a folder of that name is there"):
-        figures.main(out=tmp_path, images=Images(source="nowhere"))
+        typed_as("figures")(out=tmp_path, images=Images(source="nowhere"))
 
 
 @pytest.mark.parametrize("name", ["a" * 236, "a" * 250, "a" * 300, "a" * 200 + "ä" * 15], ids=len)
 @pytest.mark.parametrize(
-    "main", [cka.main, probe.main, soft_nearest_neighbor.main], ids=lambda one: one.__module__
+    "main",
+    [typed_as("cka"), typed_as("probe"), typed_as("soft_nearest_neighbor")],
+    ids=lambda one: one.__module__.rpartition(".")[2],
 )
 def test_a_name_too_long_for_what_is_written_meanwhile_is_found_before_the_run(tmp_path, main, name):
     """Names of files have at most 255 bytes; that of the sums of a pass has up to 28 more than that of the results."""
@@ -260,18 +272,18 @@ def test_the_allocator_is_left_alone_where_the_environment_says_so(monkeypatch):
         def mallopt(parameter, size):
             calls.append((parameter.value, size.value))
 
-    monkeypatch.setattr(command.ctypes, "CDLL", lambda _: Library)
-    monkeypatch.setattr(command.sys, "platform", "linux")
-    for name in [name for name in command.os.environ if name.startswith("MALLOC_")]:
+    monkeypatch.setattr(running.ctypes, "CDLL", lambda _: Library)
+    monkeypatch.setattr(running.sys, "platform", "linux")
+    for name in [name for name in running.os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("VIT_ANALYSIS_PLAIN", "1")
-    command.keep_memory()
+    running.keep_memory()
     assert calls == []
     monkeypatch.delenv("VIT_ANALYSIS_PLAIN")
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")  # which stays as it is
-    command.keep_memory()
+    running.keep_memory()
     assert calls == [(-3, 2**30), (-1, 2**31 - 1)]
-    assert command.os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    assert running.os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
-    command.keep_memory()
+    running.keep_memory()
     assert len(calls) == 2

@@ -18,6 +18,7 @@ from vit_analysis import models, train
 from vit_analysis.images import UNSEEN, Images
 from vit_analysis.lab import scenes, zoo
 from vit_analysis.loading import fitting
+from vit_analysis.shell import train as command
 from vit_analysis.spelling import Refusal
 from vit_analysis.train import UNLIMITED, FileData, SceneData, order
 
@@ -355,7 +356,7 @@ def test_what_cannot_be_trained_is_said_before(folder: Path, monkeypatch, given,
     monkeypatch.chdir(folder.parent)
     monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it began"))
     with pytest.raises((Refusal, OSError), match=said):
-        train.main("lab/vit", **{"device": "cpu", **given})
+        command.main("lab/vit", **{"device": "cpu", **given})
     assert [path.name for path in folder.parent.iterdir()] == ["photos"]
 
 
@@ -363,19 +364,19 @@ def test_a_slash_after_the_name_of_the_weights_is_a_folder(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "lab/vit", "--out", "q/"])
     with pytest.raises(Refusal, match="--out 'q/' is a folder; --out q/NAME writes q/NAME"):
-        train.main("lab/vit", out=Path("q/"), device="cpu")
+        command.main("lab/vit", out=Path("q/"), device="cpu")
 
 
 def test_mistakes_are_answered(folder: Path) -> None:
     with pytest.raises(Refusal, match="--seen is at least 1 image, got 0"):
-        train.main("lab/vit", seen=0)
+        command.main("lab/vit", seen=0)
     with pytest.raises(Refusal, match="has no classes to learn"):
         FileData(Images(source=str(folder / "red")))
 
 
 def test_the_command_names_the_nearest_model() -> None:
-    command = [sys.executable, "-m", "vit_analysis.train", "lab/vit_gpa"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    call = [sys.executable, "-m", "vit_analysis.train", "lab/vit_gpa"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no lab model 'lab/vit_gpa'; did you mean 'lab/vit_gap'" in done.stderr
 
@@ -414,8 +415,8 @@ def test_a_training_run_has_its_own_weights_images_and_file(monkeypatch, tmp_pat
 def test_the_command_trains_a_run_on_its_own_images(monkeypatch, tmp_path) -> None:
     called = []
     monkeypatch.setattr(train, "train", lambda *arguments: called.append(arguments))
-    train.main("lab/vit_small_data:1", out=tmp_path / "a.safetensors")
-    train.main("lab/vit_other_seed", out=tmp_path / "b.safetensors")
+    command.main("lab/vit_small_data:1", out=tmp_path / "a.safetensors")
+    command.main("lab/vit_other_seed", out=tmp_path / "b.safetensors")
     seeds = [(plan.seed, data.images.seed, data.images.limit) for _, data, plan, *_ in called]
     assert seeds == [(1, 1, zoo.SMALL), (1, 0, UNLIMITED)]
 
@@ -439,17 +440,17 @@ def test_unknown_architectures_and_missing_weights_are_answered(
 def test_weights_go_under_runs_and_into_the_package_only_if_that_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = zoo.home("lab/vit").read_bytes()
-    train.main("lab/vit", images=Images(limit=64, batch=32), seen=64, device="cpu")
+    command.main("lab/vit", images=Images(limit=64, batch=32), seen=64, device="cpu")
     assert [str(file) for file in Path().rglob("*.*")] == ["runs/vit.safetensors"]
     assert zoo.home("lab/vit").read_bytes() == shipped
-    train.main("lab/vit:1", images=Images(limit=64, batch=32), seen=64, seed=3, device="cpu")
+    command.main("lab/vit:1", images=Images(limit=64, batch=32), seen=64, seed=3, device="cpu")
     assert Path("runs/vit.seed1.seed3.safetensors").exists()
     places = []
     monkeypatch.setattr(train, "train", lambda *arguments: places.append(arguments[3]))
-    train.main("lab/vit", ship=True, overwrite=True, device="cpu")
+    command.main("lab/vit", ship=True, overwrite=True, device="cpu")
     assert places == [zoo.home("lab/vit")]
     with pytest.raises(Refusal, match="--ship writes to the lab's own file"):
-        train.main("lab/vit", ship=True, out=Path("a.safetensors"))
+        command.main("lab/vit", ship=True, out=Path("a.safetensors"))
 
 
 @pytest.mark.parametrize("more", [{}, {"ship": True}])
@@ -459,5 +460,5 @@ def test_weights_that_are_there_are_replaced_only_if_that_is_asked_for(tmp_path,
     Path("runs/vit.safetensors").write_bytes(b"weeks of work")
     monkeypatch.setattr(train, "train", lambda *_: pytest.fail("it began"))
     with pytest.raises(Refusal, match=r"vit.safetensors' is there already; say --overwrite, or choose"):
-        train.main("lab/vit", **more)
+        command.main("lab/vit", **more)
     assert Path("runs/vit.safetensors").read_bytes() == b"weeks of work"

@@ -1,5 +1,6 @@
 """The list of all analyses, which commands, the study's tests and benchmarks go through. Imports nothing heavy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -9,7 +10,7 @@ from types import ModuleType
 class Analysis:
     """One analysis of models and images, in a module of its own.
 
-    Its module has ``measure(models, images, ...) -> DataFrame``, ``main`` for the shell, and ``plan``, which says what is
+    Its module has ``measure(models, images, ...) -> DataFrame`` and ``plan``, which says what is
     measured before any image is read, so that several analyses can share one pass over the images. Lesions are planned one
     model at a time, and receptive fields with their maps (``plan_with_maps``).
 
@@ -29,6 +30,11 @@ class Analysis:
     def module(self) -> ModuleType:
         """Its module, imported only when it is asked for: with torch and timm that takes seconds."""
         return import_module(f"vit_analysis.{self.name}")
+
+    @property
+    def command(self) -> Callable[..., None]:
+        """What runs when its name is typed; it imports little."""
+        return import_module(f"vit_analysis.shell.{self.name}").main
 
 
 ANALYSES = (

@@ -13,6 +13,12 @@ Attention is computed from the queries and keys that the model hands to its fuse
     python -m vit_analysis.attention_distance vit_base_patch16_224 resnet50 --images.source ~/imagenet/val
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("attention_distance")
+
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +30,10 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 
-from vit_analysis import command, layers, plot
-from vit_analysis.images import AnyImages, Images
+from vit_analysis import layers
+from vit_analysis.images import AnyImages
 from vit_analysis.layers import Tap
-from vit_analysis.models import Model, Models, load_all
+from vit_analysis.models import Model, Models
 from vit_analysis.reading.heads import Heads
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
@@ -94,7 +100,8 @@ def measure(
     Raises:
         Refusal: a model without attention, without a fixed grid, or with attention in windows.
 
-    >>> table = measure("lab/vit", Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure("lab/vit", Images(limit=256))    # doctest: +SKIP
     """
     return plan(models, images, blocks=blocks).table(state)
 
@@ -143,6 +150,17 @@ def head_subsets(vit: Model, cnn: Model, images: AnyImages, *, state: Path | Non
         Columns vit, cnn, layer (of the CNN), subset (0 is the most local), heads, distance_px, cka, low, high, cka_without.
     """
     return plan_subsets(vit, cnn, images).table(state)
+
+
+def all_subsets(
+    vits: Sequence[Model], cnns: Sequence[Model], images: AnyImages, *, state: Path | None = None
+) -> pd.DataFrame:
+    """`head_subsets` of every Vision Transformer with every CNN, one below the other."""
+    parts = [head_subsets(vit, cnn, images, state=state) for vit in vits for cnn in cnns]
+    whole = pd.concat(parts, ignore_index=True)
+    digests = {model.name: model.digest for model in (*vits, *cnns)}
+    whole.attrs = parts[0].attrs | {"models": digests}
+    return whole
 
 
 def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[SubsetSums]:
@@ -295,49 +313,3 @@ def _subsets(sums: SubsetSums, vit: str, cnn: str) -> pd.DataFrame:
     ]
     by_unit = Interval(*(part.transpose(-1, -2) for part in interval))
     return pd.DataFrame(rows).assign(**by_unit.columns("cka"))
-
-
-def main(
-    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
-    /,
-    *,
-    images: Images = Images(),  # noqa: B008  (frozen)
-    blocks: tuple[int, ...] = (),
-    out: Path = Path("figures/attention_distance"),
-    device: str | None = None,
-) -> None:
-    """Measure how far attention heads look (figures 3, 4, C.5 and C.6 of Raghu et al. 2021); with CNNs, figure 5 too.
-
-    Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random". Models
-            without attention are the CNNs of figure 5, whose results get _heads in the name.
-        images: which images to run the models on.
-        blocks: numbers of blocks, negative ones from the last; all of them by default.
-        out: path of the results without ending; .parquet and .png are added.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.ready(out, "_heads")
-    loaded = load_all(models, device=device)
-    vits = [model for model in loaded if layers.attentions(model)]
-    if not vits:
-        raise Refusal(f"no attention in {', '.join(models)}; name a Vision Transformer")
-    table = measure(vits, images, blocks=blocks or None, state=out)
-    command.write(table, out)
-    command.draw(table, out, plot.attention_distance)
-    cnns = [model for model in loaded if model not in vits]
-    beside = command.beside(out, "_heads")
-    subsets = [head_subsets(vit, cnn, images, state=beside) for vit in vits for cnn in cnns]
-    if subsets:
-        facts = {
-            **table.attrs,
-            "models": {model.name: model.digest for model in loaded},
-            "analysis": "head_subsets",
-        }
-        both = pd.concat(subsets, ignore_index=True)
-        both.attrs = facts
-        command.write(both, beside)
-        command.draw(both, beside, plot.head_subsets)
-
-
-if __name__ == "__main__":
-    command.run(main)

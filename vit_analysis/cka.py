@@ -11,25 +11,29 @@ incomplete last batch counts for what it holds. Intervals are a delete-one-group
     python -m vit_analysis.cka vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/cka
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("cka")
+
+
 import logging
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-import tyro
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from vit_analysis import command, plot
-from vit_analysis.images import AnyImages, Images
+from vit_analysis.images import AnyImages
 from vit_analysis.layers import INPUT
-from vit_analysis.models import Models, load_all
+from vit_analysis.models import Models
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
@@ -41,15 +45,13 @@ from vit_analysis.tensors import measures, similarity
 from vit_analysis.tensors.grams import Gram, Grams
 from vit_analysis.tensors.similarity import SMALLEST_BATCH
 from vit_analysis.tensors.tokens import SELECTIONS
+from vit_analysis.typed import Measure, Selection
 
 logger = logging.getLogger(__name__)
 
-Tokens = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers", "typical"]
-
-Measure = Literal["cka", "partial_cka", "rank_cka", "mutual_knn"]
 Shared = Literal["", "pixels", "pixels and twins"]
 
-ROBUST: tuple[Tokens, ...] = ("all", "normalized", "standardized", "inliers")
+ROBUST: tuple[Selection, ...] = ("all", "normalized", "standardized", "inliers")
 # What turns a Gram matrix into a vector; the biased estimator serves as a control only.
 VECTORS = {**measures.MEASURES, "biased": similarity.biased}
 
@@ -99,7 +101,7 @@ def measure(
     images: AnyImages,
     *,
     layers: str | Sequence[str] = "paper",
-    tokens: Tokens = "all",
+    tokens: Selection = "all",
     measure: Measure = "cka",
     state: Path | None = None,
 ) -> pd.DataFrame:
@@ -120,7 +122,8 @@ def measure(
         images. cka_without holds the values without each group of batches, from which the interval of anything computed from
         this table follows.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
     return plan(models, images, layers=layers, tokens=tokens, measure=measure).table(state)
 
@@ -130,7 +133,7 @@ def plan(
     images: AnyImages,
     *,
     layers: str | Sequence[str] = "paper",
-    tokens: Tokens = "all",
+    tokens: Selection = "all",
     measure: Measure = "cka",
     pairs: Collection[tuple[str, str]] | None = None,
 ) -> Measurement[PairSums]:
@@ -220,6 +223,11 @@ def robustness(
 
     reading = _reading(models, images, layers, [View(tokens) for tokens in ROBUST])
     return Measurement(reading, _fold, PairSums, finish).table(state)
+
+
+def dominated(table: pd.DataFrame) -> bool:
+    """Return whether massive tokens make up most of a layer's similarity with itself."""
+    return any(row["hsic"] > DOMINANT for row in table.attrs["massive"])
 
 
 def massive_shares(sums: PairSums) -> pd.DataFrame:
@@ -403,7 +411,7 @@ def _warn_of_constant_layers(places: Sequence[Sequence[str]], hsic: Float64[Tens
         logger.warning("constant over all images, so its CKA is undefined (NaN): %s", told)
 
 
-def _warn_of_massive_tokens(shares: pd.DataFrame, selection: Tokens) -> None:
+def _warn_of_massive_tokens(shares: pd.DataFrame, selection: Selection) -> None:
     dominated = shares[shares["hsic"] > DOMINANT]
     if selection not in ("all", "spatial", "mean") or dominated.empty:
         return
@@ -414,43 +422,3 @@ def _warn_of_massive_tokens(shares: pd.DataFrame, selection: Tokens) -> None:
             *(model, 100 * rows["tokens"].mean(), 100 * rows["hsic"].min(), len(rows)),
             *(rows["layer"].iloc[0], rows["layer"].iloc[-1]),
         )
-
-
-def main(
-    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
-    /,
-    *,
-    images: Images = Images(),  # noqa: B008  (frozen)
-    layers: tuple[str, ...] = ("paper",),
-    tokens: Tokens = "all",
-    by: Annotated[Measure, tyro.conf.arg(name="measure")] = "cka",
-    out: Path = Path("figures/cka"),
-    device: str | None = None,
-) -> None:
-    """CKA of all pairs of layers of some models (figures 1, 2 and B.1 of Raghu et al. 2021).
-
-    Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images to run the models on.
-        layers: paper, blocks, or glob patterns over module paths such as 'blocks.*.attn'.
-        tokens: which values of a layer of tokens are compared.
-        by: the measure of similarity: cka is the paper's, the others show what rests on that choice.
-        out: path of the results without ending; .parquet and .png are added.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.ready(out, "_robustness")
-    chosen = layers[0] if len(layers) == 1 else layers
-    loaded = load_all(models, device=device)
-    table = measure(loaded, images, layers=chosen, tokens=tokens, measure=by, state=out)
-    command.write(table, out)
-    command.draw(table, out, plot.cka)
-    if tokens == "all" and by == "cka" and any(row["hsic"] > DOMINANT for row in table.attrs["massive"]):
-        beside = command.beside(out, "_robustness")
-        robust = robustness(loaded, images, layers=chosen, state=beside)
-        shown = robust[["model", "tokens", "cka", "low", "high"]].round(3).to_string(index=False)
-        logger.info("mean CKA of different layers:\n%s", shown)
-        command.write(robust, beside)
-
-
-if __name__ == "__main__":
-    command.run(main)

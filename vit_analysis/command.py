@@ -1,96 +1,65 @@
-"""The shell around every command: arguments, processes, logging, errors and writing, once."""
+"""What every command does with its results: finds out before a long run whether they can be written, and writes them."""
 
-import ctypes
 import errno
 import itertools
 import logging
-import os
-import shlex
-import signal
-import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-import tyro
 
-from vit_analysis import table
-from vit_analysis.reading import processes, state
-from vit_analysis.reading.stream import as_they_are
+from vit_analysis import plot, table, typed
+from vit_analysis.models import Model, load_all
+from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal
+from vit_analysis.typed import Pictures, line
 
 logger = logging.getLogger(__name__)
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+answers = logging.getLogger("vit_analysis.told")
+"""What was found is said here, however quiet a command is asked to be."""
 
 MEANWHILE = (
     f".{'0' * 16}.unreadable"  # the longest ending of what is written during a pass (`reading.measure`)
 )
 
-MISTAKE = 2  # exit status after a sentence to the user
-FAULT = 70  # after a fault of ours: EX_SOFTWARE of sysexits.h
 
+def loaded(names: Sequence[str], device: str | None, pictures: Pictures) -> list[Model]:
+    """Load models by name, and make sure that those which get names in pictures are among them.
 
-def run(main: Callable[..., None]) -> None:
-    """Call ``main`` with the command line, on one process or on each that torchrun started.
-
-    A `Refusal` or an OSError ends it with a sentence. Any other exception is a fault of ours and ends it with its traceback.
+    Raises:
+        Refusal: one is not, or cannot be loaded.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("timm", "PIL", "matplotlib", "httpx", "huggingface_hub", "transformers"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    keep_memory()
-    signal.signal(signal.SIGTERM, _stop)  # as clusters send it: to be treated as Ctrl-C
-    company = processes.company
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _join()
-        with state.keeping():
-            tyro.cli(main, prog=_program())
-            company.meet()  # until the first has written what the sums of all were for
-        company.leave()
-    except (Refusal, OSError) as error:
-        company.fail(str(error))
-        if os.environ.get("VIT_ANALYSIS_TRACEBACK"):
-            raise
-        logger.error("error: %s", error)
-        sys.exit(MISTAKE)
-    except KeyboardInterrupt as stop:
-        company.fail("stopped")
-        notes = getattr(stop, "__notes__", ["the same command goes on from what it last wrote"])
-        logger.error("stopped; %s", "; ".join(notes))
-        sys.exit(128 + (signal.SIGTERM if stop.args else signal.SIGINT))
-    except Exception as fault:
-        company.fail(f"{type(fault).__name__}: {fault}")
-        traceback.print_exception(fault)
-        logger.error(
-            "this is a fault of vit_analysis and not of yours, in %s; please report the lines above",
-            _program(),
-        )
-        sys.exit(FAULT)
+    found = load_all(names, device=device)
+    named_in(pictures, found)
+    return found
 
 
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt("SIGTERM")
+def named_in(pictures: Pictures, models: Sequence[Model]) -> None:
+    """Make sure that models which get names in pictures are among these.
+
+    Raises:
+        Refusal: one is not.
+    """
+    pictures.refuse_others([model.name for model in models])
 
 
-def ready(out: Path, *more: str) -> None:
-    """Find out before a long run whether ``out``.parquet and .png can be written, and replace nothing that is not ours.
+def ready(out: Path, *more: str, pictures: Pictures = Pictures()) -> None:  # noqa: B008  (frozen)
+    """Find out before a long run whether ``out``.parquet and pictures can be written, and replace nothing that is not ours.
 
     Args:
         out: path of the results without ending.
         more: what names of further tables and pictures have after it.
+        pictures: which files pictures are written to.
 
     Raises:
         OSError: one of them, or what is written meanwhile, cannot be written.
         Refusal: ``out`` is a folder's name, or a file is there that is not ours.
     """
-    named(out, ".parquet", ".png")
+    endings = (".parquet", *pictures.endings)
+    named(out, *endings)
     results = [beside(out, name) for name in ("", *more)]
-    replacing(*(beside(result, ending) for result in results for ending in (".parquet", ".png")))
+    replacing(*(beside(result, ending) for result in results for ending in endings))
     writable(*(beside(result, MEANWHILE) for result in results))
 
 
@@ -100,19 +69,9 @@ def named(out: Path, *endings: str) -> None:
     Raises:
         Refusal: it is a folder's name.
     """
-    typed = out_as_typed() or str(out)
-    if out.name in ("", "..") or typed.endswith(("/", "/.", os.sep)):
+    if typed.is_folder(out):
         written = " and ".join(str(out / f"NAME{ending}") for ending in endings or [""])
-        raise Refusal(f"--out {typed!r} is a folder; --out {out / 'NAME'} writes {written}")
-
-
-def out_as_typed() -> str:
-    """The last --out of the command line, with the slash at its end that a Path does not keep; empty where there is none."""
-    typed = ""
-    for argument, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
-        if argument == "--out" or argument.startswith("--out="):
-            typed = value if argument == "--out" else argument.removeprefix("--out=")
-    return typed
+        raise Refusal(f"--out {typed.out() or str(out)!r} is a folder; --out {out / 'NAME'} writes {written}")
 
 
 def replacing(*files: Path) -> None:
@@ -159,10 +118,37 @@ def write(result: pd.DataFrame, out: Path) -> None:
     logger.info("wrote %s", file)
 
 
-def draw(result: pd.DataFrame, out: Path, picture: Callable[[pd.DataFrame], Any]) -> None:
-    """Write ``out``.png, from the first process only."""
+def draw(
+    result: pd.DataFrame,
+    out: Path,
+    picture: Callable[[pd.DataFrame], Any],
+    pictures: Pictures = Pictures(),  # noqa: B008  (frozen)
+) -> None:
+    """Write the picture of a table as ``out``.png, or as the files that were asked for, from the first process only."""
+    draw_all(lambda: picture(result), out, pictures)
+
+
+def draw_all(
+    picture: Callable[[], Any], out: Path, pictures: Pictures, cast: Sequence[str] = ()
+) -> list[Path]:
+    """Draw in the style that was asked for and write every file of the picture, from the first process only.
+
+    Args:
+        picture: draws it.
+        out: path of the files without ending.
+        pictures: the style, and which files are written.
+        cast: all models of a study, by whose order each has one look in every picture.
+
+    Returns:
+        The files, the first kind that was asked for first.
+    """
+    paths = [beside(out, ending) for ending in pictures.endings]
     if processes.rank_and_size()[0] == 0:
-        save(picture(result), beside(out, ".png"))
+        with plot.style(pictures.called, cast, pictures.width):
+            figure = picture()
+            for path in paths:
+                save(figure, path)
+    return paths
 
 
 def save(figure: Any, path: Path) -> None:
@@ -171,6 +157,11 @@ def save(figure: Any, path: Path) -> None:
         make_room(path)
         table.write_picture(figure, path)
         logger.info("wrote %s", path)
+
+
+def tell(found: Sequence[str]) -> None:
+    """Say in the end what was found."""
+    answers.info("found: %s", "\n       ".join(found))
 
 
 def make_room(file: Path, replaced: Callable[[Path], bool] = table.is_ours) -> None:
@@ -197,38 +188,3 @@ def free(file: Path) -> Path:
 def beside(out: Path, ending: str) -> Path:
     """``out`` with something added, also where its name holds a dot."""
     return out.with_name(out.name + ending)
-
-
-def keep_memory() -> None:
-    """Have glibc keep freed memory for the next batch instead of giving it back and faulting it in again page by page.
-
-    A quarter of the CPU time of a forward pass of ViT-Ti and ResNet-50 (benchmarks/README.md). This is a setting of the whole
-    process, so it is for commands and not for notebooks; VIT_ANALYSIS_PLAIN=1 turns it off, and an own MALLOC_TRIM_THRESHOLD_
-    in the environment stays as it is.
-    """
-    if as_they_are():
-        return
-    # Large tensors in large pages, if torch has not been asked before: 5 % of a forward pass of ResNet-50, 1 % of ViT-Ti/16.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    for parameter, size in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
-        mallopt(ctypes.c_int(parameter), ctypes.c_int(size))
-
-
-def line() -> str:
-    """The command as it would be typed again."""
-    return f"{_program()} {shlex.join(sys.argv[1:])}".strip()
-
-
-def _program() -> str:
-    program = Path(sys.argv[0])
-    return f"python -m {program.parent.name}.{program.stem}" if program.suffix == ".py" else program.name
-
-
-def _join() -> None:
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    processes.company.join("cpu:gloo,cuda:nccl" if cuda else "gloo")

@@ -8,35 +8,45 @@ Tables are measured in as few passes as can be (`study`) and lie beside the pict
 there already is replaced if an earlier run made it, put aside if a command of a single analysis did, and refused otherwise.
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("figures")
+
+
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-import tyro
 
 from vit_analysis import command, findings, plot, table
-from vit_analysis.images import Images
 from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal, did_you_mean
-from vit_analysis.study import passes, report
+from vit_analysis.study import report
 from vit_analysis.study.drawings import DRAWINGS, Drawing
 from vit_analysis.study.evidence import Evidence
-from vit_analysis.study.parts import Parts
 from vit_analysis.study.report import Place
+from vit_analysis.typed import Pictures
 
 logger = logging.getLogger(__name__)
 
 
-def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) -> dict[str, Path | str]:
-    """Pictures as `OUT/figure_ID.png`; by id its path, or what it would need."""
+def draw(
+    evidence: Evidence,
+    out: Path,
+    chosen: Sequence[Drawing] = DRAWINGS,
+    pictures: Pictures = Pictures(),  # noqa: B008  (frozen)
+) -> dict[str, Path | str]:
+    """Pictures as `OUT/figure_ID.png`, or of other formats; by id the path of the first, or what it would need."""
     drawn: dict[str, Path | str] = {}
     for drawing in chosen:
-        path = _picture(out, drawing)
         try:
-            figure = drawing.draw(evidence)
-            command.save(figure, path)
+            paths = command.draw_all(
+                partial(drawing.draw, evidence), _stem(out, drawing), pictures, _cast(evidence)
+            )
         except Refusal as needed:
             drawn[drawing.id] = str(needed)
             logger.info("figure %s: %s", drawing.id, needed)
@@ -44,12 +54,24 @@ def draw(evidence: Evidence, out: Path, chosen: Sequence[Drawing] = DRAWINGS) ->
         except Exception as fault:
             fault.add_note(f"in figure {drawing.id}")
             raise
-        drawn[drawing.id] = path
+        drawn[drawing.id] = paths[0]
     return drawn
 
 
-def _picture(out: Path, drawing: Drawing) -> Path:
-    return out / f"figure_{drawing.id.replace(' ', '_')}.png"
+def _cast(evidence: Evidence) -> list[str]:
+    """All models of a study, in the order by which each has one look in every picture."""
+    return [*evidence.parts.runs(), *evidence.parts.twins()]
+
+
+def _stem(out: Path, drawing: Drawing) -> Path:
+    return out / f"figure_{drawing.id.replace(' ', '_')}"
+
+
+def files(out: Path, chosen: Sequence[Drawing], pictures: Pictures, *, whole: bool) -> list[Path]:
+    """The files that are written beside the tables: pictures, and where all is drawn verdicts and the report."""
+    stems = [*(_stem(out, drawing) for drawing in chosen), *([out / "verdicts"] if whole else [])]
+    drawn = [command.beside(stem, ending) for stem in stems for ending in pictures.endings]
+    return [*drawn, *([*findings.files(out / "findings"), out / "report.html"] if whole else [])]
 
 
 def choose(only: Sequence[str]) -> list[Drawing]:
@@ -115,49 +137,15 @@ def _heatmaps(drawing: Drawing, evidence: Evidence) -> list[tuple[str, pd.DataFr
     ]
 
 
-def _needed(chosen: Sequence[Drawing]) -> set[str]:
-    return {name for drawing in chosen for name in drawing.tables}
-
-
-def main(
-    *,
-    parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
-    only: tuple[str, ...] = (),
-    images: Images = passes.IMAGES,
-    train: Images = passes.TRAIN,
-    labelled: Images = passes.SAME,
-    note: str = "",
-    out: Path = Path("figures"),
-    device: str | None = None,
-) -> None:
-    """The figures of Raghu et al. (2021) for some models, with verdicts and a report; by default of the lab's.
-
-    Args:
-        parts: which models.
-        only: numbers of figures, such as 1 9 B.1; then no verdicts and no report are written.
-        images: which images all is measured on.
-        train: which images probes learn from.
-        labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
-        note: a sentence on these models and images that readers have to know, without its full stop.
-        out: folder of pictures, tables, findings.md and report.html.
-        device: cpu, cuda ...; the GPU if there is one.
-    """
-    chosen = choose(only)
-    wanted = _needed(chosen) if only else None
-    more = () if only else ("verdicts.png", "findings.parquet", "findings.md", "report.html")
-    command.replacing(
-        *(_picture(out, drawing) for drawing in chosen),
-        *passes.files(out, wanted),
-        *(out / name for name in more),
-    )
-    made = passes.of(parts, images, train, out, labelled=labelled, wanted=wanted, device=device)
-    evidence = Evidence(made)
-    drawn = draw(evidence, out, chosen)
-    if only or processes.rank_and_size()[0]:
-        return
-    found = findings.measure(made, note)
+def judge(
+    evidence: Evidence, out: Path, drawn: dict[str, Path | str], note: str, pictures: Pictures
+) -> pd.DataFrame:
+    """Write the verdicts of a study, their picture, and the report; return the verdicts."""
+    found = findings.measure(evidence.study, note)
+    if processes.rank_and_size()[0]:
+        return found
     findings.write(found, out / "findings")
-    command.save(plot.verdicts(found), out / "verdicts.png")
+    command.draw_all(lambda: plot.verdicts(found), out / "verdicts", pictures, _cast(evidence))
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},
@@ -166,10 +154,16 @@ def main(
     line = f"{command.line().partition(' --only')[0]}"
     command.make_room(out / "report.html")
     report.write(
-        out / "report.html", places(evidence, drawn, found, line), found, findings.differences(found), facts
+        out / "report.html",
+        places(evidence, drawn, found, line),
+        found,
+        findings.differences(found),
+        facts,
     )
-    logger.info("wrote %s and %s", out / "findings.md", out / "report.html")
+    logger.info("wrote %s", out / "report.html")
+    return found
 
 
-if __name__ == "__main__":
-    command.run(main)
+def needed(chosen: Sequence[Drawing]) -> set[str]:
+    """Names of the tables that these figures are drawn from."""
+    return {name for drawing in chosen for name in drawing.tables}

@@ -7,30 +7,33 @@ p is two-sided, against the threshold, and adjusted for the number of claims mea
     python -m vit_analysis.findings --vit vit_base_patch16_224 --cnn resnet50 --images.source ~/imagenet/val
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("findings")
+
+
 import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import tyro
 
 from vit_analysis import command
 from vit_analysis import table as tables
-from vit_analysis.images import Images
 from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import passes, rules
+from vit_analysis.study import rules
 from vit_analysis.study.claims import CLAIMS, Claim
 from vit_analysis.study.controls import BLOCKS, OF_BLOCKS, UNTRAINED, Control
 from vit_analysis.study.differences import DIFFERENCES, Difference
 from vit_analysis.study.estimates import Estimate, further
 from vit_analysis.study.evidence import Evidence, Study
-from vit_analysis.study.parts import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ def measure(made: Study, note: str = "") -> pd.DataFrame:
     facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
     facts |= {"models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
+    facts["differences"] = {str(one.number): one.verdict for one in differences(found)}
     return tables.with_provenance(found, "findings", **facts)
 
 
@@ -136,7 +140,9 @@ def judged(found: Sequence[Found]) -> pd.DataFrame:
 def _row(found: Found, p: float, words: Mapping[str, str]) -> dict[str, Any]:
     claim, estimate = found.claim, found.estimate
     said = {name: getattr(claim, name) for name in ("id", "figure", "claim", "paper", "statistic")}
+    wanted, size = rules.aim(claim.rule)
     rule = {"threshold": str(claim.rule), "threshold_from": claim.origin, "tau": claim.rule.threshold}
+    rule |= {"wanted": wanted, "size": size}
     row = said | rule | {"difference": claim.difference, "reason": found.reason, "because": ""}
     if estimate is None:
         nothing = dict.fromkeys(("value", "low", "high", "p"), math.nan)
@@ -326,41 +332,12 @@ def write(found: pd.DataFrame, out: Path) -> None:
     tables.write_whole(text, lambda part: part.write_text(markdown(found), encoding="utf-8", newline="\n"))
 
 
+def files(out: Path) -> list[Path]:
+    """The files that `write` writes."""
+    return [command.beside(out, ending) for ending in (".parquet", ".md")]
+
+
 def read(path: Path) -> pd.DataFrame:
     """Read what `write` wrote."""
     found = tables.read(path)
     return found.assign(**{name: found[name].map(json.loads) for name in NESTED})
-
-
-def main(
-    *,
-    parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
-    images: Images = passes.IMAGES,
-    train: Images = passes.TRAIN,
-    labelled: Images = passes.SAME,
-    note: str = "",
-    out: Path = Path("figures/findings"),
-    device: str | None = None,
-) -> None:
-    """Measure which findings of Raghu et al. (2021) and of the course notes hold for some models; by default the lab's.
-
-    Args:
-        parts: the models.
-        images: the images that everything is measured on.
-        train: the images that probes learn from.
-        labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
-        note: a sentence on these models and images that readers have to know, without its full stop.
-        out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.named(out, ".parquet", ".md")
-    command.replacing(command.beside(out, ".parquet"), command.beside(out, ".md"), *passes.files(out.parent))
-    made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
-    found = measure(made, note)
-    write(found, out)
-    logger.info("%s", markdown(found).partition("## Every claim")[0].strip())
-    logger.info("every claim: %s", command.beside(out, ".md"))
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -30,6 +30,7 @@ from vit_analysis.sources.lab import UNSEEN
 from vit_analysis.sources.preprocessing import Batch, Preprocessing, as_input
 from vit_analysis.sources.source import Named, Source
 from vit_analysis.spelling import Refusal
+from vit_analysis.typed import Choice
 
 __all__ = [
     "UNSEEN",
@@ -50,56 +51,13 @@ UNREADABLE = 0.01  # largest share of images that may be unreadable
 
 
 @dataclass(frozen=True)
-class Images:
-    """The choice of images, and the way they are read.
+class Images(Choice):
+    """Images as they were chosen, with all that reads them; what can be chosen is told in `typed.Choice`."""
 
-    Attributes:
-        source: ``lab`` (procedural scenes); a folder of images, whose folders are their classes; a tar; shards, as in
-            'DIR/train-{000..063}.tar', 'DIR/*.parquet' or a folder of them; torch/NAME of torchvision, such as torch/cifar10;
-            or hfds/NAME of the library datasets.
-        root: folder of the data, for torch/ and hfds/ names.
-        split: which split to read, for torch/ and hfds/ names.
-        limit: how many images; a random choice by `seed` where there are more. None takes all.
-        batch: images per batch; the unbiased estimator gives the same answer for any size, and large ones cost more per image.
-        seed: random seed of the choice and order of images, and of the scenes.
-        workers: number of processes that decode; None chooses it by the number of cores.
-        strict: fail at the first unreadable image instead of when more than 1 % are.
-        image_column: column of the images in parquet and hfds/, or their ending in tars; None finds it.
-        label_column: column of the classes, or in tars the ending of the files, or the key in .json files, that says them;
-            None finds it.
-    """
-
-    source: str = "lab"
-    root: Path | None = None
-    split: str = "validation"
-    limit: int | None = 1024
-    batch: int = 64
-    seed: int = 0
-    workers: int | None = None
-    strict: bool = False
-    image_column: str | None = None
-    label_column: str | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.source, str | Path):
-            raise Refusal(
-                f"images.source is one name, got {type(self.source).__name__}; several files are a folder of images, or "
-                f"shards as in 'DIR/{{a,b}}.tar'"
-            )
-        object.__setattr__(self, "source", str(self.source))  # a path is as good as its name
-        for name, least in (("limit", 1), ("batch", 1), ("seed", 0), ("workers", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise Refusal(f"images.{name} must be at least {least}, got {value}")
-        if self.endless and self.limit is None:
-            raise Refusal("the lab draws as many scenes as asked for: say images.limit")
-        if self.endless and (self.image_column or self.label_column):
-            raise Refusal(f"{self.source!r} has no columns")
-
-    @property
-    def endless(self) -> bool:
-        """Whether the source draws as many different images as asked for."""
-        return self.source in opening.DRAWN
+    @classmethod
+    def of(cls, choice: Choice) -> "Images":
+        """The images that were chosen."""
+        return choice if isinstance(choice, Images) else Images(**vars(choice))
 
     @cached_property
     def order(self) -> list[int]:
@@ -270,7 +228,7 @@ class Given(Images):
         return Data(self.data)
 
 
-AnyImages = Images | str | Path | Dataset[Any] | Tensor
+AnyImages = Choice | str | Path | Dataset[Any] | Tensor
 """What every analysis takes as its images, see `given`."""
 
 
@@ -278,16 +236,16 @@ def given(images: AnyImages) -> Images:
     """Make `Images` from whatever holds the images.
 
     Args:
-        images: `Images`; the name of a source, or its path; a torch data set of images, with labels or without; or a tensor
-            ``image channel row col``. Tensors go into a model as they are: they are its input, of normalised floats, and bytes
-            are refused. Images of PIL, and arrays of bytes, get each model's own resize, crop and normalisation. All images
-            are used, in a random order by seed 0.
+        images: `Images`, or a choice of them; the name of a source, or its path; a torch data set of images, with labels or
+            without; or a tensor ``image channel row col``. Tensors go into a model as they are: they are its input, of
+            normalised floats, and bytes are refused. Images of PIL, and arrays of bytes, get each model's own resize, crop and
+            normalisation. All images are used, in a random order by seed 0.
 
     Raises:
         Refusal: it is none of these.
     """
-    if isinstance(images, Images):
-        return images
+    if isinstance(images, Choice):
+        return Images.of(images)
     if isinstance(images, str | Path):
         return Images(str(images))
     if isinstance(images, Dataset | Tensor) and hasattr(images, "__len__") and not len(images):

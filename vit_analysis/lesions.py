@@ -8,6 +8,12 @@ Vision Transformers and ResNets alike, so the two can be compared. `trained_with
     python -m vit_analysis.lesions vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/lesions
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("lesions")
+
+
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,15 +27,14 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from vit_analysis import command, layers, plot
-from vit_analysis.images import AnyImages, Images, given
-from vit_analysis.lab import zoo
+from vit_analysis import layers
+from vit_analysis.images import AnyImages, given
 from vit_analysis.layers import Branch, Tap
-from vit_analysis.models import Model, Models, classes_of_labels, load, load_all, named
+from vit_analysis.models import Model, Models, classes_of_labels, named
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.intervene import Repeated, without_skips
-from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.measure import Measurement, in_passes
 from vit_analysis.reading.state import Grouped
 from vit_analysis.reading.stream import Activation, Pass, Reading, prepared
 from vit_analysis.spelling import Refusal
@@ -71,10 +76,12 @@ def measure(models: Models, images: AnyImages, *, state: Path | None = None) -> 
         across_low, across_high; of drop and across_drop also the values
         without each group of batches (``drop_without``, ``across_drop_without``).
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
     images = given(images)
-    parts = [plan(model, images).table(state) for model in named(models).values()]
+    passes = [{"": plan(model, images)} for model in named(models).values()]
+    parts = [tables[""] for tables in in_passes(passes, state)]
     digests = {name: digest for part in parts for name, digest in part.attrs["models"].items()}
     facts = {"models": digests, "images": images.facts()}
     return with_provenance(pd.concat(parts, ignore_index=True), "lesions", **facts)
@@ -266,52 +273,3 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     ]
     columns += ["across", "across_intact", "across_drop", "across_low", "across_high"]
     return table[[*columns, f"drop{WITHOUT}", f"across_drop{WITHOUT}"]]
-
-
-def main(
-    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
-    /,
-    *,
-    images: Images = Images(),  # noqa: B008  (frozen)
-    trained: tuple[str, ...] | None = None,
-    out: Path = Path("figures/lesions"),
-    device: str | None = None,
-) -> None:
-    """Measure what happens without the skip connections of a block (figure 8 of Raghu et al. 2021).
-
-    Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images to run the models on.
-        trained: models trained without the skip connections of one block, each compared with the first model; where that is
-            lab/vit, by default the lab's.
-        out: path of the results without ending; .parquet and .png are added. Those of models trained without skip connections
-            get _trained in the name.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.ready(out, "_trained")
-    loaded = load_all(models, device=device)
-    removed = measure(loaded, images, state=out)
-    command.write(removed, out)
-    command.draw(removed, out, plot.lesions)
-    others = _trained(models[0], trained, device)
-    if others:
-        beside = command.beside(out, "_trained")
-        table = trained_without_skips(loaded[0], others, images, state=beside)
-        command.write(table, beside)
-        command.draw(table, beside, plot.lesions)
-
-
-def _trained(intact: str, names: Sequence[str] | None, device: str | None) -> list[Model]:
-    """Load the models that are named; by default, for lab/vit, those of the lab whose weights exist."""
-    if names is not None or intact != "lab/vit":
-        return load_all(names, device=device) if names else []
-    missing = [name for name in TRAINED if not zoo.home(name).exists()]
-    for name in missing:
-        logger.warning(
-            "no weights of %r yet, so it is left out; train it: python -m vit_analysis.train %s", name, name
-        )
-    return [load(name, device=device) for name in TRAINED if name not in missing]
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -1,4 +1,4 @@
-"""Where in the image a token's representation comes from: CKA of each token with each patch (figures 9, 10 and D.1-D.3).
+"""Finds where in the image a token comes from: CKA of each token with each patch (figures 9, 10 and D.1-D.3).
 
 Raghu et al. (2021, section 4): of a layer, the representations X [image, channel] of one token are compared with the pixels
 Y [image, 3 x height x width] of one patch of the image, for all patches: one heat map per token. A CNN's "token" is all
@@ -15,11 +15,17 @@ The U-centred Gram matrices of all tokens and of all patches are two sets of vec
     python -m vit_analysis.localization vit_base_patch32_224 resnet50 --images.source ~/imagenet/val --layers penultimate
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("localization")
+
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,11 +34,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from vit_analysis import command, layers, plot
+from vit_analysis import layers
 from vit_analysis.anatomy.positions import position
-from vit_analysis.images import AnyImages, Images
+from vit_analysis.images import AnyImages
 from vit_analysis.layers import INPUT, Tap
-from vit_analysis.models import Model, Models, load_all
+from vit_analysis.models import Model, Models
 from vit_analysis.reading.intervals import jackknife, of_table
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
@@ -42,10 +48,10 @@ from vit_analysis.table import with_provenance
 from vit_analysis.tensors import similarity
 from vit_analysis.tensors.similarity import SMALLEST_BATCH
 from vit_analysis.tensors.tokens import Grid, on_grid
+from vit_analysis.typed import Scaling
 
 logger = logging.getLogger(__name__)
 
-Tokens = Literal["all", "normalized"]
 
 # Every pair of a token and a patch is a row of the table: 1024 positions make a million rows.
 MOST_TOKENS = 1024
@@ -76,7 +82,7 @@ def measure(
     images: AnyImages,
     *,
     layers: str | Sequence[str] = "last",
-    tokens: Tokens = "all",
+    tokens: Scaling = "all",
     state: Path | None = None,
 ) -> pd.DataFrame:
     """CKA of every token of a layer with every patch of the image.
@@ -98,13 +104,14 @@ def measure(
     Raises:
         Refusal: a layer's activation is neither spatial tokens nor a map, or has more positions than can be paired.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=1024))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=1024))    # doctest: +SKIP
     """
     return plan(models, images, layers=layers, tokens=tokens).table(state)
 
 
 def plan(
-    models: Models, images: AnyImages, *, layers: str | Sequence[str] = "last", tokens: Tokens = "all"
+    models: Models, images: AnyImages, *, layers: str | Sequence[str] = "last", tokens: Scaling = "all"
 ) -> Measurement[PatchSums]:
     """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses."""
     loaded, images = prepared(models, images)
@@ -264,7 +271,7 @@ def _taps(models: Mapping[str, Model], chosen: str | Sequence[str]) -> dict[str,
 
 
 def _pairs(
-    activation: Activation, pixels: Tensor, places: Mapping[tuple[int, int], Grid], tokens: Tokens
+    activation: Activation, pixels: Tensor, places: Mapping[tuple[int, int], Grid], tokens: Scaling
 ) -> Pairs:
     grid = on_grid(activation.values, activation.layout, str(activation))
     rows, columns = grid.shape[1:3]
@@ -344,35 +351,3 @@ def _warn_of_constant_tokens(table: pd.DataFrame) -> None:
                 "%d of %d tokens of %s of %s are constant over all images, so their CKA is undefined (NaN)",
                 *(constant.sum(), len(constant), layer, model),
             )
-
-
-def main(
-    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
-    /,
-    *,
-    images: Images = Images(),  # noqa: B008  (frozen)
-    layers: tuple[str, ...] = ("last",),
-    tokens: Tokens = "all",
-    out: Path = Path("figures/localization"),
-    device: str | None = None,
-) -> None:
-    """CKA of tokens with patches of the image (figures 9, 10 and D.1-D.3 of Raghu et al. 2021).
-
-    Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images to run the models on.
-        layers: last, penultimate, blocks, or glob patterns over module paths such as 'blocks.*'.
-        tokens: all, or normalized: each scaled to norm 1.
-        out: path of the results without ending; .parquet and .png are added.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.ready(out)
-    chosen = layers[0] if len(layers) == 1 else layers
-    table = measure(load_all(models, device=device), images, layers=chosen, tokens=tokens, state=out)
-    logger.info("%s", summary(table).round(3).to_string(index=False))
-    command.write(table, out)
-    command.draw(table, out, plot.localization)
-
-
-if __name__ == "__main__":
-    command.run(main)

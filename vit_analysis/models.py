@@ -18,7 +18,7 @@ from vit_analysis.loading import checkpoint, conventions, fitting
 from vit_analysis.loading.digest import digest
 from vit_analysis.makers import of_lab, of_timm, of_torchvision, of_transformers, processors
 from vit_analysis.makers.making import Maker, seeded
-from vit_analysis.makers.request import HUBS, RANDOM, Request, exists, path
+from vit_analysis.makers.request import RANDOM, Request, twin
 from vit_analysis.spelling import Refusal
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
         FileNotFoundError: no such checkpoint.
         OSError: trained weights cannot be had, or the file is no checkpoint.
     """
-    place = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = usable(device)
     request = Request.of(name, seed)
     if request.name.startswith(zoo.PREFIX):
         module, preprocessing = of_lab.make(request)
@@ -128,7 +128,7 @@ def load_twin(name: str, *, device: str | torch.device | None = None) -> Model:
     request = Request.of(name)
     if request.file is None or request.name.startswith(zoo.PREFIX):
         return load(twin(name), device=device)
-    place = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = usable(device)
     maker = _maker(request)
     module, _, _ = _shaped(maker, request)
     module = module.eval().requires_grad_(False)
@@ -139,12 +139,13 @@ def _maker(request: Request) -> Maker:
     return next((own for start, own in MAKERS.items() if request.name.startswith(start)), of_timm.Timm())
 
 
-def usable(device: str | torch.device) -> torch.device:
-    """Make sure that there is such a device, and return it.
+def usable(device: str | torch.device | None) -> torch.device:
+    """Make sure that there is such a device, and return it; None is the GPU if there is one.
 
     Raises:
         Refusal: there is none.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # of torch, one kind for each device
@@ -183,13 +184,6 @@ def _shaped(maker: Maker, request: Request) -> tuple[nn.Module, Mapping[str, Ten
             module = maker.untrained(request.name, {**settings, **request.settings})
     told = [*read.said, *named.said, *(f"{key}={value}" for key, value in settings.items())]
     return module, named.tensors, told
-
-
-def twin(name: str) -> str:
-    """The name of the untrained twin of ``NAME[@WEIGHTS]``."""
-    base, at, weights = name.rpartition("@")
-    known = at and (weights.partition(":")[0] == RANDOM or exists(path(weights)) or not base.startswith(HUBS))
-    return f"{base if known else name}@{RANDOM}"
 
 
 def load_all(names: Sequence[str], *, device: str | None = None) -> list[Model]:

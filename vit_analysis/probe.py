@@ -12,6 +12,12 @@ likely cells the object's centre lies, so that all three are classifications).
     python -m vit_analysis.probe vit_base_patch16_224 resnet50 --train.source ~/imagenet/train --images.source ~/imagenet/val
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("probe")
+
+
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,11 +31,11 @@ from einops import einsum
 from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 
-from vit_analysis import command, layers, plot
+from vit_analysis import layers
 from vit_analysis.anatomy.modes import evaluating
 from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Tap, choose
-from vit_analysis.models import Model, Models, load_all
+from vit_analysis.models import Model, Models
 from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
@@ -180,7 +186,8 @@ def measure(
     Raises:
         Refusal: images without classes, two sources with different classes, too few examples, or tokens that no layer has.
 
-    >>> table = measure("lab/vit", Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
+    Examples:
+        >>> table = measure("lab/vit", Images(limit=512), Shots(Images(limit=10_000, seed=1)))    # doctest: +SKIP
     """
     return plan(models, images, shots, layers=layers, tokens=tokens).table(state)
 
@@ -285,7 +292,7 @@ def _stack(readers: Mapping[str, Reader], activation: Activation) -> Tensor | No
 
 def _learn(reading: Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
     """Fit the probes of every layer and target; layers of a model with equally many tokens and features in one solve."""
-    images, found = reading.images, gather(reading)
+    images, found = reading.images, gather(reading, "examples that probes learn from")
     alike: dict[tuple[str, torch.Size], list[Place]] = {}
     for place, values in found.items():
         if not values.isfinite().all():
@@ -359,46 +366,3 @@ def _grids(models: Mapping[str, Model], readers: Mapping[str, Reader]) -> dict[s
                 grid = layers.grid(model)
                 grids[name] = [grid.rows, grid.columns]
     return grids
-
-
-def main(
-    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
-    /,
-    *,
-    images: Images = Images(limit=2000),  # noqa: B008  (frozen)
-    train: Images = SCENES,
-    layers: tuple[str, ...] = ("blocks",),
-    tokens: tuple[str, ...] = AGGREGATES,
-    shots: int | None = None,
-    draws: int = 5,
-    out: Path = Path("figures/probe"),
-    device: str | None = None,
-) -> None:
-    """Accuracy of linear probes, layer by layer (figures 11, 13, D.4 and F.* of Raghu et al. 2021).
-
-    Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images the probes are judged on.
-        train: which images the probes' examples are chosen from.
-        layers: blocks, paper, or glob patterns over module paths such as 'blocks.*.attn'.
-        tokens: cls, mean, mean_spatial, each (every spatial token on its own), or the number of one.
-        shots: examples per class; by default 10 as in the paper, and 100 of the lab's scenes, which are free.
-        draws: number of independent choices of examples; their spread is the band in the picture.
-        out: path of the results without ending; .parquet and .png are added, and _tokens.png, and _maps.png of each token.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.ready(out, "_tokens", "_maps")
-    chosen = layers[0] if len(layers) == 1 else layers
-    loaded = load_all(models, device=device)
-    examples = Shots(train, shots or (FREE_SHOTS if train.endless else FEW_SHOTS), draws)
-    table = measure(loaded, images, examples, layers=chosen, tokens=tokens, state=out)
-    command.write(table, out)
-    command.draw(table, out, plot.probe)
-    if set(tokens) != {"cls"}:
-        command.draw(table, command.beside(out, "_tokens"), plot.probe_tokens)
-    if "each" in tokens:
-        command.draw(table, command.beside(out, "_maps"), plot.accuracy_maps)
-
-
-if __name__ == "__main__":
-    command.run(main)

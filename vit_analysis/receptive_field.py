@@ -18,6 +18,12 @@ position's own patch: a square of the layer's stride (16 px in a ViT/16, 32 px i
     python -m vit_analysis.receptive_field vit_base_patch32_224 resnet50 --images.limit 32 --images.source ~/imagenet/val
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("receptive_field")
+
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,18 +35,17 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from vit_analysis import command, layers, plot
+from vit_analysis import layers
 from vit_analysis.anatomy.positions import position
 from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Tap
-from vit_analysis.models import Model, Models, load_all
-from vit_analysis.reading import processes
+from vit_analysis.models import Model, Models
+from vit_analysis.reading import progress
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.intervene import true_branches
-from vit_analysis.reading.measure import Measurement, tables
+from vit_analysis.reading.measure import Measurement, in_passes
 from vit_analysis.reading.state import GROUPS, Grouped
 from vit_analysis.reading.stream import Activation, Pass, Reading, one_image, places, prepared
 from vit_analysis.spelling import Refusal
@@ -103,7 +108,8 @@ def measure(
         a layer does not depend on its input. radius_px_without and centre_share_without hold the values without each group of
         images.
 
-    >>> table = measure(["lab/vit", "lab/resnet"])    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"])    # doctest: +SKIP
     """
     return with_maps(models, images, layers=layers, channels=channels, state=state)[0]
 
@@ -123,7 +129,8 @@ def with_maps(
         layer per unit of the normalised input.
     """
     both = plan_with_maps(models, images, layers=layers, channels=channels)
-    table, maps = tables(dict(zip(("table", "maps"), both, strict=True)), state).values()
+    (both_tables,) = in_passes([dict(zip(("table", "maps"), both, strict=True))], state)
+    table, maps = both_tables.values()
     return table, maps
 
 
@@ -253,12 +260,11 @@ def _differentiator(
     def differentiate(
         model: Model, numbers: list[int], pixels: Tensor, seen: Mapping[Layer, Centre]
     ) -> dict[Layer, Field]:
-        quiet = True if processes.rank_and_size()[0] else None
         fields = {}
         if model.name not in checked:
             _refuse_cut_off(model, seen, pixels)
             checked.add(model.name)
-        for layer, centre in tqdm(seen.items(), desc=model.name, unit="layer", leave=False, disable=quiet):
+        for layer, centre in progress.within(seen.items(), f"layers of {model.name}"):
             chosen = drawn(numbers, centre.features.shape[1], channels).to(pixels.device)
             gradient = mean_gradient(pixels, centre.features, chosen)
             fields[layer] = _field(gradient, position(where[model.name], centre.rows, centre.columns))
@@ -352,39 +358,3 @@ def _maps(sums: FieldSums, table: pd.DataFrame) -> pd.DataFrame:
         columns=[columns for _, columns in sizes],
         map=[mean.numpy() for mean in means],
     )
-
-
-def main(
-    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
-    /,
-    *,
-    images: Images = PAPER,
-    layers: tuple[str, ...] = ("paper",),
-    channels: int | None = CHANNELS,
-    out: Path = Path("figures/receptive_field"),
-    device: str | None = None,
-) -> None:
-    """Effective receptive fields (figures 6 and C.1-C.4 of Raghu et al. 2021).
-
-    Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images to run the models on.
-        layers: paper, blocks, or glob patterns over module paths such as 'blocks.*'; each costs a backward pass per channel.
-        channels: how many channels of each layer are drawn at random for each image; None takes all.
-        out: path of the results without ending; .parquet and .png are added, and _maps.parquet and _maps.png for the fields.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.ready(out, "_maps")
-    chosen = layers[0] if len(layers) == 1 else layers
-    loaded = load_all(models, device=device)
-    table, maps = with_maps(loaded, images, layers=chosen, channels=channels, state=out)
-    for result, ending, picture in (
-        (table, "", plot.receptive_field),
-        (maps, "_maps", plot.receptive_field_maps),
-    ):
-        command.write(result, command.beside(out, ending))
-        command.draw(result, command.beside(out, ending), picture)
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -8,6 +8,12 @@ The joined output must be z + f(z), which is checked; so a block of another kind
     python -m vit_analysis.skip vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/skip
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("skip")
+
+
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,10 +26,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from vit_analysis import command, layers, plot
-from vit_analysis.images import AnyImages, Images
+from vit_analysis import layers
+from vit_analysis.images import AnyImages
 from vit_analysis.layers import Branch, Tap
-from vit_analysis.models import Models, load_all
+from vit_analysis.models import Models
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
@@ -77,7 +83,8 @@ def measure(
         and of norm_ratio, cosine and both norms the values without each group of batches (``norm_ratio_without`` ...).
         The ratio is infinite where a branch adds nothing.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=256))    # doctest: +SKIP
     """
     return plan(models, images, first=first).table(state)
 
@@ -264,32 +271,3 @@ def medians(counts: Float64[Tensor, "place bin"]) -> Float64[Tensor, " place"]:
     value = 2 ** ((place + inside)[:, 0] / BINS - OCTAVES)
     ends = torch.where(place == 0, 0.0, torch.inf)[:, 0]
     return torch.where((place[:, 0] > 0) & (place[:, 0] < counts.shape[1] - 1), value, ends)
-
-
-def main(
-    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
-    /,
-    *,
-    images: Images = Images(),  # noqa: B008  (frozen)
-    first: int = FIRST,
-    out: Path = Path("figures/skip"),
-    device: str | None = None,
-) -> None:
-    """Norm ratios and cosines of skip connections (figures 7, E.1 and E.2 of Raghu et al. 2021).
-
-    Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images to run the models on.
-        first: how many tokens of a Vision Transformer are shown one by one.
-        out: path of the results without ending; .parquet and .png are added.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.ready(out)
-    loaded = load_all(models, device=device)
-    table = measure(loaded, images, first=first, state=out)
-    command.write(table, out)
-    command.draw(table, out, plot.skip)
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -21,6 +21,12 @@ temperature gives log C for C classes in any layer, and an anchor (image i) with
     python -m vit_analysis.soft_nearest_neighbor vit_base_patch16_224 resnet50 --images.source ~/imagenet/val
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("soft_nearest_neighbor")
+
+
 import logging
 import math
 from collections.abc import Sequence
@@ -34,9 +40,8 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from vit_analysis import command, plot
 from vit_analysis.images import AnyImages, Images, given
-from vit_analysis.models import Models, load_all
+from vit_analysis.models import Models
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.reading.state import Grouped
@@ -44,7 +49,7 @@ from vit_analysis.reading.stream import Activation, Pass, Reading
 from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import placed, with_provenance
 from vit_analysis.tensors import similarity
-from vit_analysis.tensors.tokens import SELECTIONS, Selection
+from vit_analysis.tensors.tokens import SELECTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +121,8 @@ def measure(
     Raises:
         Refusal: images without classes, or too few of them for balanced batches.
 
-    >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=3200, batch=160))    # doctest: +SKIP
+    Examples:
+        >>> table = measure(["lab/vit", "lab/resnet"], Images(limit=3200, batch=160))    # doctest: +SKIP
     """
     return plan(models, images, layers=layers, tokens=tokens, target=target).table(state)
 
@@ -346,43 +352,3 @@ def _warn(sums: Curves, table: pd.DataFrame) -> None:
             "compare with normalized tokens",
             *(len(layers), layers[0], layers[-1]),
         )
-
-
-def main(
-    models: tuple[str, ...] = ("lab/vit", "lab/resnet"),
-    /,
-    *,
-    images: Images = Images(limit=4000, batch=160),  # noqa: B008  (frozen)
-    layers: tuple[str, ...] = ("blocks",),
-    tokens: Selection = "all",
-    target: str | None = None,
-    out: Path = Path("figures/soft_nearest_neighbor"),
-    device: str | None = None,
-) -> None:
-    """Soft nearest neighbour loss of each layer: high where classes are entangled, 0 where they are separated.
-
-    Args:
-        models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random".
-        images: which images to choose from; a batch of 160 has ten classes of 16 images.
-        layers: blocks, paper, or glob patterns over module paths such as 'blocks.*.attn'.
-        tokens: which values of a layer of tokens are compared.
-        target: which labels are used; for scenes shape, texture or position.
-        out: path of the results without ending; .parquet and .png are added, and where massive tokens dominate the same for
-            normalized tokens, with _normalized in the name.
-        device: cpu, cuda ...; by default the GPU if there is one.
-    """
-    command.ready(out, "_normalized")
-    chosen = layers[0] if len(layers) == 1 else layers
-    loaded = load_all(models, device=device)
-    table = measure(loaded, images, layers=chosen, tokens=tokens, target=target, state=out)
-    command.write(table, out)
-    command.draw(table, out, plot.soft_nearest_neighbor)
-    if dominated(table):
-        robust = command.beside(out, "_normalized")
-        table = measure(loaded, images, layers=chosen, tokens="normalized", target=target, state=robust)
-        command.write(table, robust)
-        command.draw(table, robust, plot.soft_nearest_neighbor)
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -17,8 +17,9 @@ class Refusal(ValueError):  # noqa: N818  (it is no error of ours)
 def did_you_mean(name: str, names: Iterable[str], *, most: int = 3) -> str:
     """A sentence that names what ``name`` was probably meant to be, or shows what there is.
 
-    >>> did_you_mean("blocks.1.atn", ["blocks.0.attn", "blocks.1.attn", "head"], most=1)
-    "did you mean 'blocks.1.attn'?"
+    Examples:
+        >>> did_you_mean("blocks.1.atn", ["blocks.0.attn", "blocks.1.attn", "head"], most=1)
+        "did you mean 'blocks.1.attn'?"
     """
     names, name = list(dict.fromkeys(names)), name[:LONGEST]
     near = get_close_matches(name, names, n=most, cutoff=0.5)

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
@@ -39,10 +39,36 @@ ABANDONED = 3600.0  # seconds
 
 @cache
 def code() -> str:
-    """Sixteen hexadecimal digits that change with the code that tables come from: all but pictures and the study's words."""
+    """Sixteen hexadecimal digits that change with the code that tables come from: all but pictures, commands and words."""
     package = Path(__file__).parent
-    files = sorted(file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study"))
+    files = sorted(
+        file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study", "shell")
+    )
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+class Fact(dict[str, Any]):
+    """A fact of a table that is a mapping: pandas copies ``attrs`` at every step, in depth, and this copies as itself."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fact":
+        """Return itself: what is known of a table is written once, and read."""
+        return self
+
+
+class Facts(list[Any]):
+    """A fact of a table that is a list; see `Fact`."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Facts":
+        """Return itself: what is known of a table is written once, and read."""
+        return self
+
+
+def light(facts: Mapping[Any, Any]) -> dict[str, Any]:
+    """The facts of a table, mappings and lists as such that cost nothing to copy."""
+    return {
+        str(name): Fact(fact) if isinstance(fact, dict) else Facts(fact) if isinstance(fact, list) else fact
+        for name, fact in facts.items()
+    }
 
 
 def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.DataFrame:
@@ -51,7 +77,7 @@ def with_provenance(table: pd.DataFrame, analysis: str, **facts: Any) -> pd.Data
     Facts must be of types that JSON has.
     """
     table = table[sorted(table, key=lambda name: str(name).endswith(WITHOUT))]
-    table.attrs.update(analysis=analysis, **facts, versions=versions())
+    table.attrs.update(light({"analysis": analysis, **facts, "versions": versions()}))
     return table
 
 
@@ -91,7 +117,11 @@ def read(path: Path | str) -> pd.DataFrame:
         near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.parquet")])
         raise FileNotFoundError(f"no table {path}; {near}")
     try:
-        return pd.read_parquet(path)
+        found = pd.read_parquet(path)
+        facts = light(found.attrs)
+        found.attrs.clear()
+        found.attrs.update(facts)
+        return found
     except Exception as error:  # of many kinds; all mean that this is no complete parquet file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(f"{path} is no table that can be read: {reason}") from error
@@ -106,9 +136,12 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def write_picture(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib, with this package's name in it, by which `is_ours` knows it again."""
-    key = "Software" if path.suffix.lower() == ".png" else "Creator"
-    write_whole(path, lambda part: figure.savefig(part, metadata={key: MAKER}))
+    """Write a figure of matplotlib as png, pdf or svg, with this package's name in it, by which `is_ours` knows it again."""
+    from vit_analysis.plot.saving import (
+        save,
+    )  # here, as whoever has a figure has loaded matplotlib, and others need not
+
+    write_whole(path, lambda part: save(figure, part, MAKER))
 
 
 def is_ours(path: Path) -> bool:

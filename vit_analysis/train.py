@@ -6,12 +6,17 @@ on from its last checkpoint and ends with the weights of an unbroken one, on a C
 holds a digest of the settings, the initial weights, the code and the versions of its libraries: nothing else picks it up.
 """
 
+if __name__ == "__main__":  # before anything heavy is imported
+    from vit_analysis.shell import running
+
+    running.begin("train")
+
+
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -24,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from vit_analysis import command, models
+from vit_analysis import command
 from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input
 from vit_analysis.lab import scenes, zoo
 from vit_analysis.loading import checkpoint, fitting
@@ -32,6 +37,7 @@ from vit_analysis.loading.conventions import renamed
 from vit_analysis.models import digest
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import code, versions, write_whole
+from vit_analysis.typed import UNLIMITED
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +45,6 @@ Batch = tuple[Float[Tensor, "image 3 row column"], Int[Tensor, " image"]]
 
 TESTED = 10_000  # unseen scenes
 HELD_OUT = 10  # every tenth image of a folder is kept for the test
-UNLIMITED = 10**9
 INPUT = Preprocessing(input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=1.0)
 WEIGHT_DECAY = 0.05
 WARM_UP = 100  # steps
@@ -301,14 +306,46 @@ def train(
     settings = {"recipe": asdict(recipe), "plan": asdict(plan), "images": images, "start": digest(model)}
     settings |= {"code": code(), "versions": versions()}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    checkpoint = _checkpoint(out, key)
+    checkpoint = checkpoint_beside(out, key)
     fit(model, data, plan, checkpoint)
     ship(model, recipe, data, plan, out, overwrite)
     checkpoint.unlink(missing_ok=True)
 
 
-def _checkpoint(out: Path, key: str) -> Path:
+def checkpoint_beside(out: Path, key: str) -> Path:
+    """Return where a run leaves what it goes on from after a kill."""
     return out.with_name(f"{out.stem}.{key}.checkpoint")
+
+
+def place(name: str, out: Path | None, seed: int | None, *, ship: bool) -> Path:
+    """Return where the weights go: where the user says, or under runs/; into the package only if that is asked for.
+
+    Raises:
+        Refusal: two places are asked for.
+    """
+    if ship and out:
+        raise Refusal(f"--ship writes to the lab's own file of {name}, and --out to another; say one of them")
+    if ship or out:
+        return out or zoo.home(name)
+    run = f"{name.removeprefix(zoo.PREFIX).replace(':', '.seed')}" + (f".seed{seed}" if seed else "")
+    return RUNS / f"{run}.safetensors"
+
+
+def data(images: Images, device: str) -> Data:
+    """What a model learns from: the lab's scenes, or files.
+
+    Raises:
+        Refusal: they have no classes, or none is left to learn from.
+    """
+    if images.endless:
+        return SceneData(images, device)
+    found = FileData(images, device)
+    if not found.learned:
+        raise Refusal(
+            f"{images.source!r} has no image to learn from: one of {HELD_OUT}, the first too, is kept for the test, and "
+            f"of {len(found.tested)} none is left; raise --images.limit or choose other images"
+        )
+    return found
 
 
 def start_from(model: nn.Module, init: Path) -> None:
@@ -362,80 +399,3 @@ def ship(
         taken, out = out, command.free(out)
         logger.warning("%s appeared during the training and stays as it is; writing %s", taken, out)
     write_whole(out, lambda file: save_file(weights, file, metadata=facts))
-
-
-def main(
-    name: str,
-    /,
-    *,
-    images: Images = Images(limit=UNLIMITED),  # noqa: B008
-    seen: int = 320_000,
-    learning_rate: float = 1e-3,
-    seed: int | None = None,
-    init: Path | None = None,
-    out: Path | None = None,
-    ship: bool = False,
-    overwrite: bool = False,
-    device: str = "cuda" if torch.cuda.is_available() else "cpu",
-) -> None:
-    """Train a lab model: on scenes, to tell their shapes, or on the classes of other images.
-
-    Args:
-        name: which model, such as lab/vit.
-        images: what to learn from; their limit is the number of distinct images.
-        seen: number of images to learn from, repetitions counted.
-        learning_rate: the largest learning rate, reached after the warm-up.
-        seed: seed of the weights; None is the model's own, 0 for most.
-        init: file or folder of weights to start from, such as the shipped ones; None starts from random ones.
-        out: file to write the weights to; None is runs/NAME.safetensors.
-        ship: write to the lab's own file for this model, inside the package.
-        overwrite: replace weights that are there.
-        device: cpu or cuda.
-    """
-    if seen < 1:
-        raise Refusal(f"--seen is at least 1 image, got {seen}")
-    if not 0 < learning_rate < math.inf:
-        raise Refusal(f"--learning-rate is a number above 0, got {learning_rate:g}")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise Refusal(f"--seed is a whole number from 0 to 2**63 - 1, got {seed}")
-    models.usable(device)
-    recipe, out = zoo.recipe(name), _place(name, out, seed, ship=ship)
-    command.named(out)
-    command.writable(out, _checkpoint(out, "0" * 8))
-    if out.exists() and not overwrite:
-        raise Refusal(f"{str(out)!r} is there already; say --overwrite, or choose another --out")
-    limit = min(images.limit or UNLIMITED, recipe.distinct or UNLIMITED)
-    images = replace(images, limit=limit, seed=images.seed or recipe.images)
-    data = SceneData(images, device) if images.endless else FileData(images, device)
-    if isinstance(data, FileData) and not data.learned:
-        raise Refusal(
-            f"{images.source!r} has no image to learn from: one of {HELD_OUT}, the first too, is kept for the test, and "
-            f"of {len(data.tested)} none is left; raise --images.limit or choose other images"
-        )
-    recipe = replace(recipe, config={**recipe.config, "num_classes": len(data.classes)})
-    train(
-        recipe,
-        data,
-        Plan(-(-seen // images.batch), learning_rate, recipe.seed if seed is None else seed, device),
-        out,
-        init,
-        overwrite,
-    )
-
-
-def _place(name: str, out: Path | None, seed: int | None, *, ship: bool) -> Path:
-    """Where the weights go: where the user says, or under runs/; into the package only if that is asked for.
-
-    Raises:
-        Refusal: two places are asked for.
-    """
-    if ship and out:
-        raise Refusal(f"--ship writes to the lab's own file of {name}, and --out to another; say one of them")
-    if ship or out:
-        return out or zoo.home(name)
-    run = f"{name.removeprefix(zoo.PREFIX).replace(':', '.seed')}" + (f".seed{seed}" if seed else "")
-    return RUNS / f"{run}.safetensors"
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from plot_tables import findings
 
 from vit_analysis import plot
-from vit_analysis.study import rules
 
 VIT, CNN = "vit_huge_patch14_224.orig_in21k_ft_in1k", "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k"
 RUN = "vit_base_patch16_224.augreg_in21k_ft_in1k@checkpoints/seed_1.safetensors"
@@ -90,33 +89,86 @@ def places(models: list[tuple[str, str, int]]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-LOOKS = {  # colour, marker, and whether it is filled
-    "reproduced": ("#1f4e9c", "o", True),
-    "reproduced, smaller than claimed": ("#1f4e9c", "o", False),
-    "architectural": ("#5b6bb5", "^", False),
-    "fragile": ("#b07d12", "D", False),
-    "not reproduced": ("#b3261e", "s", True),
-    "inconclusive": ("0.4", "D", True),
-}
+IMAGES = {"source": "lab", "count": 1760}
 
 
-def findings() -> pd.DataFrame:
-    columns = ["id", "claim", "value", "low", "high", "tau", "verdict", "runs", "difference"]
-    claim = "Layers of the Vision Transformer are more alike than those of the CNN are, from the first one to the last"
-    return pd.DataFrame(
-        [
-            ("F1a", claim, 0.3, 0.2, 0.4, 0.0, "reproduced", [], 1),
-            ("F2a", claim, 0.6, 0.55, 0.65, 0.5, "not reproduced", [], 1),
-            ("F5", claim, -0.7, -0.9, -0.5, -0.8, "inconclusive", [], 2),
-            ("F3e", "No threshold", 0.5, 0.4, 0.6, np.nan, "inconclusive", [0.5, 0.4], 2),
-            ("F7a", claim, 2.0, 1.5, 2.5, 1.0, "reproduced, smaller than claimed", [2.0, 1.2, -1.0], 3),
-            ("F9a", "Short", 1.0, 1.0, 1.0, 0.0, "architectural", [], 4),
-            ("F9b", "Short", 0.25, 0.2, 0.3, 0.2, "fragile", [0.25, 0.15], 4),
-            ("F12a", "Not measured", np.nan, np.nan, np.nan, 0.0, "not measured", [], 5),
-            ("H1", "No interval", 0.5, np.nan, np.nan, 0.0, "inconclusive", [], np.nan),
-        ],
-        columns=columns,
+def reaches(models: dict[str, float], blocks: int = 12, heads: int = 6) -> pd.DataFrame:
+    """Distances of heads: the first head of the first block is as near as said, in units of uniform attention's 100 px."""
+    rows = [
+        (
+            model,
+            f"blocks.{block}",
+            head,
+            100 * (least + (1 - least) * (block * heads + head) / (blocks * heads)),
+        )
+        for model, least in models.items()
+        for block in range(blocks)
+        for head in range(heads)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "block", "head", "distance_px"])
+    table.attrs = {"analysis": "attention_distance", "images": IMAGES}
+    return table.assign(low=table["distance_px"] - 1, high=table["distance_px"] + 1, uniform_px=100.0)
+
+
+def subsets(distances: list[float], units: tuple[str, ...] = ("layer1.0", "layer2.0")) -> pd.DataFrame:
+    rows = [
+        ("v", "r", unit, distance, 0.5 - place / 20 - number / 100)
+        for number, unit in enumerate(units)
+        for place, distance in enumerate(distances)
+    ]
+    table = pd.DataFrame(rows, columns=["vit", "cnn", "layer", "distance_px", "cka"])
+    table.attrs = {"analysis": "head_subsets", "images": IMAGES}
+    return table.assign(low=table["cka"] - 0.02, high=table["cka"] + 0.02)
+
+
+def radii(models: dict[str, int]) -> pd.DataFrame:
+    """Radii and shares of the steps of `receptive_fields`."""
+    table = receptive_fields(models).drop(columns=["rows", "columns", "map"])
+    table = table.assign(
+        depth=table.groupby(["model", "branch"]).cumcount() / 10, centre_share=0.5, centre_low=0.4
     )
+    table = table.assign(low=table["radius_px"] - 1, high=table["radius_px"] + 1, centre_high=0.6)
+    table.attrs = {"analysis": "receptive_field", "images": IMAGES}
+    return table.assign(uniform_centre_share=0.01)
+
+
+def removals(models: dict[str, int], analysis: str = "lesions") -> pd.DataFrame:
+    """Accuracy and similarity without the skip connections of each block."""
+    rows = [
+        (model, f"blocks.{block}", block / 20) for model, blocks in models.items() for block in range(blocks)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "block", "drop"]).assign(reference="labels")
+    table = table.assign(accuracy=1 - table["drop"], accuracy_low=1 - table["drop"] - 0.1, accuracy_high=1.0)
+    table = table.assign(low=table["drop"] - 0.02, high=table["drop"] + 0.02, across=0.3, across_intact=0.5)
+    table.attrs = {"analysis": analysis, "images": IMAGES, "intact": "v"}
+    return table.assign(across_drop=0.2, across_low=0.15, across_high=0.25)
+
+
+def read(models: dict[str, tuple[str, float]], targets: tuple[str, ...] = ("shape",)) -> pd.DataFrame:
+    """Accuracies of what heads read, of one kind of tokens and as good as said in the last of four layers."""
+    rows = [
+        (model, f"blocks.{layer}", layer / 3, target, tokens, draw, 5, best * (layer + 1) / 4 - draw / 100)
+        for model, (tokens, best) in models.items()
+        for target in targets
+        for layer in range(4)
+        for draw in range(3)
+    ]
+    names = ["model", "layer", "depth", "target", "tokens", "draw", "shots", "accuracy"]
+    table = pd.DataFrame(rows, columns=names)
+    table.attrs = {"analysis": "probe", "images": IMAGES, "chance": dict.fromkeys(targets, 0.1)}
+    table.attrs |= {"native": {model: tokens for model, (tokens, _) in models.items()}}
+    return table
+
+
+def losses(models: list[str]) -> pd.DataFrame:
+    rows = [
+        (model, depth / 4, 2 - depth / 4 - number / 10)
+        for number, model in enumerate(models)
+        for depth in range(5)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "depth", "loss"]).assign(layer="blocks.0", chance=2.3)
+    table.attrs = {"analysis": "soft_nearest_neighbor", "images": IMAGES, "tokens": "all", "massive": []}
+    return table.assign(low=table["loss"] - 0.1, high=table["loss"] + 0.1, loss_fixed=2.2)
 
 
 def panels(figure: Figure) -> list:
@@ -130,7 +182,7 @@ def scales(figure: Figure) -> set[tuple[float, float]]:
 def written(figure: Figure) -> Iterator[Text]:
     """All text that is drawn."""
     hidden = set()
-    for ax in figure.axes:
+    for ax in [*figure.axes, *(child for parent in figure.axes for child in parent.child_axes)]:
         if not ax.axison:
             hidden |= {id(text) for text in [*ax.xaxis.findobj(Text), *ax.yaxis.findobj(Text)]}
         for axis in (ax.xaxis, ax.yaxis):
@@ -164,6 +216,21 @@ FIGURES = {
         places([(VIT, "blocks.31", 16), (RUN, "blocks.10", 7), (CNN, "layer4.2", 7)])
     ),
     "verdicts": lambda: plot.verdicts(findings()),
+    "five differences": lambda: plot.five_differences(findings()),
+    "attention distance": lambda: plot.attention_distance(reaches({VIT: 0.2, RUN: 0.9, f"{VIT}:1": 0.3})),
+    "head subsets": lambda: plot.head_subsets(subsets([15.0, 15.1, 15.3])),
+    "receptive field": lambda: plot.receptive_field(radii({VIT: 12, f"{VIT}@random": 12, CNN: 16})),
+    "receptive field maps": lambda: plot.receptive_field_maps(R),
+    "skip": lambda: plot.skip(K),
+    "lesions": lambda: plot.lesions(removals({VIT: 12, CNN: 16})),
+    "lesions trained": lambda: plot.lesions(removals({VIT: 3}, "lesions_trained")),
+    "without skips": lambda: plot.without_skips(S, intact=VIT, changed={RUN: "blocks.5"}),
+    "probe": lambda: plot.probe(read({VIT: ("cls", 0.9), CNN: ("mean", 0.8)}), groups=[[VIT, CNN]]),
+    "probe of more": lambda: plot.probe(
+        read({VIT: ("cls", 0.9), CNN: ("mean", 0.8)}, ("texture", "position"))
+    ),
+    "probe tokens": lambda: plot.probe_tokens(read({VIT: ("cls", 0.9), CNN: ("mean", 0.8)})),
+    "soft nearest neighbour": lambda: plot.soft_nearest_neighbor(losses([VIT, CNN]), losses([VIT, CNN])),
 }
 
 
@@ -237,9 +304,9 @@ def test_massive_tokens_are_told_of_the_models_shown_alone():
         tokens="all", massive=[{"model": m, "layer": "blocks.1", "hsic": 0.9} for m in ("a", "b")]
     )
     (told,) = [text.get_text() for text in plot.heatmaps(table, panels=[("a", "a")]).texts]
-    assert told.endswith("a: 1 of 2 layers")
+    assert told.replace("\n", " ").endswith("a: 1 of 2 layers.")
     (told,) = [text.get_text() for text in plot.heatmaps(table, panels=[("a", "b")]).texts]
-    assert told.replace("\n", " ").endswith("a: 1 of 2 layers; b: 1 of 3 layers")
+    assert told.replace("\n", " ").endswith("a: 1 of 2 layers; b: 1 of 3 layers.")
 
 
 def test_corresponding_blocks_with_their_intervals():
@@ -274,18 +341,44 @@ def test_figure_6_has_the_papers_attentions_and_a_title_for_each_model():
     first = panels(figure)[0]
     assert first.get_title() == "attention 1\n10.0 px"
     np.testing.assert_allclose(first.images[0].get_array().flatten(), np.arange(1, 17) / 16)
-    assert scales(figure) == {(0, 1)}
+    assert scales(figure) == {(0.001, 1)}
 
 
-def test_all_steps_of_a_branch_stand_in_order_in_at_most_eight_columns():
-    maps = receptive_fields({"vit": 12, "resnet": 16})
-    figure = plot.fields(maps, branch="long", steps=None)
-    assert steps(figure) == [
-        *(f"{kind} {place + 1}" for place in range(12) for kind in ("attention", "MLP")),
-        *(f"unit {place + 1}" for place in range(16)),
+def rows_of(figure: Figure) -> list[list[str]]:
+    """Titles of maps, row by row."""
+    found: dict[int, list[str]] = {}
+    for ax in panels(figure):
+        found.setdefault(ax.get_subplotspec().rowspan.start, []).append(ax.get_title().split("\n")[0])
+    return [found[row] for row in sorted(found)]
+
+
+def test_all_steps_of_a_transformer_are_rows_of_attentions_above_rows_of_mlps_block_under_block():
+    attention, mlp = ([f"{kind} {place}" for place in range(1, 13)] for kind in ("attention", "MLP"))
+    figure = plot.fields(receptive_fields({"vit": 12}), branch="long", steps=None)
+    assert rows_of(figure) == [attention[:6], mlp[:6], attention[6:], mlp[6:]]
+
+
+def test_all_units_of_a_cnn_are_a_row_per_stage_with_the_stem_in_the_first():
+    maps = receptive_fields({"resnet": 16})
+    stages = np.repeat([1, 2, 3, 4], [3, 4, 6, 3])
+    layer = {"initial conv": "relu"} | {
+        f"unit {n + 1}": f"layer{stage}.{n}" for n, stage in enumerate(stages)
+    }
+    figure = plot.fields(maps.assign(layer=maps["step"].map(layer)), branch="residual", steps=None)
+    assert rows_of(figure) == [
+        ["initial conv", "unit 1", "unit 2", "unit 3"],
+        *([f"unit {n}" for n in numbers] for numbers in (range(4, 8), range(8, 14), range(14, 17))),
     ]
-    columns = {ax.get_subplotspec().colspan.start for ax in panels(figure)}
-    assert columns == set(range(8))
+    labels = [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()]
+    assert labels == ["layer1", "layer2", "layer3", "layer4"]
+
+
+def test_a_field_has_its_radius_as_a_circle_around_its_brightest_place():
+    values = np.full((9, 9), 0.01)
+    values[4:6, 2:4] = 1.0
+    row = pd.Series({"step": "unit 1", "radius_px": 2.5, "rows": 9, "columns": 9, "map": values.ravel()})
+    (circle,) = plot.field(row).patches
+    assert (circle.center, circle.radius) == ((2.5, 4.5), 2.5)
 
 
 def test_a_choice_of_long_branches_has_both_sublayers():
@@ -308,22 +401,26 @@ def test_a_choice_of_long_branches_has_both_sublayers():
 
 def test_figure_7_has_the_mean_of_both_sublayers_and_lines_of_the_first_transformer_and_the_cnn():
     figure = plot.norm_ratios(skips({"a": (3, 12), "b": (2, 4), "cnn": (4, 0)}))
-    left, right = figure.axes[:2]
+    left, mlp, attention = figure.axes[:3]
     cells = left.images[0].get_array()
     assert cells.shape == (3, 9)
     np.testing.assert_allclose(cells[:, 0], [7.5, 15, 22.5])
     np.testing.assert_allclose(cells[:, 1], [1.5, 3, 4.5])
     assert left.get_title() == "a, mean of attention and MLP"
     assert left.get_xticklabels()[0].get_text() == "0 (cls)"
-    lines = {line.get_label(): line.get_ydata().tolist() for line in right.lines}
-    assert lines == {
-        "a: attention, class token": [5, 10, 15],
-        "a: attention, spatial tokens": [1, 2, 3],
-        "a: MLP, class token": [10, 20, 30],
-        "a: MLP, spatial tokens": [2, 4, 6],
-        "cnn: residual units": [2, 3, 4, 5],
-    }
-    assert len(plot.norm_ratios(skips({"cnn": (4, 0)})).axes) == 1
+    assert [ax.get_title() for ax in (mlp, attention)] == ["MLP", "attention"]
+    for ax, times in ((mlp, 2), (attention, 1)):
+        lines = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
+        assert lines == {
+            "a: class token": [5 * times, 10 * times, 15 * times],
+            "a: spatial tokens": [times, 2 * times, 3 * times],
+            "cnn: residual units": [2, 3, 4, 5],
+        }
+    assert mlp.get_ylim() == attention.get_ylim()
+    colours = {line.get_label()[0]: line.get_color() for line in mlp.lines}
+    assert len(set(colours.values())) == 2  # one for each model
+    assert {line.get_color() for line in mlp.lines if line.get_label()[0] == "a"} == {colours["a"]}
+    assert len(plot.norm_ratios(skips({"cnn": (4, 0)})).axes) == 2
 
 
 def test_figure_e1_has_mlp_and_attention_of_each_transformer_on_one_scale():
@@ -346,22 +443,50 @@ def test_the_class_token_is_wider_among_many():
     assert ax.get_xlim() == (-8.5, 256.5)
 
 
-def test_a_massive_token_does_not_take_the_colours():
-    table = skips({"a": (3, 9)})
+def dots(ax: Axes) -> list[tuple[float, float]]:
+    """Token and block of the cells that have a dot."""
+    return [
+        (float(token), float(block))
+        for line in ax.lines
+        if line.get_marker() == "."
+        for token, block in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
+
+
+def notes(figure: Figure) -> str:
+    return " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+
+
+def test_a_massive_token_does_not_take_the_colours_and_is_marked_and_named():
+    table = skips({"a": (3, 9)}).astype({"norm_ratio": float})
+    usual = scales(plot.token_norm_ratios(table))
     table.loc[(table["token"] == "4") & (table["block"] == "blocks.1"), "norm_ratio"] = 1e6
+    table.loc[(table["token"] == "7") & (table["block"] == "blocks.2"), "norm_ratio"] = 1e-3
     figure = plot.token_norm_ratios(table)
-    ((least, most),) = scales(figure)
-    assert (least, most) == (1, 30 * table.loc[table["token"].str.isdigit(), "norm_ratio"].median())
+    assert scales(figure) == usual == {(1, 30)}
+    for ax in panels(figure):
+        assert sorted(dots(ax)) == [(4, 1), (7, 2)]
+    assert "beyond the colour scale: a, tokens 4, 7 (0.001 to 1e+06)" in notes(figure)
     (bar,) = [ax for ax in figure.axes if not ax.images]
     assert bar.get_ylabel() == "norm of skip / norm of long branch"
 
 
+def test_the_class_token_is_never_beyond_the_colours():
+    table = skips({"a": (3, 9)})
+    table.loc[(table["token"] == "0") & (table["block"] == "blocks.1"), "norm_ratio"] = 1e3
+    figure = plot.token_norm_ratios(table)
+    assert scales(figure) == {(1, 1e3)}
+    assert not any(dots(ax) for ax in panels(figure))
+    assert "beyond" not in notes(figure)
+
+
 def test_figure_e2_has_the_cosines():
-    (ax,) = plot.cosines(skips({"a": (3, 4), "cnn": (2, 0)})).axes
-    lines = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
-    assert lines["cnn: residual units"] == pytest.approx([1 / 3, 1 / 4])
-    assert len(lines) == 5
-    assert ax.get_ylabel() == "cosine of output and skip"
+    mlp, attention = plot.cosines(skips({"a": (3, 4), "cnn": (2, 0)})).axes
+    for ax in (mlp, attention):
+        lines = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
+        assert lines["cnn: residual units"] == pytest.approx([1 / 3, 1 / 4])
+        assert len(lines) == 3
+    assert mlp.get_ylabel() == "cosine of output and skip"
 
 
 def test_figure_d4_has_five_layers_of_each_model_on_one_scale_with_their_range():
@@ -380,101 +505,42 @@ def test_figure_d4_has_five_layers_of_each_model_on_one_scale_with_their_range()
         plot.accuracy_maps(probes({"a": (2, 3)}).assign(tokens="mean"))
 
 
-def test_localization_has_a_scale_per_row():
+def test_localization_has_one_scale_and_says_how_far_the_own_patch_stands_out():
+    """Scales per row showed a model with a fifth of another's similarity as bright as it."""
     figure = plot.localization(places([("a", "blocks.1", 7), ("a", "blocks.0", 7), ("b", "layer4.2", 4)]))
     rows = list(zip(*[iter(panels(figure))] * 4, strict=True))
-    assert [row[0].get_ylabel() for row in rows] == ["a\nblocks.1", "a\nblocks.0", "b\nlayer4.2"]
+    assert scales(figure) == {(0, 0.9 / 4)}
+    labels = [row[0].get_ylabel().split("\n") for row in rows]
+    assert labels == [
+        ["a", "blocks.1", "all: +0.114"],
+        ["a", "blocks.0", "all: +0.114"],
+        ["b", "layer4.2", "all: +0.200"],
+    ]
     assert [ax.get_title() for ax in rows[0]] == [
         f"token {place}" for place in ((0, 0), (2, 1), (4, 2), (4, 4))
     ]
-    for row, side in zip(rows, (7, 7, 4), strict=True):
-        assert {ax.images[0].get_clim() for ax in row} == {(0, 0.9 / side)}
+    assert {ax.get_xlabel() for ax in rows[2]} == {"+0.200"}  # the others are all alike: no z
+    for row in rows:
+        for ax in row:
+            token = tuple(int(place) for place in ax.get_title().strip("token ()").split(", "))
+            (own,) = ax.patches
+            assert (own.get_y() + 0.5, own.get_x() + 0.5) == token
+
+
+def test_what_a_patch_stands_out_by_is_in_standard_deviations_of_the_others():
+    table = places([("a", "blocks.1", 2)])
+    token = table[table["token"] == 3].assign(cka=[0.1, 0.2, 0.3, 0.6])
+    assert plot.patch_map(token).get_xlabel() == "+0.400 (z = 4.0)"
+
+
+def test_further_training_runs_stand_beside_the_first_and_have_no_row():
+    table = places([("a", "blocks.1", 4), ("a:1", "blocks.1", 4), ("a@random", "blocks.1", 4)])
+    table.loc[table["model"] == "a:1", "cka"] *= 2
+    figure = plot.localization(table)
+    labels = [ax.get_ylabel().split("\n") for ax in panels(figure)[::4]]
+    assert labels == [["a", "blocks.1", "all: +0.200", "(+0.400)"], ["a@random", "blocks.1", "all: +0.200"]]
 
 
 def test_tokens_without_a_similarity_are_drawn_as_undefined():
     figure = plot.localization(places([("a", "blocks.1", 4)]).assign(cka=np.nan))
     assert all(ax.images[0].get_array().mask.all() for ax in panels(figure))
-
-
-def marked(ax: Axes) -> list[tuple[Line2D, Line2D, Line2D]]:
-    """Interval, dots of training runs and mark of the value of every row, from top to bottom."""
-    values = [line for line in ax.lines if line.get_marker() not in ("None", ".")]
-    bars = [line for line in ax.lines if line.get_linewidth() == 2.2]
-    dots = [line for line in ax.lines if line.get_marker() == "."]
-    return list(zip(bars, dots, values, strict=True))
-
-
-def words(ax: Axes) -> list[Text]:
-    """The verdicts as they are written, from top to bottom."""
-    return [text for text in ax.texts if text.get_text() in (*LOOKS, "weather")]
-
-
-def test_verdicts_have_a_row_for_each_measured_finding_on_its_own_scale():
-    ax = plot.verdicts(findings()).axes[0]
-    bars, _, values = zip(*marked(ax), strict=True)
-    assert [mark.get_xdata()[0] for mark in values] == pytest.approx([0.75, 2 / 3, 1 / 3, 0.5, 1, 0.5, 1])
-    np.testing.assert_allclose(
-        [bar.get_xdata() for bar in bars],
-        [[0.5, 1], [1 / 3, 1], [-1 / 3, 1], [0.25, 0.75], [1, 1], [0, 1], [np.nan, np.nan]],
-        atol=1e-12,
-    )
-    heights = [mark.get_ydata()[0] for mark in values]
-    assert all(above < below for above, below in pairwise(heights))
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is at the top
-    assert [text.get_text() for text in words(ax)] == [
-        *("reproduced", "not reproduced", "inconclusive", "reproduced, smaller than claimed"),
-        *("architectural", "fragile", "inconclusive"),
-    ]
-    assert {"-0.7 [-0.9, -0.5]", "0.5"} <= {text.get_text() for text in ax.texts}
-
-
-def test_findings_without_a_number_or_a_threshold_are_left_out():
-    table = findings()
-    told = " ".join(text.get_text() for text in plot.verdicts(table).axes[0].texts)
-    assert [name for name in table["id"] if f"{name}  " not in told] == ["F3e", "F12a"]
-    assert "nan" not in told
-
-
-def test_training_runs_are_dots_on_the_scale_of_their_row():
-    drawn_runs = [dots for _, dots, _ in marked(plot.verdicts(findings()).axes[0])]
-    runs = [dots.get_xdata() for dots in drawn_runs]
-    assert [len(own) for own in runs] == [0, 0, 0, 3, 0, 2, 0]
-    np.testing.assert_allclose(runs[3], [0.5, 0.1, -1])  # the farthest run is the edge
-    np.testing.assert_allclose(runs[5], [0.5, -0.5])
-
-
-def test_a_table_that_knows_of_no_training_runs_is_drawn_without_dots():
-    table = findings().drop(columns="runs")
-    assert [len(dots.get_xdata()) for _, dots, _ in marked(plot.verdicts(table).axes[0])] == [0] * 7
-
-
-@pytest.mark.parametrize(("word", "look"), [*LOOKS.items(), ("weather", LOOKS["inconclusive"])])
-def test_a_verdict_has_its_look_and_one_that_is_not_known_a_neutral_one(word, look):
-    colour, marker, filled = look
-    table = findings().assign(verdict=word)
-    ax = plot.verdicts(table[table["id"] == "F9b"]).axes[0]
-    ((bar, dots, value),) = marked(ax)
-    assert value.get_marker() == marker
-    assert value.get_markerfacecolor() == (colour if filled else "white")
-    (written_word,) = words(ax)
-    assert {own.get_color() for own in (bar, dots, value, written_word)} == {colour}
-
-
-def test_verdicts_are_told_apart_without_colour():
-    assert set(LOOKS) == set(rules.WORDS) - {rules.UNKNOWN}
-    assert len({(marker, filled) for _, marker, filled in LOOKS.values()}) == len(LOOKS)
-
-
-def test_verdicts_are_grouped_by_difference_or_else_by_verdict():
-    def titles(table: pd.DataFrame) -> list[str]:
-        texts = plot.verdicts(table).axes[0].texts
-        return [text.get_text() for text in texts if text.get_fontweight() == "bold"]
-
-    table = findings()
-    assert [title[:2] for title in titles(table)] == ["1.", "2.", "3.", "4.", "Ot"]
-    table.loc[0, "verdict"] = "weather"
-    assert titles(table.drop(columns="difference")) == [
-        *("Reproduced, smaller than claimed", "Architectural", "Fragile", "Not reproduced", "Inconclusive"),
-        "Weather",
-    ]
-    assert titles(table[:0]) == []

@@ -52,4 +52,4 @@ def test_less_data_is_drawn_beside_its_ceiling():
     made = Study(
         parts, {"cka_controls": controls(("v", "small"), ("v", "medium"), ("v", "seed"), ("v", "v"))}, {}
     )
-    assert lines("12", made) == ["v and small", "v and medium", "v and seed"]
+    assert lines("12", made) == ["v and small", "v and medium", "v and seed (ceiling)"]

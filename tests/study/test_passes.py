@@ -32,6 +32,8 @@ from vit_analysis.models import Model
 from vit_analysis.reading import measure
 from vit_analysis.reading.state import Sums
 from vit_analysis.reading.stream import Pass
+from vit_analysis.shell import figures as figures_command
+from vit_analysis.shell import findings as findings_command
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes
 from vit_analysis.study.drawings import DRAWINGS
@@ -79,7 +81,7 @@ def out(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch, coarse:
         shrink(patch)
         patch.setattr(passes, "LAB_PARTS", UNTRAINED)
-        figures.main(images=IMAGES, train=TRAIN, out=folder, device="cpu")
+        figures_command.main(images=IMAGES, train=TRAIN, out=folder, device="cpu")
     return folder
 
 
@@ -118,7 +120,9 @@ def test_every_table_is_there_and_lies_beside(made, out):
     assert {path.stem for path in out.glob("*.parquet")} == {*passes.TABLES, "findings"}
     assert made.missing == {}
     kept = table.read(out / "cka.parquet")
-    assert kept.attrs["models"].keys() == {*UNTRAINED.names()} - {UNTRAINED.flat}  # its layers are compared with none
+    assert kept.attrs["models"].keys() == {*UNTRAINED.names()} - {
+        UNTRAINED.flat
+    }  # its layers are compared with none
     assert not list(out.glob("*.state"))
 
 
@@ -128,14 +132,17 @@ def test_all_that_a_study_writes_may_be_replaced_by_the_next(out):
     assert not [path.name for path in out.iterdir() if not table.is_ours(path)]
 
 
-FIGURES = partial(figures.main, only=("7",)), figures.main
+FIGURES = partial(figures_command.main, only=("7",)), figures_command.main
 
 
 @pytest.mark.parametrize(
     ("name", "main"),
     [
         *(("skip.parquet", main) for main in FIGURES),
-        *((name, figures.main) for name in ("findings.md", "report.html", "verdicts.png", "cka.parquet")),
+        *(
+            (name, figures_command.main)
+            for name in ("findings.md", "report.html", "verdicts.png", "cka.parquet")
+        ),
     ],
 )
 def test_nothing_of_a_users_own_is_replaced_by_the_figures(tmp_path, monkeypatch, name, main):
@@ -143,7 +150,7 @@ def test_nothing_of_a_users_own_is_replaced_by_the_figures(tmp_path, monkeypatch
     own(tmp_path / name)
     with pytest.raises(Refusal, match=rf"{name}' is there and was not made by vit_analysis; choose another"):
         main(out=tmp_path)
-    main_of_findings = partial(findings.main, out=tmp_path / "findings")
+    main_of_findings = partial(findings_command.main, out=tmp_path / "findings")
     if name not in ("report.html", "verdicts.png"):
         with pytest.raises(Refusal, match=rf"{name}' is there and was not made by vit_analysis"):
             main_of_findings()
@@ -155,14 +162,14 @@ def test_what_a_part_of_the_figures_does_not_write_does_not_matter(tmp_path, mon
     for name in ("findings.md", "report.html", "verdicts.png", "probe.parquet"):
         own(tmp_path / name)
     with pytest.raises(pytest.fail.Exception, match="it began"):
-        figures.main(only=("7",), out=tmp_path)
+        figures_command.main(only=("7",), out=tmp_path)
 
 
 def test_findings_replace_no_notes_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "of", lambda *_, **__: pytest.fail("it began"))
     own(tmp_path / "notes.md")
     with pytest.raises(Refusal, match=r"notes.md' is there and was not made by vit_analysis"):
-        findings.main(out=tmp_path / "notes")
+        findings_command.main(out=tmp_path / "notes")
     assert own(tmp_path / "notes.md", write=False)
 
 

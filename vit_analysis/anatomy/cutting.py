@@ -19,7 +19,7 @@ def cut(patches: nn.Conv2d, size: Size) -> Grid:
 
 
 def of_embedding(embed: Any, wanted: Size | None) -> Grid | None:
-    """Where the tokens of a patch embedding of timm's lie; None where it does not say.
+    """Return where the tokens of a patch embedding of timm's lie; None where it does not say.
 
     Args:
         embed: the embedding.

@@ -92,7 +92,7 @@ def _runs(module: Any) -> bool:
 
 
 def _channels_last(network: nn.Module) -> bool:
-    """Whether maps end with channels; torch's begin with them."""
+    """Return whether maps end with channels; torch's begin with them."""
     return getattr(network, "output_fmt", "NCHW") == "NHWC" or type(network).__module__ in CHANNELS_LAST
 
 

@@ -1,4 +1,4 @@
-"""Where the positions of a network's maps lie in its input: strides, kernels and paddings, followed as it runs."""
+"""Finds where a network's maps lie in its input, by the strides, kernels and paddings that it runs through."""
 
 from collections.abc import Mapping
 from math import ceil

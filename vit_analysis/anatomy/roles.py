@@ -53,7 +53,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Network:
-    """Where one codebase keeps those parts of a Vision Transformer that lie outside its blocks.
+    """The paths at which one codebase keeps the parts of a Vision Transformer that lie outside its blocks.
 
     Attributes:
         embedding: the module whose output is the embedded patches.

@@ -58,7 +58,8 @@ def first(names: Iterable[str], most: int = 3) -> str:
 def counted(number: int, what: str) -> str:
     """A number of things, in words.
 
-    >>> counted(2, "tensor")
-    '2 tensors'
+    Examples:
+        >>> counted(2, "tensor")
+        '2 tensors'
     """
     return f"{number} {what}{'' if number == 1 else 's'}"

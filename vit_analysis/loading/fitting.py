@@ -165,7 +165,7 @@ def _aside(
 
 
 def _is_needless(key: str, value: Tensor) -> bool:
-    """Whether the file may lack it: it is not computed with, the module makes it itself, or it is empty."""
+    """Return whether the file may lack a tensor: it is not computed with, the module makes it itself, or it is empty."""
     return any(one.search(key) for one in (*NEEDLESS.values(), OWN)) or not value.numel()
 
 
@@ -175,7 +175,7 @@ def _is_quantised(value: Tensor, own: Tensor) -> bool:
 
 
 def _is_hollow(value: Tensor) -> bool:
-    """Whether it is a promise of a tensor or sparse, neither of which is a network's weight."""
+    """Return whether a tensor is only promised, or sparse; neither is a network's weight."""
     return value.is_meta or value.layout != torch.strided
 
 
@@ -186,7 +186,7 @@ def _has_nan(value: Tensor) -> bool:
 
 
 def _is_infinite(value: Tensor) -> bool:
-    """Whether a learnt weight is infinite; a buffer may be, as masks of attention are."""
+    """Return whether a learnt weight is infinite; a buffer may be, as masks of attention are."""
     if _is_hollow(value) or value.is_quantized or not value.is_floating_point():
         return False
     return bool(value.float().isinf().any())

@@ -68,7 +68,7 @@ def kind(path: Path) -> str | None:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether it starts as a zip archive does, which is how torch knows its own."""
+    """Return whether a file starts as a zip archive does, which is how torch knows its own."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 

@@ -1,4 +1,4 @@
-"""Where a network has its head: the layer that gives the logits, or the embedding that is compared with text."""
+"""Finds a network's head: the layer that gives the logits, or the embedding that is compared with text."""
 
 from collections.abc import Mapping
 
@@ -31,13 +31,13 @@ def layers(module: nn.Module) -> tuple[str, ...]:
 
 
 def has_part(name: str, heads: tuple[str, ...]) -> bool:
-    """Whether a tensor of this name belongs to one of the heads, or stands beside it in the same part of the network."""
+    """Return whether a tensor of this name belongs to a head, or stands beside it in the same part of the network."""
     beside = tuple(head.rpartition(".")[0] + "." for head in heads if "." in head)
     return is_in(name, heads) or name.startswith(beside)
 
 
 def is_in(name: str, heads: tuple[str, ...]) -> bool:
-    """Whether a tensor of this name is one of the heads' own."""
+    """Return whether a tensor of this name is one of the heads' own."""
     return name.rpartition(".")[0] in heads
 
 

@@ -36,7 +36,7 @@ OWN = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def is_known(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are a Vision Transformer's arrays."""
+    """Return whether these are a Vision Transformer's arrays."""
     return any(root + EMBEDDING in tensors for root in ROOTS)
 
 

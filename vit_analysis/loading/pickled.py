@@ -66,7 +66,7 @@ class Inert:
 
     @property
     def is_module(self) -> bool:
-        """Whether it was a whole ``nn.Module``."""
+        """Return whether the file held a whole ``nn.Module``."""
         return isinstance(self.state, dict) and "_modules" in self.state
 
 

@@ -70,7 +70,7 @@ def _prefixes(long: Iterable[str], short: Mapping[str, Tensor]) -> Counter[str]:
 
 
 def _are_equal(tensors: Mapping[str, Tensor], places: list[str]) -> bool:
-    """Whether the same weights stand at all places."""
+    """Return whether the same weights stand at all places."""
     sets = [below(tensors, place).tensors for place in places]
     return all(
         one.keys() == sets[0].keys() and all(torch.equal(one[name], sets[0][name]) for name in one)

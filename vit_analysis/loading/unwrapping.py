@@ -123,7 +123,7 @@ def _main(weights: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tenso
 
 
 def _are_alike(weights: Mapping[str, dict[str, Tensor]]) -> bool:
-    """Whether all sets have the names of one network."""
+    """Return whether all sets have the names of one network."""
     names = [{re.sub(r"\b(module|_orig_mod)\.", "", name) for name in own} for own in weights.values()]
     return all(len(a & b) >= SAME * max(len(a), len(b)) for a in names for b in names)
 

@@ -110,3 +110,10 @@ def _value(text: str) -> Any:
         return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
     except (ValueError, SyntaxError):
         return text
+
+
+def twin(name: str) -> str:
+    """The name of the untrained twin of ``NAME[@WEIGHTS]``."""
+    base, at, weights = name.rpartition("@")
+    known = at and (weights.partition(":")[0] == RANDOM or exists(path(weights)) or not base.startswith(HUBS))
+    return f"{base if known else name}@{RANDOM}"

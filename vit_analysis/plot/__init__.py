@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vit_analysis.plot.attention import attention_distance, head_distances, head_subsets, subset_similarity
+from vit_analysis.plot.entangled import entanglement, soft_nearest_neighbor
 from vit_analysis.plot.fields import (
     centre_over_depth,
     field,
@@ -20,27 +21,25 @@ from vit_analysis.plot.fields import (
     receptive_field_maps,
 )
 from vit_analysis.plot.heatmaps import cka, corresponding, heatmap, heatmaps
+from vit_analysis.plot.lesioned import lesions, without_skip, without_skips
 from vit_analysis.plot.patches import localization, patch_map
 from vit_analysis.plot.probes import (
     accuracies,
     accuracy_map,
     accuracy_maps,
-    entanglement,
     probe,
     probe_tokens,
-    soft_nearest_neighbor,
 )
 from vit_analysis.plot.skips import (
     cosines,
-    lesions,
     norm_ratios,
     over_blocks,
     skip,
     token_norm_ratios,
     token_ratios,
-    without_skip,
 )
-from vit_analysis.plot.verdicts import verdicts
+from vit_analysis.plot.style import style
+from vit_analysis.plot.verdicts import five_differences, verdicts
 
 __all__ = [
     "PICTURES",
@@ -55,6 +54,7 @@ __all__ = [
     "entanglement",
     "field",
     "fields",
+    "five_differences",
     "head_distances",
     "head_subsets",
     "heatmap",
@@ -71,11 +71,13 @@ __all__ = [
     "receptive_field_maps",
     "skip",
     "soft_nearest_neighbor",
+    "style",
     "subset_similarity",
     "token_norm_ratios",
     "token_ratios",
     "verdicts",
     "without_skip",
+    "without_skips",
 ]
 
 PICTURES: Mapping[str, Callable[[pd.DataFrame], Figure]] = {

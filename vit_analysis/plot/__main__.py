@@ -7,14 +7,12 @@ A command that nothing imports: it alone of this folder knows how tables are rea
 
 from pathlib import Path
 
-import tyro
-
 from vit_analysis import table as tables
 from vit_analysis.plot import PICTURES
 from vit_analysis.plot.axes import Undrawable
+from vit_analysis.plot.saving import FORMATS
+from vit_analysis.shell import running
 from vit_analysis.spelling import Refusal
-
-ENDINGS = (".png", ".pdf", ".svg")
 
 
 def main(table: Path, picture: Path, /) -> None:
@@ -37,8 +35,8 @@ def draw(table: Path, picture: Path) -> None:
         Refusal: nothing draws such a table or writes such a picture, or what is there would be lost.
         OSError: the table cannot be read or the picture not be written.
     """
-    if picture.suffix.lower() not in ENDINGS:
-        raise Refusal(f"{str(picture)!r} is none of {', '.join(f'*{ending}' for ending in ENDINGS)}")
+    if picture.suffix.lower() not in FORMATS:
+        raise Refusal(f"{str(picture)!r} is none of {', '.join(f'*{ending}' for ending in FORMATS)}")
     if picture.exists() and not tables.is_ours(picture):
         raise Refusal(f"{str(picture)!r} is there and was not made by vit_analysis; choose another name")
     rows = tables.read(table)
@@ -51,4 +49,4 @@ def draw(table: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m vit_analysis.plot")
+    running.alone(main)

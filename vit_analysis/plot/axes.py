@@ -11,10 +11,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
+
+from vit_analysis.plot.fitting import BELOW, folded, grow, settled, width
+from vit_analysis.plot.style import PALETTE, display_name, page_width, points
 
 Given = ParamSpec("Given")
 Drawn = TypeVar("Drawn")
@@ -30,16 +31,16 @@ FITTING: dict[str, list[str]] = {}
 PANEL = 3.3  # inches
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLOURS = mpl.colormaps["magma"].with_extremes(bad="0.75")
-LINES = ("#1f4e9c", "#b3261e", "#2e7d32", "#8e44ad", "#e67e22", "#555555")  # a model's colour
+LINES = PALETTE
 
 
 def literal(picture: Callable[Given, Figure]) -> Callable[Given, Figure]:
-    """Make a picture write names as they are, since matplotlib reads text between two dollars as a formula."""
+    """Make a picture write names as they are, as matplotlib reads text between two dollars as a formula, and fit its texts."""
 
     @wraps(picture)
     def drawn(*args: Given.args, **kwargs: Given.kwargs) -> Figure:
         with mpl.rc_context({"text.parse_math": False}):
-            return picture(*args, **kwargs)
+            return settled(picture(*args, **kwargs))
 
     return drawn
 
@@ -95,10 +96,10 @@ def _refuse_others(table: pd.DataFrame, name: str, kinds: Sequence[str]) -> None
     raise Undrawable(f"plot.{name} draws tables of {' or '.join(kinds)}, and this is one of {kind}; {told}")
 
 
-def depth_ticks(depth: np.ndarray) -> tuple[list[float], list[str]]:
+def depth_ticks(depth: np.ndarray, marks: Sequence[float] = DEPTHS) -> tuple[list[float], list[str]]:
     """Return the positions of some depths among the layers, and their labels."""
     last = max(len(depth) - 1, 1)
-    shown: Sequence[float] = DEPTHS if len(depth) > 1 else (0.0,)
+    shown: Sequence[float] = marks if len(depth) > 1 else (0.0,)
     return [mark * last for mark in shown], [f"{mark:g}" for mark in shown]
 
 
@@ -109,35 +110,18 @@ def plain_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def width(text: str, points: int) -> float:
-    """The width of a text's widest line, in inches."""
-    font = FontProperties(size=points)
-    lines = text.splitlines() or [""]
-    return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines) / 72
-
-
-def folded(text: str, inches: float, points: int = 9) -> str:
-    """Break a text into lines no wider than ``inches``, after blanks and the separators of names."""
-    lines = [""]
-    for piece in re.findall(r"[^\s_./@:,-]+[\s_./@:,-]*|[\s_./@:,-]+", text):
-        if lines[-1] and width(lines[-1] + piece.rstrip(), points) > inches:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(line.strip() for line in lines)
-
-
 def legend_below(axes: Sequence[Axes], inches: float = PANEL) -> None:
     """Put a legend below each panel; the figure, of constrained layout, grows by what does not fit."""
     grown = 0.0
     for ax in axes:
         lines, labels = ax.get_legend_handles_labels()
-        labels, columns, height = _entries(labels, inches, 7)
+        labels, columns, height = _entries(labels, min(inches, page_width(inches)), points(7))
         below = ax.transAxes + ScaledTranslation(0, -0.4, ax.figure.dpi_scale_trans)  # for ticks and label
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
-        ax.legend(lines, labels, ncols=columns, fontsize=7, frameon=False, **place)
+        ax.legend(lines, labels, ncols=columns, fontsize=points(7), frameon=False, **place)
         grown = max(grown, height - 0.2)
     if figure := axes[0].get_figure(root=True):
-        figure.set_figheight(figure.get_figheight() + grown)
+        grow(figure, grown)
 
 
 def legend_outside(
@@ -147,20 +131,21 @@ def legend_outside(
 ) -> None:
     """Put one legend of all panels below or above them, in as many columns as fit; the figure grows by what does not fit."""
     lines, labels = ax.get_legend_handles_labels()
-    labels, columns, height = _entries(labels, figure.get_figwidth(), 8)
-    figure.legend(lines, labels, loc=loc, ncols=columns, fontsize=8, frameon=False)
-    figure.set_figheight(figure.get_figheight() + max(0.0, height - 0.2))
+    labels, columns, height = _entries(labels, figure.get_figwidth(), points(8))
+    legend = figure.legend(lines, labels, loc=loc, ncols=columns, fontsize=points(8), frameon=False)
+    legend.set_gid(BELOW if "lower" in loc else None)
+    grow(figure, max(0.0, height - 0.2))
 
 
-def _entries(labels: Sequence[str], inches: float, points: int) -> tuple[list[str], int, float]:
+def _entries(labels: Sequence[str], inches: float | int, size: float) -> tuple[list[str], int, float]:
     """Return the labels, broken to fit, the number of columns, and the height of all in inches."""
-    line = 6 * points / 72  # inches, for the sample of the line and the space around it
-    written = [folded(label, inches - line, points) for label in labels]
-    widest = max((width(label, points) for label in written), default=1.0)
+    line = 6 * size / 72  # inches, for the sample of the line and the space around it
+    written = [folded(label, inches - line, size) for label in labels]
+    widest = max((width(label, size) for label in written), default=1.0)
     rows = -(-len(labels) // max(1, int(inches / (widest + line))))
     columns = -(-len(labels) // max(1, rows))
     tallest = max((label.count("\n") for label in written), default=0)
-    return written, columns, rows * (1.7 + 1.2 * tallest) * points / 72
+    return written, columns, rows * (1.7 + 1.2 * tallest) * size / 72
 
 
 def band(ax: Axes, value: pd.Series, low: pd.Series, high: pd.Series, **style: Any) -> None:
@@ -183,9 +168,10 @@ def dominated(table: pd.DataFrame, share: str = "hsic") -> str:
     if table.attrs.get("tokens", "all") != "all" or dominated.empty:
         return ""
     counts = [
-        f"{model}: {len(rows)} of {counted[model]} layers" for model, rows in dominated.groupby("model")
+        f"{display_name(str(model))}: {len(rows)} of {counted[model]} layers"
+        for model, rows in dominated.groupby("model")
     ]
-    return f"Dominated by massive tokens, so compare with normalized tokens: {'; '.join(counts)}"
+    return f"Dominated by massive tokens, so compare with normalized tokens: {'; '.join(counts)}."
 
 
 def _count(table: pd.DataFrame, model: object) -> int:

@@ -1,22 +1,34 @@
 """Receptive fields (figures 6 and C.1-C.4)."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter
 
-from vit_analysis.plot.axes import COLOURS, LINES, PANEL, Undrawable, draws, folded, legend_outside, literal
+from vit_analysis.plot.axes import COLOURS, PANEL, Undrawable, draws, legend_outside, literal
+from vit_analysis.plot.fitting import caption, folded
+from vit_analysis.plot.runs import THIN, first_runs, told
+from vit_analysis.plot.style import display_name, look, page_width, points
 
 BRANCHES = {"residual": "after the addition", "long": "long branch alone"}
+SUBLAYERS = {"attention": "attention or unit", "MLP": "MLP"}
 FIELDS = 5  # steps of a model, as in figure 6
-ACROSS = 8  # panels in a row where all steps are shown
-TICKS = (0, 0.1, 0.25, 0.5, 1)  # of the scale
-Block = tuple[str, Sequence[pd.Series | None]]  # a title and its panels; None is left empty
+ACROSS = 6  # most panels in a row where all steps are shown
+STAGE = re.compile(r"[A-Za-z_]*\d+(?=\.\d)")  # of a layer's name: layer2 of layer2.0, stages.2 of stages.2.0
+FAINTEST = 1e-3  # of the maximum: darker than that is black
 EDGE = 1.35  # inches, of a panel
+RADIUS = "#35d0ff"
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")  # of powers of ten, which are no formulas here
+Row = tuple[str, Sequence[pd.Series | None]]  # what stands at its left, and its panels; None is left empty
+Block = tuple[str, Sequence[Row]]  # a title and rows of panels
 
 
 @draws("receptive_field")
@@ -43,8 +55,9 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     # A logarithmic axis has no place for the lower end of an interval that reaches 0: it ends at the frame.
     bottom = 0.5 * np.nanmin([1.0, relative["centre_share"].min()])
     relative["centre_low"] = relative["centre_low"].clip(lower=bottom)
-    ax = _branches(relative, columns, "share in the centre patch / constant field", ax)
+    ax = _branches(relative, columns, "share in the own patch / that of a constant field", ax)
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(PLAIN)
     ax.set_ylim(bottom=bottom)
     ax.axhline(1, color="0.4", linestyle=":", linewidth=1)
     return ax
@@ -53,17 +66,36 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 @draws("receptive_field")
 @literal
 def receptive_field(table: pd.DataFrame) -> Figure:
-    """Draw the width of receptive fields and the share of their own patch over depth (figures 6 and C.1-C.4 in numbers)."""
-    figure = Figure(figsize=(2 * (PANEL + 0.6), PANEL + 0.5), layout="constrained", dpi=200)
-    left, right = figure.subplots(1, 2)
-    radius_over_depth(table, left)
-    centre_over_depth(table, right)
-    legend_outside(figure, left)
+    """Draw the width of receptive fields, and the share of their own patch, over depth: a column per kind of layer."""
+    kind = table["step"].str.startswith("MLP").map({True: "MLP", False: "attention"})
+    columns = {"after the addition": table[table["branch"] == "residual"]}
+    for name, words in SUBLAYERS.items():
+        columns[f"{words} alone"] = table[(table["branch"] == "long") & (kind == name)]
+    columns = {title: own for title, own in columns.items() if len(own)}
+    wide = page_width((PANEL - 0.7) * max(len(columns), 2))
+    figure = Figure(figsize=(wide, 2 * (PANEL - 0.8)), layout="constrained", dpi=200)
+    axes = figure.subplots(2, len(columns), squeeze=False, sharex=True, sharey="row")
+    for (title, own), (upper, lower) in zip(columns.items(), axes.T, strict=True):
+        own.attrs = table.attrs
+        radius_over_depth(own, upper)
+        centre_over_depth(own, lower)
+        upper.set_title(title, fontsize=points(9))
+    axes[0][0].set_ylim(bottom=0)
+    floor = 0.5 * np.nanmin([1.0, (table["centre_share"] / table["uniform_centre_share"]).min()])
+    axes[1][0].set_ylim(bottom=floor)
+    for ax in axes.flatten():
+        ax.label_outer()
+    legend_outside(figure, axes[0][0], "outside upper center")
+    caption(
+        figure, table,
+        "Above: root mean square distance of the gradient from its position. Below, dotted: as if every pixel counted alike.",
+        "Dashed: untrained twins." if table["model"].str.contains("@random").any() else "", told(table), bands="Bands",
+    )  # fmt: skip
     return figure
 
 
 def field(row: pd.Series, ax: Axes | None = None) -> Axes:
-    """One receptive field, divided by its maximum, with its step and radius as the title.
+    """One receptive field, divided by its maximum, with its step and radius as the title and its radius as a circle.
 
     Args:
         row: of a table with columns step, radius_px, rows, columns, map.
@@ -72,11 +104,21 @@ def field(row: pd.Series, ax: Axes | None = None) -> Axes:
     ax = ax if ax is not None else Figure(figsize=(PANEL, PANEL), layout="constrained").subplots()
     values = np.asarray(row["map"]).reshape(row["rows"], row["columns"])
     shown = values / max(values.max(), 1e-30)
-    ax.imshow(shown, cmap=COLOURS, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    ax.set_title(f"{folded(str(row['step']), EDGE, 8)}\n{row['radius_px']:.1f} px", fontsize=8)
+    ax.imshow(np.maximum(shown, FAINTEST), cmap=COLOURS, norm=LogNorm(FAINTEST, 1), interpolation="nearest")
+    if np.isfinite(row["radius_px"]):
+        dark = [withStroke(linewidth=2, foreground="black")]
+        ring = Circle(_middle(shown), float(row["radius_px"]), fill=False, edgecolor=RADIUS, linewidth=0.9)
+        ax.add_patch(ring).set_path_effects(dark)
+    ax.set_title(f"{folded(str(row['step']), EDGE, 8)}\n{row['radius_px']:.1f} px", fontsize=points(8))
     ax.set_xticks([])
     ax.set_yticks([])
     return ax
+
+
+def _middle(shown: np.ndarray) -> tuple[float, float]:
+    """Column and row that a field lies around: the mean place of what is at least half as bright as its brightest pixel."""
+    rows, columns = np.nonzero(shown >= 0.5 * shown.max())
+    return float(columns.mean()), float(rows.mean())
 
 
 @draws("receptive_field_maps")
@@ -85,10 +127,11 @@ def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Fi
     """Figures 6 and C.1-C.4 of the paper: a block of panels per model, each panel divided by its maximum.
 
     Args:
-        maps: columns model, step, branch, radius_px, rows, columns, map.
+        maps: columns model, step, branch, radius_px, rows, columns, map; where there is a column layer, a CNN's stages are
+            rows of their own if all steps are shown.
         branch: ``residual`` (after the addition) or ``long`` (the long branch alone). Of a Vision Transformer's steps the
             first chooses among attentions alone, as in figure 6, the second among attentions and MLPs in turn.
-        steps: how many, spread from the first to the last; None shows all of them.
+        steps: how many, spread from the first to the last; None shows all of them, attentions and MLPs in rows of their own.
 
     Raises:
         Undrawable: there are no maps of that branch.
@@ -98,10 +141,52 @@ def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Fi
         raise Undrawable(f"no receptive fields of branch {branch!r}; there are {maps['branch'].unique()}")
     blocks: list[Block] = []
     for model, own in held.groupby("model", sort=False):
-        names = list(own["step"]) if steps is None else _spread(list(own["step"]), steps, branch)
-        rows = {row["step"]: row for _, row in own.iterrows()}
-        blocks.append((f"{model}, {BRANCHES[branch]}", [rows[name] for name in names]))
-    return _draw(blocks, ACROSS if steps is None else steps)
+        if steps is None:
+            rows = _all_rows(own)
+        else:
+            held_steps = {row["step"]: row for _, row in own.iterrows()}
+            rows = [("", [held_steps[name] for name in _spread(list(own["step"]), steps, branch)])]
+        blocks.append((f"{display_name(str(model))}, {BRANCHES[branch]}", rows))
+    return _draw(maps, blocks)
+
+
+def _all_rows(own: pd.DataFrame) -> list[Row]:
+    """Every step of a model: a row per stage of a CNN, and rows of attentions above rows of MLPs, block under block."""
+    panels = [row for _, row in own.iterrows()]
+    if own["step"].str.startswith("MLP").any():
+        kinds = [
+            [row for row in panels if str(row["step"]).startswith("MLP") == mlp] for mlp in (False, True)
+        ]
+        across = _across(max(map(len, kinds)))
+        cut = range(0, max(map(len, kinds)), across)
+        names = ("attention", "MLP")
+        return [
+            (name, kind[start : start + across])
+            for start in cut
+            for name, kind in zip(names, kinds, strict=True)
+            if kind[start : start + across]
+        ]
+    stages: dict[str, list[pd.Series]] = {}
+    for row in panels:
+        found = STAGE.match(str(row.get("layer", "")))
+        # What comes before the first stage stands in its row.
+        stages.setdefault(found.group() if found else next(reversed(stages), ""), []).append(row)
+    if len(stages) > 1 and "" in stages:
+        stem = stages.pop("")
+        first = next(iter(stages))
+        stages[first] = [*stem, *stages[first]]
+    return [
+        (name if not start else "", own_panels[start : start + across])
+        for name, own_panels in stages.items()
+        for across in [_across(len(own_panels))]
+        for start in range(0, len(own_panels), across)
+    ]
+
+
+def _across(count: int) -> int:
+    """Into how many columns panels are put, in rows as equal as can be."""
+    lines = -(-count // ACROSS)
+    return -(-count // lines)
 
 
 @draws("receptive_field_maps")
@@ -109,56 +194,71 @@ def fields(maps: pd.DataFrame, *, branch: str, steps: int | None = FIELDS) -> Fi
 def receptive_field_maps(table: pd.DataFrame) -> Figure:
     """Figure 6 of the paper, and C.4 below it: five steps of every model, after and before the residual addition."""
     blocks: list[Block] = []
-    for model, branch, own in _by_branch(table):
+    for model, branch, own in _by_branch(table[table["model"].isin(first_runs(table))]):
         names = _spread(list(table.loc[table["model"] == model, "step"].unique()), FIELDS, "residual")
         rows = {row["step"]: row for _, row in own.iterrows()}
-        blocks.append((f"{model}, {BRANCHES[branch]}", [rows.get(name) for name in names]))
-    return _draw(blocks, FIELDS)
+        blocks.append(
+            (f"{display_name(model)}, {BRANCHES[branch]}", [("", [rows.get(name) for name in names])])
+        )
+    return _draw(table, blocks)
 
 
-def _draw(blocks: Sequence[Block], across: int) -> Figure:
+def _draw(table: pd.DataFrame, blocks: Sequence[Block]) -> Figure:
     """Draw the title and the panels of every model, and below them the colour scale of all."""
-    across = min(across, max(len(rows) for _, rows in blocks))
-    lines = [-(-len(rows) // across) for _, rows in blocks]
-    heights = [*((EDGE + 0.33) * count + 0.27 for count in lines), 0.55]
-    width = max(EDGE * across + 0.2, 2 * PANEL)
+    across = max(len(panels) for _, rows in blocks for _, panels in rows)
+    width = page_width(max(EDGE * across + 0.5, 1.3 * PANEL))
+    edge = min(EDGE, (width - 0.5) / across)
+    heights = [*((edge + 0.33) * len(rows) + 0.27 for _, rows in blocks), 0.55]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained", dpi=200)
     *parts, foot = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, count, (title, rows) in zip(parts, lines, blocks, strict=True):
-        _block(part, title, rows, (count, across))
+    for part, (title, rows) in zip(parts, blocks, strict=True):
+        _block(part, title, rows, across)
     ax = foot.subplots()
     ax.set_box_aspect(0.03)
     bar = foot.colorbar(
-        ScalarMappable(PowerNorm(0.5, 0, 1), COLOURS), cax=ax, orientation="horizontal", ticks=TICKS
+        ScalarMappable(LogNorm(FAINTEST, 1), COLOURS),
+        cax=ax,
+        orientation="horizontal",
+        extend="min",
+        format=PLAIN,
     )
-    bar.set_label("mean |gradient| / maximum of the panel (square-root scale)", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    bar.set_label("mean |gradient| / maximum of the panel", fontsize=points(8))
+    bar.ax.tick_params(labelsize=points(8))
+    caption(figure, table, "Circle and number: radius, the root mean square distance from the position.")
     return figure
 
 
-def _block(part: SubFigure, title: str, rows: Sequence[pd.Series | None], shape: tuple[int, int]) -> None:
-    part.suptitle(folded(title, EDGE * shape[1]), fontsize=9)
-    axes = part.subplots(*shape, squeeze=False).flatten()
-    for ax in axes:
-        ax.set_axis_off()
-    for ax, row in zip(axes, rows, strict=False):
-        if row is not None:
-            ax.set_axis_on()
-            field(row, ax)
+def _block(part: SubFigure, title: str, rows: Sequence[Row], across: int) -> None:
+    part.suptitle(folded(title, EDGE * across), fontsize=points(9))
+    axes = part.subplots(len(rows), across, squeeze=False)
+    for line, (name, panels) in zip(axes, rows, strict=True):
+        for ax in line:
+            ax.set(xticks=[], yticks=[], frame_on=False)
+        line[0].set_ylabel(name, fontsize=points(8))
+        for ax, row in zip(line, panels, strict=False):
+            if row is not None:
+                ax.set_frame_on(True)
+                field(row, ax)
 
 
 def _branches(table: pd.DataFrame, columns: Sequence[str], label: str, ax: Axes | None) -> Axes:
     ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
-    colours = dict(zip(table["model"].unique(), LINES, strict=False))
+    firsts, several = first_runs(table), table["branch"].nunique() > 1
     for model, branch, own in _by_branch(table):
-        style = {"color": colours.get(model, "0.5"), "linestyle": "-" if branch == "residual" else "--"}
-        own = own.sort_values("depth")
+        drawn, own = look(model, table), own.sort_values("depth")
         value, low, high = (own[name] for name in columns)
-        ax.plot(own["depth"], value, **style, linewidth=1.3, label=f"{model}, {BRANCHES[branch]}")
-        ax.fill_between(own["depth"], low, high, color=style["color"], alpha=0.15, linewidth=0)
-    ax.set_xlabel("depth", fontsize=9)
-    ax.set_ylabel(label, fontsize=9)
-    ax.tick_params(labelsize=8)
+        if model not in firsts:
+            ax.plot(own["depth"], value, **THIN, color=drawn.colour)
+            continue
+        line = {**drawn.line(), "markersize": 3, "linewidth": 1.3}
+        if several and branch == "long":
+            line |= {"linestyle": ":", "marker": ""}
+        name = display_name(model)
+        ax.plot(own["depth"], value, **line, label=f"{name}, {BRANCHES[branch]}" if several else name)
+        ax.fill_between(own["depth"], low, high, color=drawn.colour, alpha=0.15, linewidth=0)
+    ax.set_xlabel("depth", fontsize=points(9))
+    ax.set_ylabel(folded(label, PANEL - 1), fontsize=points(9))
+    ax.tick_params(labelsize=points(8))
     return ax
 
 

@@ -1,9 +1,11 @@
 """Similarity of layers with layers (figures 1, 2, 8, 12, B.1, G.1, G.2, H.1 and H.2)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from types import MappingProxyType
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vit_analysis.plot.axes import (
     COLOURS,
-    LINES,
+    DEPTHS,
     PANEL,
     Undrawable,
     band,
@@ -25,13 +27,16 @@ from vit_analysis.plot.axes import (
     legend_below,
     literal,
     token_note,
-    width,
 )
+from vit_analysis.plot.fitting import caption, squared
+from vit_analysis.plot.runs import THIN, TOLD
+from vit_analysis.plot.style import MARKERS, display_name, page_width, points
 
 STAGE = re.compile(r"(?:layer\d+|(?:stages|layers|blocks)\.\d+(?=\.(?:\d|blocks)))")
 ACROSS, EDGE = 4, 2.7  # most squares in a row, and inches of a square with its labels
-WITHIN = 2.05  # inches of the square alone, which texts are folded to
-MARKERS, DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--", ":", "-.")
+SMALLEST = 1.4  # inches of the same in a narrow picture
+FEW = (0.0, 0.5, 1.0)  # depths of the ticks there
+MATCH = "#5ee7ff"  # on the colours of the heat maps
 
 
 @draws("cka", "cka_controls")
@@ -61,47 +66,72 @@ def heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 @draws("cka", "cka_controls")
 @literal
-def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]]) -> Figure:
+def heatmaps(table: pd.DataFrame, *, panels: Sequence[tuple[str, str]], note: str = "") -> Figure:
     """Figures 1, 2, 8, B.1, G.2, H.1 and H.2 of the paper: squares of similarity on one colour scale.
 
     Args:
         table: columns of `heatmap`; it need hold no other pairs than those shown, and a pair in one order only.
         panels: for each square a model (up) and another or the same one (to the right).
+        note: a sentence for the caption.
 
     Raises:
         Undrawable: the table does not compare two of the models.
     """
     shown = [between(table, model, other) for model, other in panels]
-    titles = [model if model == other else f"{model} and {other}" for model, other in panels]
-    titles = [folded(title, WITHIN) for title in titles]
-    lines = -(-len(panels) // ACROSS)
+    across = min(ACROSS, max(1, int(page_width(ACROSS * EDGE) / SMALLEST)))
+    lines = -(-len(panels) // across)
     columns = -(-len(panels) // lines)
-    figure = Figure(
-        figsize=(EDGE * columns + 0.7, (EDGE + 0.15) * lines),
-        layout=ConstrainedLayoutEngine(wspace=0.04),
-        dpi=200,
-    )
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for ax, title, square in zip(axes, titles, shown, strict=False):
+    wide = page_width(EDGE * columns + 0.7)
+    size = (wide, wide * lines / columns)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.04), dpi=200)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for ax, (model, other), square in zip(axes.flat, panels, shown, strict=False):
         heatmap(square, ax)
-        ax.set_title(title, fontsize=9)
-    # The figure grows by the room that long names take, so that squares keep theirs.
-    high = max(ax.get_title().count("\n") + ax.get_xlabel().count("\n") for ax in axes)
-    wide = max(ax.get_ylabel().count("\n") for ax in axes)
-    size = figure.get_size_inches()
-    figure.set_size_inches(size[0] + 0.14 * wide * columns, size[1] + 0.16 * high * lines)
-    for ax in axes[len(panels) :]:
+        _inside(ax, square, itself=model == other)
+        names = list(dict.fromkeys(map(display_name, (model, other))))
+        ax.set_title(" and ".join(names), fontsize=points(9))
+    for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
-    bar = figure.colorbar(axes[0].images[0], ax=list(axes), shrink=0.8, aspect=30, pad=0.01)
-    bar.set_label(f"CKA{token_note(table)}", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    if told := dominated(pd.concat(shown)):
-        figure.supxlabel(folded(told, figure.get_figwidth() - 0.2, 8), fontsize=8, style="italic")
+    bar = figure.colorbar(axes[0, 0].images[0], ax=list(axes.flat), shrink=0.8, aspect=30, pad=0.01)
+    bar.set_label(f"CKA{token_note(table)}", fontsize=points(9))
+    bar.ax.tick_params(labelsize=points(8))
+    rows = pd.concat(shown)
+    rows.attrs = table.attrs
+    caption(figure, rows, note, *_explained(rows, axes), dominated(rows))
+    squared(figure, axes)
     return figure
 
 
+def _inside(ax: Axes, square: pd.DataFrame, *, itself: bool) -> None:
+    """Write the mean similarity into a square and, across models, draw the best match of each layer to the right."""
+    different = square[square["layer"] != square["other_layer"]] if itself else square
+    ground = {"boxstyle": "round,pad=0.25", "facecolor": "white", "alpha": 0.85, "linewidth": 0}
+    size, mean = points(8), different["cka"].mean()
+    ax.text(0.03, 0.97, f"mean {mean:.2f}", transform=ax.transAxes, va="top", fontsize=size, bbox=ground)
+    if itself:
+        size = int(square["layer"].nunique())
+        ax.set_xlabel(f"depth ({size} layers)")
+        ax.set_ylabel("depth")
+        return
+    values: np.ndarray = np.ma.filled(np.ma.masked_invalid(np.ma.asarray(ax.images[0].get_array())), -np.inf)
+    matched = np.where(np.isfinite(values).any(axis=0), values.argmax(axis=0), np.nan)
+    ax.plot(range(len(matched)), matched, color=MATCH, linewidth=1, drawstyle="steps-mid", gid="match")
+
+
+def _explained(rows: pd.DataFrame, axes: np.ndarray) -> list[str]:
+    """What stands in the squares, in words."""
+    drawn = [line for ax in axes.flat for line in ax.lines]
+    told = ["Mean: of all pairs of layers, but not of a layer with itself."]
+    if any(line.get_gid() == "match" for line in drawn):
+        told.append("Blue line: for each layer to the right, the layer upwards that is most like it.")
+    if any(line.get_gid() != "match" for line in drawn):
+        told.append("White lines: between the stages of a model.")
+    if rows["cka"].isna().any():
+        told.append("Grey: undefined, as a layer there is constant over images.")
+    return told
+
+
 @draws("cka", "cka_controls")
-@literal
 def cka(table: pd.DataFrame) -> Figure:
     """Figures 1 and 2 of the paper: every model with itself, then every pair of models that the table compares."""
     models = list(dict.fromkeys([*table["model"], *table["other_model"]]))
@@ -113,37 +143,63 @@ def cka(table: pd.DataFrame) -> Figure:
 @draws("cka", "cka_controls")
 @literal
 def corresponding(
-    table: pd.DataFrame, *, pairs: Sequence[tuple[str, str]], labels: Sequence[str] = ()
+    table: pd.DataFrame,
+    *,
+    pairs: Sequence[tuple[str, str]],
+    labels: Sequence[str] = (),
+    ceiling: tuple[str, str] | None = None,
+    further: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = MappingProxyType({}),
 ) -> Figure:
     """Figures 12 and G.1 of the paper: similarity of each block of one model with the same block of another.
 
     Args:
         table: columns model, layer, other_model, other_layer, cka, low, high, of blocks alone.
-        pairs: pairs of models, one line each, which ends where the shallower model does.
+        pairs: pairs of models, one line each, which ends where the shallower model does; in an order such as from little data
+            to much, as colours go from light to dark.
         labels: what the lines are called instead of the names of both models.
+        ceiling: a pair that differs by nothing but chance, which stands apart: grey and dashed.
+        further: of a pair, those of its further training runs: thin lines.
 
     Raises:
         Undrawable: the table does not compare the models of a pair, or labels and pairs differ in number.
     """
     if labels and len(labels) != len(pairs):
         raise Undrawable(f"{len(labels)} labels for {len(pairs)} pairs of models")
-    figure = Figure(figsize=(PANEL + 1, PANEL + 0.4), layout="constrained", dpi=200)
+    wide = page_width(PANEL + 1)
+    size = (wide, 0.8 * min(wide, PANEL + 1) + 0.3)
+    figure = Figure(figsize=size, layout="constrained", dpi=200)
     ax = figure.subplots()
-    for number, (model, other) in enumerate(pairs):
-        rows = between(table, model, other)
-        place = rows["layer"].factorize()[0]
-        own = rows.assign(block=place)[place == rows["other_layer"].factorize()[0]].set_index("block")
-        label = labels[number] if labels else f"{model} and {other}"
-        turn, colour = divmod(number, len(LINES))
-        style = {"color": LINES[colour], "marker": MARKERS[colour], "linestyle": DASHES[turn % len(DASHES)]}
-        band(ax, own["cka"], own["low"], own["high"], label=label, **style)
+    drawn = [*pairs, *([ceiling] if ceiling else [])]
+    called = [*(labels or map(_called, pairs)), *([f"{_called(ceiling)} (ceiling)"] if ceiling else [])]
+    colours = [*mpl.colormaps["viridis"](np.linspace(0.75, 0.1, len(pairs))), "0.45"]
+    for number, (model, other) in enumerate(drawn):
+        own = _same_blocks(table, model, other)
+        look = {"color": colours[number], "marker": MARKERS[number % len(MARKERS)]}
+        if (model, other) == ceiling:
+            look |= {"linestyle": "--", "markerfacecolor": "white"}
+        band(ax, own["cka"], own["low"], own["high"], label=called[number], **look)
+        for run in further.get((model, other), ()):
+            ax.plot(_same_blocks(table, *run)["cka"], **THIN, color=colours[number])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("block", fontsize=9)
-    ax.set_ylabel(f"CKA with the same block{token_note(table)}", fontsize=9)
+    ax.set_xlabel("block", fontsize=points(9))
+    ax.set_ylabel(f"CKA with the same block{token_note(table)}", fontsize=points(9))
     ax.set_ylim(min(0, 1.05 * ax.dataLim.y0), 1.02)
-    ax.tick_params(labelsize=8)
+    ax.tick_params(labelsize=points(8))
     legend_below([ax], figure.get_figwidth())
+    apart = "Ceiling: models that differ by nothing but chance." if ceiling else ""
+    caption(figure, table, apart, TOLD if any(further.values()) else "", bands="Bands")
     return figure
+
+
+def _same_blocks(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
+    """The rows that compare a block of one model with the same block of another, by the block's number."""
+    rows = between(table, model, other)
+    place = rows["layer"].factorize()[0]
+    return rows.assign(block=place)[place == rows["other_layer"].factorize()[0]].set_index("block")
+
+
+def _called(pair: tuple[str, str]) -> str:
+    return " and ".join(map(display_name, pair))
 
 
 def between(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
@@ -180,14 +236,15 @@ def _describe(axis: Axis, layers: pd.DataFrame) -> None:
     """Put ticks on an axis: at some depths of one model, or at the middle of each of several models."""
     models = list(dict.fromkeys(layers["model"]))
     if len(models) == 1:
-        ticks, labels = depth_ticks(layers["depth"].to_numpy())
-        name, told = f"{models[0]}:", f"depth ({len(layers)} layers)"
-        fits = width(f"{name} {told}", 8) < WITHIN
-        axis.set_label_text(f"{name} {told}" if fits else f"{folded(name, WITHIN, 8)}\n{told}", fontsize=8)
+        narrow = axis.axes.bbox.width < SMALLEST * axis.axes.figure.dpi
+        ticks, labels = depth_ticks(layers["depth"].to_numpy(), FEW if narrow else DEPTHS)
+        told = f"{display_name(models[0])}: depth ({len(layers)} layers)"
+        axis.set_label_text(told, fontsize=points(8))
     else:
         ticks = [float(np.mean(np.flatnonzero(layers["model"] == model))) for model in models]
-        labels = [folded(model, 0.7 * PANEL / len(models), 8) for model in models]
-    axis.set_ticks(ticks, labels, fontsize=8)
+        room = 0.7 * PANEL / len(models)
+        labels = [folded(display_name(model), room, points(8)) for model in models]
+    axis.set_ticks(ticks, labels, fontsize=points(8))
     if len(models) > 1 and isinstance(axis, YAxis):
         for label in axis.get_ticklabels():
             label.set(rotation=90, verticalalignment="center")

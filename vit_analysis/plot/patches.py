@@ -1,18 +1,26 @@
 """Which patches of the image a token is like (figures 9, 10 and D.1-D.3)."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vit_analysis.plot.axes import COLOURS, PANEL, draws, folded, literal, token_note
+from vit_analysis.plot.axes import COLOURS, PANEL, draws, literal, token_note
+from vit_analysis.plot.fitting import caption, folded
+from vit_analysis.plot.runs import first_runs, further_runs, told
+from vit_analysis.plot.style import display_name, page_width, points
 
 TOKENS = ((0, 0), (2, 1), (4, 2), (4, 4))  # of figure 9, on its grid of 7 x 7
+OWN = "#35d0ff"
 
 
 @draws("localization")
 def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, most: float = 1) -> Axes:
     """Similarity of one token with every patch of the image, the token's own patch outlined.
+
+    Below it stands how far its own patch stands out: its CKA less the mean of the others, and that in standard deviations of
+    the others.
 
     Args:
         table: columns token_row, token_col, patch_row, patch_col, cka, of one token.
@@ -24,35 +32,76 @@ def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, 
     values = table.pivot(index="patch_row", columns="patch_col", values="cka").to_numpy()
     ax.imshow(values, cmap=COLOURS, vmin=least, vmax=most, interpolation="nearest")
     row, column = table[["token_row", "token_col"]].iloc[0]
-    own = Rectangle(
-        (column - 0.5, row - 0.5), 1, 1, fill=False, color="#35d0ff", linewidth=1.6, clip_on=False
-    )
+    own = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color=OWN, linewidth=1.6, clip_on=False)
     ax.add_patch(own)
-    ax.set_title(f"token ({row}, {column})", fontsize=8)
+    ax.set_title(f"token ({row}, {column})", fontsize=points(8))
+    ax.set_xlabel(_contrast(table), fontsize=points(8), labelpad=2)
     ax.set(xticks=[], yticks=[])
     return ax
+
+
+def _contrast(table: pd.DataFrame) -> str:
+    """Write CKA of a token with its own patch less the mean of the others, and that in standard deviations of the others."""
+    own, others = _own_and_others(table)
+    if not len(own) or not len(others) or not np.isfinite(own.iloc[0]):
+        return "undefined"
+    stands_out, spread = own.iloc[0] - others.mean(), others.std()
+    return f"{stands_out:+.3f}" + (f" (z = {stands_out / spread:.1f})" if spread > 1e-9 else "")
+
+
+def _own_and_others(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """CKA of tokens with their own patches, and with all others."""
+    own = (table["token_row"] == table["patch_row"]) & (table["token_col"] == table["patch_col"])
+    return table.loc[own, "cka"], table.loc[~own, "cka"]
 
 
 @draws("localization")
 @literal
 def localization(table: pd.DataFrame) -> Figure:
-    """Figures 9, 10 and D.1-D.3 of the paper: a row per layer, a corner token and three interior ones, one scale per row."""
-    rows = list(table.groupby(["model", "layer"], sort=False))
-    figure = Figure(figsize=(1.5 * len(TOKENS) + 1.1, 1.75 * len(rows) + 0.3), layout="constrained", dpi=200)
+    """Figures 9, 10 and D.1-D.3 of the paper: a row per layer, a corner token and three interior ones, on one colour scale.
+
+    Rows are of one training run of each model; how far the own patch stands out in the others is told beside it.
+    """
+    rows = [
+        (layer, own)
+        for model in first_runs(table)
+        for layer, own in table[table["model"] == model].groupby("layer", sort=False)
+    ]
+    shown = [[own[own["token"] == token] for token in _tokens_shown(own)] for _, own in rows]
+    values = pd.concat([token for line in shown for token in line])["cka"]
+    least, most = min(0.0, values.min()), max(1e-6, values.max())  # in this order min and max skip NaN
+    wide = page_width(1.5 * len(TOKENS) + 1.1)
+    figure = Figure(
+        figsize=(wide, (wide - 1.1) / len(TOKENS) * len(rows) * 1.3 + 0.3), layout="constrained", dpi=200
+    )
     axes = figure.subplots(len(rows), len(TOKENS), squeeze=False)
-    for line, ((model, layer), own) in zip(axes, rows, strict=True):
-        shown = [own[own["token"] == token] for token in _tokens_shown(own)]
-        values = pd.concat(shown)["cka"]
-        least, most = min(0.0, values.min()), max(1e-6, values.max())  # in this order min and max skip NaN
-        for ax, token in zip(line, shown, strict=True):
+    for line, tokens, (layer, own) in zip(axes, shown, rows, strict=True):
+        for ax, token in zip(line, tokens, strict=True):
             patch_map(token, ax, least=least, most=most)
-        line[0].set_ylabel(f"{folded(str(model), 1.3, 8)}\n{folded(str(layer), 1.3, 8)}", fontsize=8)
-        bar = figure.colorbar(line[0].images[0], ax=list(line), shrink=0.85, aspect=14, pad=0.02)
-        bar.set_label("CKA", fontsize=8)
-        bar.ax.tick_params(labelsize=7)
-    told = f"patches of the image; outlined: the token's own; a colour scale per row{token_note(table)}"
-    figure.supxlabel(told, fontsize=8)
+        name = display_name(str(own["model"].iloc[0]))
+        label = "\n".join([folded(name, 1.3, 8), folded(str(layer), 1.3, 8), *_overall(table, own)])
+        line[0].set_ylabel(label, fontsize=points(8))
+    bar = figure.colorbar(axes[0][0].images[0], ax=list(axes.flatten()), shrink=0.7, aspect=25, pad=0.02)
+    bar.set_label(f"CKA of token and patch{token_note(table)}", fontsize=points(8))
+    bar.ax.tick_params(labelsize=points(7))
+    caption(
+        figure, table,
+        "A panel is the image, patch by patch; outlined: the token's own. One colour scale for all panels.",
+        "Below each: CKA with the own patch less the mean of the others, and in standard deviations of the others (z).",
+        "At the left: its mean over all tokens.", told(table, "In brackets: further training runs."),
+    )  # fmt: skip
     return figure
+
+
+def _overall(table: pd.DataFrame, own: pd.DataFrame) -> list[str]:
+    """Write how far the own patch stands out on average over all tokens of a layer, and in further training runs."""
+    runs = further_runs(table, str(own["model"].iloc[0]))
+    layers = [
+        own,
+        *(table[(table["model"] == run) & (table["layer"] == own["layer"].iloc[0])] for run in runs),
+    ]
+    means = [f"{own_patch.mean() - others.mean():+.3f}" for own_patch, others in map(_own_and_others, layers)]
+    return [f"all: {means[0]}", *([f"({', '.join(means[1:])})"] if runs else [])]
 
 
 def _tokens_shown(own: pd.DataFrame) -> list[int]:

@@ -65,9 +65,10 @@ class Capture:
         taps: where to read, each a `Tap` or its name, such as ``blocks.3.norm2:in``.
         reduce: function from a layer and its activation (a tensor, or `Heads`) to what is kept of it.
 
-    >>> with Capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ["0", "1"]) as run:
-    ...     {str(layer): tuple(activation.shape) for layer, activation in run(torch.zeros(3, 4)).items()}
-    {'0': (3, 2), '1': (3, 2)}
+    Examples:
+        >>> with Capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), ["0", "1"]) as run:
+        ...     {str(layer): tuple(activation.shape) for layer, activation in run(torch.zeros(3, 4)).items()}
+        {'0': (3, 2), '1': (3, 2)}
     """
 
     def __init__(

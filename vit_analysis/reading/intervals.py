@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from vit_analysis.reading.state import GroupedType
@@ -121,4 +121,4 @@ def variance(without: Any) -> Any:
 
 def quantile(freedom: float | int) -> float:
     """The quantile of Student's t distribution for a 95 % interval."""
-    return float(student.ppf((1 + CONFIDENCE) / 2, freedom))
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

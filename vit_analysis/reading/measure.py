@@ -8,24 +8,23 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Generic
 
 import pandas as pd
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model
-from vit_analysis.reading import processes
+from vit_analysis.reading import briefing, processes, progress
 from vit_analysis.reading import state as states
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.state import Sums, SumsType
-from vit_analysis.reading.stream import Activation, Pass, Reading, dealt, quiet, stream
+from vit_analysis.reading.stream import Activation, Pass, Reading, dealt, stream
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import code, versions
 from vit_analysis.tensors.similarity import SMALLEST_BATCH
@@ -76,24 +75,67 @@ class Measurement(Generic[SumsType]):
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def analysis(self) -> str:
+        """The name of the analysis that it is of: of the module that its sums are from."""
+        return self.kind.__module__.rpartition(".")[2]
+
     def table(self, state: Path | None = None) -> pd.DataFrame:
         """Measure, in a pass of its own over the images; see `tables`."""
-        return tables({"": self}, state)[""]
+        ((table,),) = (own.values() for own in in_passes([{"": self}], state))
+        return table
+
+
+def in_passes(
+    passes: Sequence[Mapping[str, Measurement[Any]]], state: Path | None = None
+) -> Iterator[dict[str, pd.DataFrame]]:
+    """Yield the tables of pass after pass, after some lines of the log on what will be done; see `tables`."""
+    say(passes, f"{state}.*" if state else "")
+    for title, measurements in zip(titles(passes), passes, strict=True):
+        yield tables(measurements, state, title)
+
+
+def say(passes: Sequence[Mapping[str, Measurement[Any]]], results: str) -> None:
+    """Say in the log what these passes will do; ``results`` is where results will lie."""
+    told = []
+    for title, measurements in zip(titles(passes), passes, strict=True):
+        different = {one.sums: one for one in measurements.values()}
+        reading = merged({str(number): one for number, one in enumerate(different.values())})
+        settings = {name: value for one in different.values() for name, value in one.reading.settings.items()}
+        told.append((title, replace(reading, settings=settings), [one.kind for one in different.values()]))
+    briefing.say(told, results)
+
+
+def titles(passes: Sequence[Mapping[str, Measurement[Any]]]) -> list[str]:
+    """What each pass is, in words, with its number where there are several."""
+    of = f" of {len(passes)}" if len(passes) > 1 else ""
+    return [f"pass {number}{of}: {title(one)}" if of else title(one) for number, one in enumerate(passes, 1)]
+
+
+def title(measurements: Mapping[str, Measurement[Any]]) -> str:
+    """What a pass is, in words: lesions of lab/vit, or activations of 25 models for 14 tables."""
+    models = list(dict.fromkeys(name for one in measurements.values() for name in one.reading.models))
+    what = list(dict.fromkeys(one.analysis for one in measurements.values()))
+    who = " and ".join(models) if len(models) < 3 else f"{len(models)} models"
+    if len(what) == 1:
+        return f"{what[0]} of {who}"
+    return f"activations of {who} for {len(measurements)} tables"
 
 
 def tables(
-    measurements: Mapping[str, Measurement[Any]], state: Path | None = None
+    measurements: Mapping[str, Measurement[Any]], state: Path | None = None, called: str = ""
 ) -> dict[str, pd.DataFrame]:
     """The tables of several measurements of the same images, in one pass over them.
 
     Args:
         measurements: by names of your own.
         state: where a killed run leaves its sums, to go on from; None leaves nothing.
+        called: what the pass is called while it runs; empty finds words.
 
     Raises:
         Refusal: the measurements are of different images, or call different models by the same name.
     """
-    sums, finished = total(measurements, state), {}
+    sums, finished = total(measurements, state, called), {}
     for name, measurement in measurements.items():
         with _naming(f"in the table of {name or measurement.kind.__name__}"):
             finished[name] = measurement.finish(sums[name])
@@ -110,13 +152,16 @@ def _naming(place: str) -> Iterator[None]:
         raise
 
 
-def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = None) -> dict[str, Any]:
+def total(
+    measurements: Mapping[str, Measurement[Any]], state: Path | None = None, called: str = ""
+) -> dict[str, Any]:
     """Return the sums over all batches and processes; after a kill, the same call goes on from the sums last written.
 
     Args:
         measurements: by names of your own, of the same images. Those with equal ``sums`` are summed once.
         state: where to write the sums meanwhile, removed when all is done; None never writes. A digest of all that the sums
             depend on is added to the name, so that no other command picks them up.
+        called: what the pass is called while it runs; empty finds words.
 
     Raises:
         Refusal: there is no batch for some process, or none that counts for some measurement.
@@ -130,7 +175,7 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
     for name, measurement in different.items():
         with _naming(f"before the pass of {name or measurement.kind.__name__}"):
             measurement.prepare()
-    sums = _read(reading, different, path)
+    sums = _read(reading, different, path, called or title(measurements))
     place = next(iter(reading.models.values())).device
     merged_sums = {name: processes.over_processes(sums.get(name), place) for name in different}
     if any(own is None for own in merged_sums.values()):
@@ -145,7 +190,7 @@ def total(measurements: Mapping[str, Measurement[Any]], state: Path | None = Non
 
 
 def _read(
-    reading: Reading, measurements: Mapping[str, Measurement[Any]], path: Path | None
+    reading: Reading, measurements: Mapping[str, Measurement[Any]], path: Path | None, called: str
 ) -> dict[str, Sums]:
     """Return the sums of this process's batches, going on from those written to ``path``."""
     (rank, of), batches = processes.rank_and_size(), reading.images.batches
@@ -154,13 +199,15 @@ def _read(
     left = [number for number in numbers if number >= start]
     written, kept = time.monotonic(), start
     try:
-        with tqdm(
-            total=len(numbers), initial=len(numbers) - len(left), unit="batch", disable=quiet(rank)
-        ) as bar:
+        each = len(reading.images.order), reading.images.batch
+        count, done = (
+            sum(_size(number, *each) for number in own) for own in (numbers, set(numbers) - {*left})
+        )
+        with progress.told(called, count, done) as tell:
             for batch in stream(reading, start=start):
                 processes.company.heed()
                 _add(sums, measurements, batch)
-                bar.update()
+                tell(batch.size)
                 last = batch.number == left[-1]
                 if path and sums and (last or time.monotonic() - written > SAVE_EVERY):
                     states.save(path, sums, batch.number + 1)
@@ -171,6 +218,11 @@ def _read(
             stop.add_note(f"the same command goes on after {done} of {len(numbers)} batches")
         raise
     return sums
+
+
+def _size(number: int, images: int, batch: int) -> int:
+    """The number of images in a batch."""
+    return min(batch, images - number * batch)
 
 
 def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:

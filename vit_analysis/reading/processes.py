@@ -1,6 +1,7 @@
 """Several processes of one run: how many there are, heartbeats, and the merging of their sums."""
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -69,6 +70,14 @@ def _heard() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ConnectionError(company.trouble or f"another process ended ({error})") from error
+
+
+def join() -> None:
+    """Join the other processes of this run, on this process's own GPU where there are some."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    company.join("cpu:gloo,cuda:nccl" if cuda else "gloo")
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vit_analysis import layers
 from vit_analysis.anatomy.modes import evaluating
@@ -19,13 +18,14 @@ from vit_analysis.anatomy.positions import positions
 from vit_analysis.images import AnyImages, Images, Listed, given
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model, Models, named
-from vit_analysis.reading import processes
+from vit_analysis.reading import processes, progress
 from vit_analysis.reading.capture import Capture, Layer, trouble
 from vit_analysis.reading.intervene import channels_last
 from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.grams import Grams
 from vit_analysis.tensors.tokens import Grid, Layout
+from vit_analysis.typed import as_they_are
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def one_image(images: Images, model: Model) -> Tensor:
 
 
 def places(images: Images, model: Model) -> dict[tuple[int, int], Grid]:
-    """Where the positions of a model's maps lie in its input.
+    """Find where the positions of a model's maps lie in its input.
 
     Raises:
         Refusal: the model does not take such images.
@@ -227,11 +227,6 @@ def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
         yield run
 
 
-def as_they_are() -> bool:
-    """Return whether the user asks (VIT_ANALYSIS_PLAIN=1) that convolutions and the allocator are not tuned."""
-    return os.environ.get("VIT_ANALYSIS_PLAIN", "0") not in ("", "0")
-
-
 def look(
     reading: Reading, model: Model, run: Capture, pixels: Tensor, images: list[int]
 ) -> Mapping[Layer, Any]:
@@ -258,8 +253,12 @@ class _Rows(Sums):
     kept: Tensor
 
 
-def gather(reading: Reading) -> dict[tuple[str, Layer], Tensor]:
+def gather(reading: Reading, called: str) -> dict[tuple[str, Layer], Tensor]:
     """Collect what ``reading.reduce`` keeps of all images, one row per image: for few images and little of each.
+
+    Args:
+        reading: what is read of which models on which images.
+        called: what the pass is called while it runs.
 
     Returns:
         Tensors by model and layer, in order of execution; rows in the order of ``reading.images.order``, in every process.
@@ -271,7 +270,11 @@ def gather(reading: Reading) -> dict[tuple[str, Layer], Tensor]:
     rank, of = dealt(reading.images)
     images = reading.images
     parts: list[tuple[slice, dict[str, dict[Layer, Any]]]] = []
-    with tqdm(total=len(range(rank, images.batches, of)), unit="batch", disable=quiet(rank)) as bar:
+    own = sum(
+        min(images.batch, len(images.order) - number * images.batch)
+        for number in range(rank, images.batches, of)
+    )
+    with progress.told(called, own) as tell:
         for batch in stream(reading):
             processes.company.heed()
             first = batch.number * images.batch
@@ -281,9 +284,9 @@ def gather(reading: Reading) -> dict[tuple[str, Layer], Tensor]:
                 )
             if not parts:
                 _refuse_too_large(batch, len(images.order))
-            own = {name: dict(seen) for name, seen in batch.seen.items()}
-            parts.append((slice(first, first + batch.size), own))
-            bar.update()
+            kept = {name: dict(seen) for name, seen in batch.seen.items()}
+            parts.append((slice(first, first + batch.size), kept))
+            tell(batch.size)
     gathered = {}
     for model, layer in [(model, layer) for model, seen in parts[0][1].items() for layer in seen]:
         pieces = [(rows, seen[model].pop(layer)) for rows, seen in parts]
@@ -334,8 +337,3 @@ def dealt(images: Images) -> tuple[int, int]:
             f"{of} processes need at least {of} batches, there are {images.batches}; lower images.batch"
         )
     return rank, of
-
-
-def quiet(rank: int) -> bool | None:
-    """Return whether to hide the progress bar: on all processes but the first, and there (None) without a terminal."""
-    return True if rank else None

@@ -1,1 +1,1 @@
-"""Where images come from: what `Images` asks of a source, and one file for each kind of it."""
+"""Images come from sources: what `Images` asks of one is here, and one file for each kind of it."""

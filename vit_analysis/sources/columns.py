@@ -205,7 +205,7 @@ def _holds_classes(kind: pa.DataType) -> bool:
 
 
 def _may_hold_classes(kind: pa.DataType) -> bool:
-    """Whether this holds classes if its numbers are whole, and its lists of one."""
+    """Return whether this holds classes if its numbers are whole, and its lists of one."""
     while _is_list(kind):
         kind = kind.value_type
     return _holds_classes(kind) or pa.types.is_floating(kind)

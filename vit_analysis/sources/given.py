@@ -153,7 +153,7 @@ def _inner(data: Any, number: int) -> tuple[Any, int]:
 
 
 def _is_torchvisions(data: Any) -> bool:
-    """Whether it is known what the attributes of a data set mean; a class derived from torchvision's may change it."""
+    """Return whether it is known what the attributes of a data set mean; a class derived from torchvision's may change it."""
     return type(data).__module__.startswith("torchvision.datasets")
 
 

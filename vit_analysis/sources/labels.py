@@ -34,8 +34,9 @@ class Labels:
 def said(value: Any) -> str | int | None:
     """The number or name of a class, which may be a whole float, or alone in a list or an array; None if it is neither.
 
-    >>> said([3.0]), said("cat"), said(0.5), said([0, 1])
-    (3, 'cat', None, None)
+    Examples:
+        >>> said([3.0]), said("cat"), said(0.5), said([0, 1])
+        (3, 'cat', None, None)
     """
     while isinstance(value, list | tuple | np.ndarray | Tensor):
         flat = value.reshape(-1) if isinstance(value, np.ndarray | Tensor) else value
@@ -99,5 +100,5 @@ def _numbered(codes: Int[np.ndarray, " image"], values: Sequence[Any], order: Se
 
 
 def _is_whole(value: str | int) -> bool:
-    """Whether this is a number of a class, or a text that is written as one: "7" is, and "007" is not."""
+    """Return whether this is a number of a class, or a text that is written as one: "7" is, and "007" is not."""
     return not isinstance(value, str) or re.fullmatch(r"0|-?[1-9][0-9]{0,99}", value) is not None

@@ -57,7 +57,7 @@ def readable() -> frozenset[str]:
 
 
 def _only_known_by_name(opener: object) -> bool:
-    """Whether PIL tells the format of a file and cannot read it."""
+    """Return whether PIL tells the format of a file and cannot read it."""
     return isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
 
 
@@ -68,17 +68,17 @@ def ending(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether PIL reads files of this name."""
+    """Return whether PIL reads files of this name."""
     return ending(name) in readable()
 
 
 def is_packed(name: str) -> bool:
-    """Whether a file of this name has to be unpacked before its images can be read by number."""
+    """Return whether a file of this name has to be unpacked before its images can be read by number."""
     return posixpath.splitext(name.lower())[1] in ARCHIVES
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name in a path is one that systems hide, such as macOS's ``._photo.jpg`` beside each photo.jpg."""
+    """Return whether a name in a path is one that systems hide, such as macOS's ``._photo.jpg`` beside each photo.jpg."""
     return name.startswith(".") or name.lower() in OF_THE_SYSTEM
 
 
@@ -94,8 +94,9 @@ def _by_value(digits: str) -> str:
 def left_out(endings: Counter[str]) -> str:
     """A sentence that counts what is no image by its ending.
 
-    >>> left_out(Counter({".txt": 3, ".zip": 1}))
-    'left out: 3 .txt, 1 .zip (unpack it)'
+    Examples:
+        >>> left_out(Counter({".txt": 3, ".zip": 1}))
+        'left out: 3 .txt, 1 .zip (unpack it)'
     """
     told = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
     parts = [

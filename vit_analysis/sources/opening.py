@@ -17,8 +17,9 @@ from vit_analysis.sources.source import Named
 from vit_analysis.sources.splits import refuse_mixed_shards
 from vit_analysis.sources.tars import Tars
 from vit_analysis.spelling import LONGEST, Refusal, did_you_mean
+from vit_analysis.typed import LAB
 
-DRAWN = {"lab": Lab}  # sources that are code, by name: they draw as many images as are asked for
+DRAWN = {LAB: Lab}  # sources that are code, by name: they draw as many images as are asked for
 MADE = {factory.PREFIX: Factory, hub.PREFIX: Hub}  # by what their names begin with
 STREAMS = ("wds/", "tfds/", "hfids/")
 OF_SHARDS = {TAR: Tars, PARQUET: Parquet}

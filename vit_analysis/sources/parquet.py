@@ -74,7 +74,7 @@ class Parquet(Decoded):
 
     @staticmethod
     def _is_empty(groups: list[pq.RowGroupMetaData], column: str) -> bool:
-        """Whether the file says that there are no bytes of images in any row."""
+        """Return whether the file says that there are no bytes of images in any row."""
         own = [group.column(number) for group in groups for number in range(group.num_columns)]
         bytes_ = [one for one in own if one.path_in_schema in (column, f"{column}.bytes")]
         counts = [one.statistics and (one.statistics.null_count, one.num_values) for one in bytes_]

@@ -46,7 +46,7 @@ class Said:
 
 
 class Index:
-    """Where in its shard each image lies, and what is known of its class.
+    """The place of each image in its shard, and what is known of its class.
 
     Attributes:
         others: the number of files that are no images, by ending.

@@ -61,7 +61,7 @@ class Shards:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name means several files: it has braces as in ``train-{000..063}.tar``, or ``*``, ``?`` or ``[...]``."""
+    """Return whether a name is of several files: it has braces as in ``train-{000..063}.tar``, or ``*``, ``?``, ``[...]``."""
     return bool(BRACES.search(name)) or glob.has_magic(name)
 
 
@@ -99,8 +99,9 @@ def common(paths: Sequence[Path]) -> Path:
 def expanded(pattern: str) -> Iterator[str]:
     """Yield what braces stand for, as a shell does: numbers from .. to, or names between commas.
 
-    >>> list(expanded("{a,b}-{08..10}.tar"))[:4]
-    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar']
+    Examples:
+        >>> list(expanded("{a,b}-{08..10}.tar"))[:4]
+        ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b-08.tar']
     """
     parts = BRACES.split(pattern)
     choices = [list(_choices(part)) if place % 2 else [part] for place, part in enumerate(parts)]

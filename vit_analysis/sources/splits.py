@@ -56,7 +56,7 @@ def _sets(parts: dict[str, str]) -> dict[str, str]:
 
 
 def _several(words: Iterable[str]) -> bool:
-    """Whether words name different sets."""
+    """Return whether words name different sets."""
     kinds = {SPLITS[word] for word in words}
     return len(kinds) > 1 and bool(kinds & {LEARN, CHECK, TEST, EVAL})
 

@@ -67,7 +67,7 @@ def _similarity(measured: str, suffix: str, evidence: Evidence) -> Evidence | No
 
 
 def _measurable(name: str, table: pd.DataFrame) -> bool:
-    """Whether the batches of a table were large enough for a control: in small ones no image has a nearest neighbour."""
+    """Return whether the batches of a table were large enough for a control; in small ones images have no neighbours."""
     batch = table.attrs.get("images", {}).get("batch", NEAR)
     return batch >= NEAR or VIEWS[name].measure != "mutual_knn"
 

@@ -53,6 +53,31 @@ def of_models(table: pd.DataFrame, models: Collection[str]) -> pd.DataFrame:
     return rows
 
 
+def with_runs(e: Evidence, name: str, *parts: str) -> pd.DataFrame:
+    """Return the rows of a table that are of some parts: of each model the first training run, then the further ones.
+
+    Runs may have any names; here they are called what pictures know to be one, ``MODEL:1``, ``MODEL:2`` ...
+
+    Raises:
+        Refusal: there is no such table, or nothing of these parts in it.
+    """
+    table = e.table(name)
+    called = {
+        run: f"{runs[0]}:{number}" if number else run
+        for runs in e.parts.members(*parts)
+        for number, run in enumerate(runs)
+    }
+    rows = of_models(table, list(called))
+    by_model = {
+        key: {called.get(model, model): told for model, told in table.attrs[key].items()}
+        for key in ("native", "grids", "models")
+        if key in table.attrs
+    }
+    rows = rows.assign(model=rows["model"].map(called))
+    rows.attrs = table.attrs | by_model
+    return rows
+
+
 def _squares(panels: Callable[[Evidence], Panels]) -> Callable[[Evidence], Any]:
     return lambda e: plot.heatmaps(e.table("cka"), panels=panels(e))
 
@@ -104,10 +129,22 @@ def _mixed(e: Evidence) -> Panels:
     return [(e.one("mixer"), name) for name in (*e.parts.names("vit")[:1], *e.parts.names("cnn")[:1])]
 
 
+def _without_skips(e: Evidence) -> Any:
+    """The first Vision Transformer as it is, then trained without the skip connections of each block."""
+    models = e.all("no_skip")
+    try:
+        known = e.table("lesions_trained").set_index("model")["block"].to_dict()
+    except Refusal:  # which block it is, is not known
+        known = {}
+    return plot.without_skips(
+        e.table("cka"), intact=e.one("vit"), changed={model: known.get(model, "") for model in models}
+    )
+
+
 def _reach(*parts: str) -> Callable[[Evidence], Any]:
     def draw(e: Evidence) -> Any:
         e.one(parts[-1])
-        return plot.attention_distance(of_models(e.table("attention_distance"), e.parts.names(*parts)))
+        return plot.attention_distance(with_runs(e, "attention_distance", *parts))
 
     return draw
 
@@ -141,7 +178,7 @@ def _second(part: str) -> Callable[[Evidence], list[str]]:
 def _places(table: str, *parts: str) -> Callable[[Evidence], Any]:
     def draw(e: Evidence) -> Any:
         e.one(parts[-1])
-        return plot.localization(of_models(e.table(table), e.parts.names(*parts)))
+        return plot.localization(with_runs(e, table, *parts))
 
     return draw
 
@@ -155,34 +192,83 @@ def _last_two(e: Evidence) -> Any:
     return plot.localization(rows)
 
 
-def _accuracies(*parts: str, first: bool = True) -> Callable[[Evidence], Any]:
-    def draw(e: Evidence) -> Any:
-        e.one(parts[-1])
-        rows = of_models(e.table("probe"), e.parts.names(*parts))
-        asked = rows["target"] == rows["target"].iloc[0]
-        if not first and asked.all():
-            raise Refusal("needs other classes to tell; here there is one task, that of figure 13")
-        chosen = rows[asked if first else ~asked]
-        chosen.attrs = rows.attrs
-        return plot.probe(chosen)
-
-    return draw
+def _more_data(e: Evidence) -> Any:
+    """Figure 13a: the first Vision Transformer, and the first CNN, each beside those trained on less data."""
+    e.one("less_data")
+    groups = [
+        [e.one(part), *e.parts.names(f"{prefix}less_data")]
+        for part, prefix in (("vit", ""), ("cnn", "cnn_"))
+        if e.parts.names(part) and e.parts.names(f"{prefix}less_data")
+    ]
+    rows = with_runs(e, "probe", "vit", "less_data", "cnn", "cnn_less_data")
+    return plot.probe(_task(rows), groups=groups)
 
 
-def _alike(part: str, *others: str) -> Callable[[Evidence], Any]:
-    def draw(e: Evidence) -> Any:
-        vit, found = (
-            e.one("vit"),
-            [*e.all(part), *(name for other in others for name in e.parts.names(other))],
-        )
-        blocks = controlled(e.table("cka_controls"), "all")
-        return plot.corresponding(blocks, pairs=[(vit, name) for name in found])
+def _architectures(e: Evidence) -> Any:
+    """Figure 13b: Vision Transformers and CNNs, and how much better the first one is than each CNN."""
+    vits, cnns = e.all("vit"), e.all("cnn")
+    rows = _task(with_runs(e, "probe", "vit", "cnn"))
+    return plot.probe(rows, groups=[[vits[0], *cnns, *vits[1:]]])
 
-    return draw
+
+def _other_tasks(e: Evidence) -> Any:
+    """Figure F: other classes of the same images, in the place of other data sets."""
+    e.one("cnn")
+    rows = with_runs(e, "probe", "vit", "cnn")
+    tasks = list(dict.fromkeys(rows["target"]))
+    if len(tasks) == 1:
+        raise Refusal("needs other classes to tell; here there is one task, that of figure 13")
+    return plot.probe(
+        _task(rows, *tasks[1:]),
+        note=f"In the place of the paper's CIFAR-10 and CIFAR-100: {' and '.join(tasks[1:])} of the images of figure 13.",
+    )
+
+
+def _task(rows: pd.DataFrame, *targets: str) -> pd.DataFrame:
+    """The probes of some targets, or of the first."""
+    chosen = rows[rows["target"].isin(targets or rows["target"].iloc[:1])]
+    chosen.attrs = rows.attrs
+    return chosen
+
+
+def _less_data(e: Evidence) -> Any:
+    """Figure 12: from the least data to the most, and as the ceiling the model trained again on all data."""
+    return _alike(e, "less_data", "other_seed")
+
+
+def _fine_tuned(e: Evidence) -> Any:
+    return _alike(e, "tuned")
+
+
+def _alike(e: Evidence, part: str, ceiling: str = "") -> Any:
+    """Each block of the first Vision Transformer with the same block of the models of a part, and of a ceiling."""
+    vit, blocks = e.one("vit"), controlled(e.table("cka_controls"), "all")
+    pairs = [(vit, name) for name in e.all(part)]
+    top = (vit, e.parts.names(ceiling)[0]) if ceiling and e.parts.names(ceiling) else None
+    held = set(zip(blocks["model"], blocks["other_model"], strict=True))
+    further: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for run in e.further():
+        others = [
+            (run.one("vit"), name)
+            for name in (*run.all(part), *(run.parts.names(ceiling) if ceiling else ()))
+        ]
+        for pair, other in zip([*pairs, *([top] if top else [])], others, strict=True):
+            if other != pair and other in held:
+                further.setdefault(pair, []).append(other)
+    return plot.corresponding(blocks, pairs=pairs, ceiling=top, further=further)
+
+
+def _entangled(e: Evidence) -> Any:
+    """The loss of all tokens and, where it was measured, of normalized ones."""
+    tables = []
+    for name in ("soft_nearest_neighbor", "soft_nearest_neighbor_normalized"):
+        if name in e.study.tables or not tables:
+            tables.append(with_runs(e, name, "vit", "cnn"))
+    return plot.soft_nearest_neighbor(*tables)
 
 
 def _of(table: str, picture: Callable[[pd.DataFrame], Any], *parts: str) -> Callable[[Evidence], Any]:
-    return lambda e: picture(of_models(e.table(table), e.parts.names(*parts)))
+    return lambda e: picture(with_runs(e, table, *parts))
 
 
 DRAWINGS = (
@@ -241,10 +327,13 @@ DRAWINGS = (
         ("skip",), _of("skip", plot.norm_ratios, "vit", "cnn"),
         "Left, a heat map of the norm ratio by token and block; right, lines of it over blocks by kind of token and of branch.",
     ),
-    _heatmaps(
+    Drawing(
         "8", "Similarity in models trained without the skip connections of one block",
         "Before and after the block without skip connections representations have little in common.",
-        _itself("no_skip"), "Square heat maps of CKA, one per model trained without the skip connections of one block.",
+        ("cka", "lesions_trained"), _without_skips,
+        "Square heat maps of CKA: the intact model, then one per model trained without the skip connections of one block, "
+        "which lines mark.",
+        _itself("vit", "no_skip"),
     ),
     Drawing(
         "8 accuracy", "What training without them costs",
@@ -287,26 +376,26 @@ DRAWINGS = (
     Drawing(
         "12", "How much data a layer needs to be what it is with much",
         "Lower layers are nearly the same with 3 % of the data (the caption says 10 %), higher ones need far more.",
-        ("cka_controls",), _alike("less_data", "other_seed"),
+        ("cka_controls",), _less_data,
         "Lines of CKA of each block with the same block of the model trained on all data.",
     ),
     Drawing(
         "13a", "Linear probes: more data",
         "With more data even middle layers are far better, by 30 points.",
-        ("probe",), _accuracies("vit", "cnn", "cnn_less_data", "less_data"),
+        ("probe",), _more_data,
         "Lines of the accuracy of linear probes over depth, of models trained on more and on less data.",
     ),
     Drawing(
         "13b", "Linear probes: architectures",
         "Larger Vision Transformers have much better middle layers than ResNets.",
-        ("probe",), _accuracies("vit", "cnn"),
+        ("probe",), _architectures,
         "Lines of the accuracy of linear probes over depth, of Vision Transformers and CNNs.",
     ),
     Drawing(
         "notes", "Soft nearest neighbour loss",
         "The notes, after Frosst et al. (2019), not the paper: in a CNN classes stay entangled until the last layers, where the loss "
         "falls and accuracy jumps.",
-        ("soft_nearest_neighbor",), _of("soft_nearest_neighbor", plot.soft_nearest_neighbor, "vit", "cnn"),
+        ("soft_nearest_neighbor",), _entangled,
         "Lines of the loss over depth, with the best temperature and with a fixed one.",
     ),
     _heatmaps(
@@ -389,13 +478,13 @@ DRAWINGS = (
     Drawing(
         "F", "Linear probes on other tasks",
         "The same on CIFAR-10 and CIFAR-100.",
-        ("probe",), _accuracies("vit", "cnn", first=False),
+        ("probe",), _other_tasks,
         "Lines of the accuracy of linear probes over depth, one panel per task.",
     ),
     Drawing(
         "G.1", "What fine-tuning changes",
         "The first four or five layers are well preserved, on most data sets.",
-        ("cka_controls",), _alike("tuned"),
+        ("cka_controls",), _fine_tuned,
         "Line of CKA of each block before and after fine-tuning.",
     ),
     _heatmaps(

@@ -45,6 +45,14 @@ class Matrix(NamedTuple):
     other_depth: Float64[np.ndarray, " column"]
 
 
+class _Frame(NamedTuple):
+    """The edges of a matrix of two models' layers, which do not depend on images."""
+
+    layers: list[str]
+    depth: np.ndarray
+    other_depth: np.ndarray
+
+
 class Evidence:
     """The material of statistics: parts and tables, whole or without one group.
 
@@ -60,8 +68,12 @@ class Evidence:
         self.asked: set[str] = set()
         """The parts whose models a statistic has asked for."""
         self._tables = {name: _plain(table) for name, table in study.tables.items()}
-        self._without: dict[tuple[str, str], np.ndarray] = {}
+        self._sources_of: dict[str, list[str]] = {}
+        self._without: dict[str, dict[str, np.ndarray]] = {}
+        # Shared with the evidence without each group: the rows are the same, and so is all that does not depend on images.
         self._places: dict[tuple[Any, ...], np.ndarray] = {}
+        self._rows: dict[tuple[Any, ...], pd.DataFrame] = {}
+        self._frames: dict[tuple[Any, ...], _Frame] = {}
 
     def one(self, part: str) -> str:
         """The first model of a part.
@@ -106,17 +118,11 @@ class Evidence:
         Raises:
             Refusal: there is no such table, or no such row in it.
         """
-        self.table(name)
-        table, key = self._tables[name], (name, *sorted(where.items()))
-        if key not in self._places:  # shared with the evidence without each group: the rows are the same
-            found = np.ones(len(table), dtype=bool)
-            for column, value in where.items():
-                found &= (table[column] == value).to_numpy()
-            self._places[key] = np.flatnonzero(found)
-        places = self._places[key]
-        if not len(places):
-            raise Refusal(f"{name} holds nothing of {', '.join(where.values())}")
-        rows = table.iloc[places]
+        key = (name, *sorted(where.items()))
+        places = self._found(key)
+        if key not in self._rows:
+            self._rows[key] = self._tables[name].iloc[places]
+        rows = self._rows[key]
         if self.weighted is not None and self.weighted[0] in self._sources(name):
             return rows.assign(**self._reweighted(name, places))
         if self.left_out is None or self.left_out[0] not in self._sources(name):
@@ -125,6 +131,39 @@ class Evidence:
         if source == DRAW:
             return rows[rows[DRAW] != group]
         return rows.assign(**{column: own[places, group] for column, own in self._replicates(name).items()})
+
+    def _found(self, key: tuple[Any, ...]) -> np.ndarray:
+        """The places of rows in a table, by its name and the values of columns.
+
+        Raises:
+            Refusal: there is no such table, or no such row in it.
+        """
+        name, *where = key
+        if key not in self._places:
+            self.table(name)
+            table = self._tables[name]
+            found = np.ones(len(table), dtype=bool)
+            for column, value in where:
+                found &= self._equal(name, column, value)
+            self._places[key] = np.flatnonzero(found)
+        if not len(self._places[key]):
+            raise Refusal(f"{name} holds nothing of {', '.join(value for _, value in where)}")
+        return self._places[key]
+
+    def _equal(self, name: str, column: str, value: str) -> np.ndarray:
+        """Whether each row of a table has this value in a column."""
+        key = (name, column, "==", value)
+        if key not in self._places:
+            self._places[key] = (self._tables[name][column] == value).to_numpy()
+        return self._places[key]
+
+    def _values(self, name: str, column: str, places: np.ndarray) -> np.ndarray:
+        """A column of some rows, with what is left out or drawn again taken into account."""
+        if self.weighted is not None and self.weighted[0] in self._sources(name):
+            return self._weighed(name, column, places)
+        if self.left_out is not None and self.left_out[0] in self._sources(name):
+            return self._replicates(name)[column][places, self.left_out[1]]
+        return self._tables[name][column].to_numpy(dtype=float)[places]
 
     def cka(self, model: str, other: str, table: str = "cka", **where: str) -> Matrix:
         """CKA of the layers of two models; layers that are constant over images have none and are left out.
@@ -138,16 +177,21 @@ class Evidence:
         Raises:
             Refusal: the table does not compare them, or no layer is left.
         """
-        rows = self.rows(table, model=model, other_model=other, **where)
-        layers = list(dict.fromkeys(rows["layer"]))
-        values = rows["cka"].to_numpy(dtype=float).reshape(len(layers), -1)
-        depth = rows["depth"].to_numpy(dtype=float)[:: values.shape[1]]
-        other_depth = rows["other_depth"].to_numpy(dtype=float)[: values.shape[1]]
-        down, across = (~np.isnan(values).all(axis=axis) for axis in (1, 0))
+        key = (table, *sorted({"model": model, "other_model": other, **where}.items()))
+        places = self._found(key)
+        if key not in self._frames:
+            rows = self._tables[table].iloc[places]
+            layers = list(dict.fromkeys(rows["layer"]))
+            across = len(rows) // len(layers)
+            depths = (rows[name].to_numpy(dtype=float) for name in ("depth", "other_depth"))
+            self._frames[key] = _Frame(layers, next(depths)[::across], next(depths)[:across])
+        layers, depth, other_depth = self._frames[key]
+        values = self._values(table, "cka", places).reshape(len(layers), -1)
+        down, across_ = (~np.isnan(values).all(axis=axis) for axis in (1, 0))
         if not down.any():
             raise Refusal(f"all layers of {model} or of {other} are constant over images")
         kept = [layer for layer, defined in zip(layers, down, strict=True) if defined]
-        return Matrix(values[down][:, across], kept, depth[down], other_depth[across])
+        return Matrix(values[down][:, across_], kept, depth[down], other_depth[across_])
 
     def without(self, tables: Collection[str]) -> Iterator[list["Evidence"]]:
         """For each source of variation of these tables, the evidence without each of its groups."""
@@ -189,20 +233,23 @@ class Evidence:
 
     def _reweighted(self, name: str, places: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of some rows with groups counted as often as they were drawn."""
+        return {column: self._weighed(name, column, places) for column in self._replicates(name)}
+
+    def _weighed(self, name: str, column: str, places: np.ndarray) -> np.ndarray:
         assert self.weighted is not None
-        counts, table = self.weighted[1], self._tables[name]
+        counts = self.weighted[1]
         more = (counts - 1) * (len(counts) - 1) / len(counts)
-        values = {}
-        for column, own in self._replicates(name).items():
-            value = table[column].to_numpy(dtype=float)[places]
-            values[column] = value + (value[:, None] - own[places, : len(counts)]) @ more
-        return values
+        value = self._tables[name][column].to_numpy(dtype=float)[places]
+        return value + (value[:, None] - self._replicates(name)[column][places, : len(counts)]) @ more
 
     def _sources(self, name: str) -> list[str]:
         if name not in self._tables:
             return []
-        table = self.study.tables[name]
-        return [json.dumps(table.attrs.get("images")), *([DRAW] if DRAW in table else [])]
+        if name not in self._sources_of:
+            table = self.study.tables[name]
+            draws = [DRAW] if DRAW in table else []
+            self._sources_of[name] = [json.dumps(table.attrs.get("images")), *draws]
+        return self._sources_of[name]
 
     def _groups(self, name: str, source: str) -> int:
         if source == DRAW:
@@ -211,12 +258,14 @@ class Evidence:
 
     def _replicates(self, name: str) -> dict[str, np.ndarray]:
         """The values of each column without each group of images, by column."""
-        table = self.study.tables[name]
-        columns = [str(column) for column in table if str(column).endswith(WITHOUT)]
-        for column in columns:
-            if (name, column) not in self._without:
-                self._without[name, column] = np.stack(table[column].to_list()).astype(float)
-        return {column.removesuffix(WITHOUT): self._without[name, column] for column in columns}
+        if name not in self._without:
+            table = self.study.tables[name]
+            self._without[name] = {
+                str(column).removesuffix(WITHOUT): np.stack(table[column].to_list()).astype(float)
+                for column in table
+                if str(column).endswith(WITHOUT)
+            }
+        return self._without[name]
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:

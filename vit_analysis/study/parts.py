@@ -1,4 +1,4 @@
-"""Which model plays which part in a study, and which training runs of it there are: names only."""
+"""What a study is asked: which model plays which part, which training runs of it there are, on which images by default."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from vit_analysis import models
+from vit_analysis.makers.request import twin
+from vit_analysis.typed import Choice
 
 
 def _read(words: list[str]) -> "str | tuple[str, ...]":
@@ -90,7 +91,7 @@ class Parts:
 
     def twins(self) -> list[str]:
         """The untrained twins of the first Vision Transformer and the first CNN."""
-        return [models.twin(name) for name in (*self.names("vit")[:1], *self.names("cnn")[:1])]
+        return [twin(name) for name in (*self.names("vit")[:1], *self.names("cnn")[:1])]
 
     def change(self, rename: Callable[[str], str | None]) -> "Parts":
         """The same parts with other names; where one is None, that run and all after it are left out: runs stay pairs."""
@@ -117,13 +118,18 @@ def _runs(value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _several(part: str) -> bool:
-    """Whether several models may play a part, and not one with several runs."""
+    """Return whether several models may play a part, and not one with several runs."""
     return part in ("vit", "cnn", "less_data", "cnn_less_data", "no_skip")
 
 
 def _once(names: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
+
+IMAGES = Choice(limit=2000, batch=160)  # about 11 batches of 16 scenes of each shape
+TRAIN = Choice(limit=100_000, seed=1)
+# No images of their own for what needs classes: those of all else.
+SAME = Choice(source="", limit=None, batch=160)
 
 LAB_PARTS = Parts(
     vit=(("lab/vit", "lab/vit:1", "lab/vit:2"),),

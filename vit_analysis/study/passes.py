@@ -9,7 +9,8 @@ key they are replaced. A table of that name without a key is that of another com
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product, zip_longest
@@ -40,18 +41,16 @@ from vit_analysis.probe import Shots
 from vit_analysis.reading import measure, processes, state
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.spelling import Refusal
+from vit_analysis.study import parts as parts_of_study
 from vit_analysis.study.controls import ALL, VIEWS
 from vit_analysis.study.evidence import Study
 from vit_analysis.study.parts import LAB_PARTS, Parts, parts_wanted
 from vit_analysis.tensors import measures, similarity
+from vit_analysis.typed import Choice
 
 logger = logging.getLogger(__name__)
 
-IMAGES = Images(limit=2000, batch=160)  # about 11 batches of 16 scenes of each shape
-TRAIN = Images(limit=100_000, seed=1)
-SAME = Images(
-    source="", limit=None, batch=160
-)  # no images of their own for what needs classes: those of all else
+IMAGES, TRAIN, SAME = map(Images.of, (parts_of_study.IMAGES, parts_of_study.TRAIN, parts_of_study.SAME))
 FIELDS, CHANNELS = 32, 8  # images for receptive fields, as in the paper, and channels drawn for each image
 LESIONED = 320  # images for lesions: each goes through the model once for every block
 SHOTS = 20  # per class of scenes: 10 do not tell a linear classifier what a texture is, 100 take longer than all else
@@ -61,17 +60,17 @@ SINGLE = 10  # shots of the probes on single tokens, of which there are hundreds
 
 def of(
     parts: Parts,
-    images: Images,
-    train: Images,
+    images: Choice,
+    train: Choice,
     out: Path,
     *,
-    labelled: Images = SAME,
+    labelled: Choice = SAME,
     wanted: Collection[str] | None = None,
     device: str | None = None,
 ) -> "Study":
     """Run the study of these models, or of the lab's where none is named; see `run`."""
     cast = Cast.load(parts if parts.names() else LAB_PARTS, device)
-    return run(cast, images, train, out, wanted, labelled)
+    return run(cast, Images.of(images), Images.of(train), out, wanted, Images.of(labelled))
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,14 @@ def run(
         for name, own in kept.items()
         if own is not None and all(kept[other] is not None for other in TWO_OF_ONE.get(name, ()))
     }
-    for group in _passes({name: own for name, own in todo.items() if name not in tables}):
-        tables |= _measured(group, out)
+    groups = [
+        _split(group) for group in _passes({name: own for name, own in todo.items() if name not in tables})
+    ]
+    passes = [one for group in groups for one in group]
+    measure.say(passes, f"{out}{os.sep}")
+    called = iter(measure.titles(passes))
+    for group in groups:
+        tables |= _measured(group, {name: _key(todo[name]) for name in todo}, out, called)
     return Study(cast.parts, {name: tables[name] for name in todo}, missing)
 
 
@@ -409,28 +414,35 @@ def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[M
     return list(groups.values())
 
 
-@state.keeping()
-def _measured(group: Mapping[str, list[Measurement[Any]]], out: Path) -> dict[str, pd.DataFrame]:
-    """Measure and write the tables of one group, in one pass or, for measurements that cannot share one, in several."""
-    each = {(name, number): one for name, own in group.items() for number, one in enumerate(own)}
-    passes: dict[Any, dict[Any, Measurement[Any]]] = {}
-    for place, one in each.items():
-        passes.setdefault(one.sums if one.alone else (), {})[place] = one
-    parts: dict[Any, pd.DataFrame] = {}
-    for together in passes.values():
-        named = {f"{name} {number}": one for (name, number), one in together.items()}
-        parts |= zip(together, measure.tables(named, out / "study").values(), strict=True)
-    tables = {}
+def _split(group: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, Measurement[Any]]]:
+    """The passes of one group: one or, for measurements that cannot share one, several; by the table's name and a number."""
+    passes: dict[Any, dict[str, Measurement[Any]]] = {}
     for name, own in group.items():
-        tables[name] = _joined([parts[name, number] for number in range(len(own))])
-        _write(tables[name], out / f"{name}.parquet", _key(own))
+        for number, one in enumerate(own):
+            passes.setdefault(one.sums if one.alone else (), {})[f"{name} {number}"] = one
+    return list(passes.values())
+
+
+@state.keeping()
+def _measured(
+    passes: list[dict[str, Measurement[Any]]], keys: Mapping[str, str], out: Path, called: Iterator[str]
+) -> dict[str, pd.DataFrame]:
+    """Measure and write the tables of one group of passes; each takes the next of the names that passes are called by."""
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for together in passes:
+        for place, part in measure.tables(together, out / "study", next(called)).items():
+            parts.setdefault(place.rpartition(" ")[0], []).append(part)
+    tables = {}
+    for name, own in parts.items():
+        tables[name] = _joined(own)
+        _write(tables[name], out / f"{name}.parquet", keys[name])
     return tables
 
 
 def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     whole = pd.concat(parts, ignore_index=True) if len(parts) > 1 else parts[0]
     digests = {name: digest for part in parts for name, digest in part.attrs["models"].items()}
-    whole.attrs = parts[0].attrs | {"models": digests}
+    whole.attrs = parts[0].attrs | table.light({"models": digests})
     return whole
 
 

@@ -166,6 +166,24 @@ class Described:
 Rule = Above | Below | Near | Within | Falling | Described
 
 
+def aim(rule: Rule) -> tuple[int, float]:
+    """The direction that a rule wants a number to go (1 up, -1 down, 0 neither), and what is as large as the paper says.
+
+    The size is NaN where the paper does not say how large.
+    """
+    match rule:
+        case Above(size=size):
+            return 1, math.nan if size is None else size
+        case Below(size=size):
+            return -1, math.nan if size is None else size
+        case Near(low=low):
+            return 1, low
+        case Falling():
+            return -1, -0.8
+        case _:
+            return 0, math.nan
+
+
 @dataclass(frozen=True)
 class Known:
     """All that is known of a claim: the side of its threshold that it lies on, and the side under everything else.

@@ -7,7 +7,6 @@ activation is compared whole.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from einops import rearrange
@@ -183,7 +182,6 @@ def typical(activation: Tensor, layout: Layout) -> Tensor:  # noqa: ARG001
     return torch.where(ordinary > 0, rows, (rows * ordinary).sum(0) / ordinary.sum())
 
 
-Selection = Literal["all", "spatial", "cls", "mean", "normalized", "standardized", "inliers", "typical"]
 SELECTIONS: Mapping[str, Callable[[Tensor, Layout], Tensor | None]] = {
     "all": everything,
     "spatial": spatial,

@@ -1,0 +1,147 @@
+"""What a run will do, said in one block of lines before it begins: models, layers, images, device, passes, memory, results."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import torch
+
+from vit_analysis.models import Model
+from vit_analysis.reading import processes
+from vit_analysis.reading.state import GROUPS
+from vit_analysis.reading.stream import Reading
+
+logger = logging.getLogger(__name__)
+
+MOST = 12  # models that are told one by one
+COPIES = 4  # of its largest activation, that a model holds at once: what goes in, what comes out, and what is made of it
+WIDE = 8  # values of each channel in the middle of a block: an MLP is four times as wide, attention has queries, keys, values
+
+
+def say(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: str) -> None:
+    """Say what a run will do.
+
+    Args:
+        passes: of each pass its title, what is read, and the types of the sums.
+        results: where results will lie.
+    """
+    if passes and logger.isEnabledFor(logging.INFO):
+        logger.info("%s", "\n".join(lines(passes, results)))
+
+
+def lines(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: str) -> list[str]:
+    """The lines; see `say`."""
+    models: dict[str, Model] = {}
+    layers: dict[str, set[str]] = {}
+    for _, reading, _ in passes:
+        models |= reading.models
+        for name, taps in reading.taps.items():
+            layers.setdefault(name, set()).update(map(str, taps))
+    told = [_model(models[name], len(own)) for name, own in list(layers.items())[:MOST]]
+    if len(layers) > MOST:
+        told.append(f"and {len(layers) - MOST} more")
+    images = list(dict.fromkeys(_images(reading) for _, reading, _ in passes))
+    needed = max(estimate(reading, kinds) for _, reading, kinds in passes)
+    weights = sum(_bytes(model) for model in {id(own.module): own for own in models.values()}.values())
+    return [
+        *_listed("models", told),
+        *_listed("images", images),
+        *_listed("on", [_place(next(iter(models.values())))]),
+        *_listed("passes", [title for title, _, _ in passes]),
+        *_listed(
+            "memory",
+            [f"about {_size(needed + weights)}: {_size(weights)} of weights, the rest sums and activations"],
+        ),
+        *(_listed("results", [results]) if results else []),
+    ]
+
+
+def _listed(name: str, told: Sequence[str]) -> list[str]:
+    return [f"{name + ':' if not number else '':9}{one}" for number, one in enumerate(told)]
+
+
+def _model(model: Model, layers: int) -> str:
+    parameters = sum(own.numel() for own in model.module.parameters())
+    what = type(model.module).__name__
+    return f"{model.name} ({what}, {parameters / 1e6:.3g} M parameters, {model.digest[:8]}), {layers} layers"
+
+
+def _images(reading: Reading) -> str:
+    images = reading.images
+    last = len(images.order) % images.batch
+    short = f", the last of {last}" if last and images.batches > 1 else ""
+    batches = f"{images.batches} batch{'es' if images.batches > 1 else ''} of {min(images.batch, len(images.order))}"
+    return f"{len(images.order)} of {images.source}, in {batches}{short}"
+
+
+def _place(model: Model) -> str:
+    of = processes.rank_and_size()[1]
+    threads = f", {_counted(torch.get_num_threads(), 'thread')}" if model.device.type == "cpu" else ""
+    name = f" ({torch.cuda.get_device_name(model.device)})" if model.device.type == "cuda" else ""
+    return f"{model.device}{name}{threads}{f', {of} processes' if of > 1 else ''}"
+
+
+def estimate(reading: Reading, kinds: Sequence[type[Any]]) -> int:
+    """Bytes of a pass beside weights, roughly: its sums, what is kept of a batch to add to them, and a model's activations."""
+    batch = min(reading.images.batch, len(reading.images.order))
+    layers = sum(len(taps) for taps in reading.taps.values())
+    sums = sum(_of_sums(kind, layers, reading.settings) for kind in kinds)
+    grams = (
+        layers * batch**2 * 8 if any("layer layer" in own for kind in kinds for own in _shapes(kind)) else 0
+    )
+    inputs = {own.preprocessing: own.preprocessing.input_size for own in reading.models.values()}
+    pixels = sum(4 * batch * channels * rows * columns for channels, rows, columns in inputs.values())
+    return sums + grams + 2 * pixels + max(_of_activations(own, batch) for own in reading.models.values())
+
+
+def _of_sums(kind: type[Any], layers: int, settings: Mapping[str, Any]) -> int:
+    """Bytes of sums by group of layers, or of pairs of them; others are small."""
+    known = {
+        "group": GROUPS,
+        "layer": layers,
+        "view": len(settings.get("views", ".")),
+        "run": 1,
+        "temperature": 601,
+    }
+    total = 0
+    for shape in _shapes(kind):
+        axes = shape.split()
+        if "layer" in axes:
+            size = 8
+            for axis in axes:
+                size *= known.get(axis, int(axis) if axis.isdigit() else 1)
+            total += 2 * size  # those of a batch are added to those of all
+    return total
+
+
+def _shapes(kind: type[Any]) -> list[str]:
+    hints = get_type_hints(kind)
+    return [str(getattr(hints[own.name], "dim_str", "")) for own in fields(kind)]
+
+
+def _of_activations(model: Model, batch: int) -> int:
+    """Bytes of a model's activations: a wide layer over all positions of a map of a quarter, or of a patch's, resolution."""
+    channels, rows, columns = model.preprocessing.input_size
+    first = next((own for own in model.module.modules() if isinstance(own, torch.nn.Conv2d)), None)
+    if first is None:
+        return COPIES * WIDE * 4 * batch * channels * rows * columns
+    stride = first.stride[0] if isinstance(first.stride, tuple) else 1
+    positions = rows * columns // int(stride) ** 2
+    return COPIES * 4 * batch * positions * first.out_channels * (WIDE if int(stride) > 4 else 2)
+
+
+def _bytes(model: Model) -> int:
+    return sum(own.numel() * own.element_size() for own in model.module.parameters())
+
+
+def _size(count: float) -> str:
+    """Bytes in words."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.2g} {unit}" if count < 100 * size else f"{count / size:.0f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

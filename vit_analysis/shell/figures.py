@@ -1,0 +1,53 @@
+"""The command ``figures``: every figure of the paper, verdicts and a report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vit_analysis.study import parts as study
+from vit_analysis.study.parts import Parts
+from vit_analysis.typed import Choice, Pictures
+
+
+def main(
+    *,
+    parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
+    only: tuple[str, ...] = (),
+    images: Choice = study.IMAGES,
+    train: Choice = study.TRAIN,
+    labelled: Choice = study.SAME,
+    note: str = "",
+    out: Path = Path("figures"),
+    pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
+    device: str | None = None,
+) -> None:
+    """The figures of Raghu et al. (2021) for some models, with verdicts and a report; by default of the lab's.
+
+    Args:
+        parts: which models.
+        only: numbers of figures, such as 1 9 B.1; then no verdicts and no report are written.
+        images: which images all is measured on.
+        train: which images probes learn from.
+        labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
+        note: a sentence on these models and images that readers have to know, without its full stop.
+        out: folder of pictures, tables, findings.md and report.html.
+        pictures: how pictures are written.
+        device: cpu, cuda ...; the GPU if there is one.
+    """
+    from vit_analysis import command, figures
+    from vit_analysis.shell import verdicts
+    from vit_analysis.study import passes
+    from vit_analysis.study.evidence import Evidence
+
+    chosen = figures.choose(only)
+    wanted = figures.needed(chosen) if only else None
+    command.replacing(*figures.files(out, chosen, pictures, whole=not only), *passes.files(out, wanted))
+    made = passes.of(parts, images, train, out, labelled=labelled, wanted=wanted, device=device)
+    evidence = Evidence(made)
+    drawn = figures.draw(evidence, out, chosen, pictures)
+    if only:
+        command.tell(verdicts.drawn(drawn))
+    else:
+        found = figures.judge(evidence, out, drawn, note, pictures)
+        command.tell([*verdicts.differences(found), *verdicts.drawn(drawn), f"open {out / 'report.html'}"])

@@ -1,0 +1,45 @@
+"""The command ``findings``: the verdict on every claim."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vit_analysis.study import parts as study
+from vit_analysis.study.parts import Parts
+from vit_analysis.typed import Choice
+
+
+def main(
+    *,
+    parts: Annotated[Parts, tyro.conf.arg(name="")] = Parts(),  # noqa: B008  (frozen)
+    images: Choice = study.IMAGES,
+    train: Choice = study.TRAIN,
+    labelled: Choice = study.SAME,
+    note: str = "",
+    out: Path = Path("figures/findings"),
+    device: str | None = None,
+) -> None:
+    """Measure which findings of Raghu et al. (2021) and of the course notes hold for some models; by default the lab's.
+
+    Args:
+        parts: the models.
+        images: the images that everything is measured on.
+        train: the images that probes learn from.
+        labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
+        note: a sentence on these models and images that readers have to know, without its full stop.
+        out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
+        device: cpu, cuda ...; by default the GPU if there is one.
+    """
+    from vit_analysis import command, findings
+    from vit_analysis.shell import verdicts
+    from vit_analysis.study import passes
+
+    command.named(out, ".parquet", ".md")
+    command.replacing(*findings.files(out), *passes.files(out.parent))
+    made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
+    found = findings.measure(made, note)
+    findings.write(found, out)
+    command.tell(
+        [*verdicts.table(found), *verdicts.differences(found), f"every claim: {command.beside(out, '.md')}"]
+    )
