@@ -33,6 +33,8 @@ from vit_analysis.typed import Pictures
 
 logger = logging.getLogger(__name__)
 
+VERDICTS = plot.LAYOUTS["findings"]  # the pictures of what was found
+
 
 def draw(
     evidence: Evidence,
@@ -69,7 +71,7 @@ def _stem(out: Path, drawing: Drawing) -> Path:
 
 def files(out: Path, chosen: Sequence[Drawing], pictures: Pictures, *, whole: bool) -> list[Path]:
     """The files that are written beside the tables: pictures, and where all is drawn verdicts and the report."""
-    stems = [*(_stem(out, drawing) for drawing in chosen), *([out / "verdicts"] if whole else [])]
+    stems = [*(_stem(out, drawing) for drawing in chosen), *(out / name for name in VERDICTS if whole)]
     drawn = [command.beside(stem, ending) for stem in stems for ending in pictures.endings]
     return [*drawn, *([*findings.files(out / "findings"), out / "report.html"] if whole else [])]
 
@@ -145,7 +147,8 @@ def judge(
     if processes.rank_and_size()[0]:
         return found
     findings.write(found, out / "findings")
-    command.draw_all(lambda: plot.verdicts(found), out / "verdicts", pictures, _cast(evidence))
+    for name, picture in VERDICTS.items():
+        command.draw_all(partial(picture, found), out / name, pictures, _cast(evidence))
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},

@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Circle
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import FuncFormatter
 
 from vit_analysis.plot.axes import COLOURS, PANEL, Undrawable, draws, legend_outside, literal
@@ -106,7 +106,7 @@ def field(row: pd.Series, ax: Axes | None = None) -> Axes:
     shown = values / max(values.max(), 1e-30)
     ax.imshow(np.maximum(shown, FAINTEST), cmap=COLOURS, norm=LogNorm(FAINTEST, 1), interpolation="nearest")
     if np.isfinite(row["radius_px"]):
-        dark = [withStroke(linewidth=2, foreground="black")]
+        dark: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground="black")]
         ring = Circle(_middle(shown), float(row["radius_px"]), fill=False, edgecolor=RADIUS, linewidth=0.9)
         ax.add_patch(ring).set_path_effects(dark)
     ax.set_title(f"{folded(str(row['step']), EDGE, 8)}\n{row['radius_px']:.1f} px", fontsize=points(8))

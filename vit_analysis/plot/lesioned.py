@@ -1,6 +1,7 @@
 """Models without the skip connections of one block: what it costs, and what is alike across that block (figure 8)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ CHANGED = "#35d0ff"
 PAPER = (
     4.0  # percentage points that the paper says training without the skip connections of a middle block costs
 )
-INTACT = {"color": "0.45", "linestyle": "--", "linewidth": 1}
+INTACT: dict[str, Any] = {"color": "0.45", "linestyle": "--", "linewidth": 1}
 
 
 @draws("lesions", "lesions_trained")
@@ -196,6 +197,6 @@ def _mark(ax: Axes, layers: list[str], block: str) -> None:
     for end in ends:
         ax.axvline(end, color=CHANGED, linewidth=1, linestyle="--")
         ax.axhline(end, color=CHANGED, linewidth=1, linestyle="--")
-    frame = {"color": CHANGED, "linewidth": 4, "clip_on": False, "solid_capstyle": "butt"}
+    frame: dict[str, Any] = {"color": CHANGED, "linewidth": 4, "clip_on": False, "solid_capstyle": "butt"}
     ax.plot(ends, [0, 0], transform=ax.get_xaxis_transform(), **frame)
     ax.plot([0, 0], ends, transform=ax.get_yaxis_transform(), **frame)

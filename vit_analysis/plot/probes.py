@@ -155,11 +155,8 @@ def _better(rows: pd.DataFrame, group: Sequence[str], ax: Axes) -> None:
 def _one_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """Put one legend of all that any of some panels shows above them."""
     held = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    missing = [label for label in held if label not in axes[0].get_legend_handles_labels()[1]]
-    for label in missing:  # an empty line of the same look
-        line = held[label]
-        axes[0].plot([], [], color=line.get_color(), marker=line.get_marker(), linestyle=line.get_linestyle(),
-                     markersize=line.get_markersize(), markerfacecolor=line.get_markerfacecolor(), label=label)  # fmt: skip
+    for label in [label for label in held if label not in axes[0].get_legend_handles_labels()[1]]:
+        axes[0].plot([], [], label=label)[0].update_from(held[label])  # an empty line of the same look
     legend_outside(figure, axes[0], "outside upper center")
 
 

@@ -18,7 +18,7 @@ from vit_analysis.plot.style import display_name, look, page_width, points
 SUBLAYERS = {"mlp": "MLP", "attention": "attention"}  # in the order of figure E.1
 KINDS = {"cls": "class token", "spatial": "spatial tokens"}
 UNIT = "unit"  # the sublayer of a CNN
-RATIO = "norm of skip / norm of long branch"
+RATIO = "norm of skip / of long branch"
 COSINE = "cosine of output and skip"
 FIRST = 9  # tokens of figure 7
 OUTLYING = 3  # a spatial token so many times above or below the median of its block does not stretch the colour scale
@@ -207,7 +207,7 @@ def cosines(table: pd.DataFrame) -> Figure:
 
 def _lines(table: pd.DataFrame, value: str, axes: Sequence[Axes]) -> None:
     """Draw a statistic over blocks in two panels of one scale, MLPs and attentions, each beside the units of CNNs."""
-    ends = []
+    ends: list[float] = []
     for ax, (sublayer, name) in zip(axes, SUBLAYERS.items(), strict=True):
         own = table[table["sublayer"].isin([sublayer, UNIT])]
         own.attrs = table.attrs
