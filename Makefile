@@ -1,11 +1,11 @@
-# make figures: the study on the embedded lab. make test: every check that CI runs. make fast: what a developer runs after each
-# change. All set up .venv first if need be.
+# make figures: the study on the embedded lab, into runs/figures. make test: every check that CI runs. make fast: what a developer
+# runs after each change. All set up .venv first if need be.
 PYTHON ?= python3
 BIN := .venv/bin
 # Tests run in as many processes as there are cores, with one thread each: two threads of tiny products wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: figures test fast check unit notebooks docs wheel oldest slow format hooks clean
+.PHONY: figures gallery test fast check unit notebooks docs wheel oldest slow format hooks clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 	touch $@
 
 figures: .venv/ready
+	$(BIN)/python -m vit_analysis.figures --out runs/figures
+
+# The same into figures/, whose pictures and verdicts are part of the repository.
+gallery: .venv/ready
 	$(BIN)/python -m vit_analysis.figures --out figures
 
 test: check unit notebooks docs wheel

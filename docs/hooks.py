@@ -57,8 +57,8 @@ MADE = re.compile(r"<!-- made: (\w+) -->")
 
 def on_config(config: Any) -> Any:
     """Add the reference, a page per module, to the contents."""
-    chapters = [{title: [_page(name) for name in names]} for title, names in _chapters().items()]
-    config["nav"].append({"Reference": chapters})
+    reference = [{title: [_page(name) for name in names]} for title, names in chapters().items()]
+    config["nav"].append({"Reference": reference})
     return config
 
 
@@ -69,7 +69,7 @@ def on_files(files: Files, config: Any) -> Files:
     for picture in sorted((ROOT / "figures").rglob("*.png")):
         name = picture.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(picture)))
-    for names in _chapters().values():
+    for names in chapters().values():
         for name in names:
             title = name.removeprefix("vit_analysis.")
             text = f"---\ntitle: {title}\n---\n\n::: {name}\n"
@@ -78,7 +78,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 @cache
-def _chapters() -> dict[str, list[str]]:
+def chapters() -> dict[str, list[str]]:
     """The public modules of the package by chapter, each by its full name."""
     from vit_analysis.analyses import ANALYSES
 
@@ -265,6 +265,15 @@ def _differences() -> str:
     return "\n".join(lines)
 
 
+def _layouts() -> str:
+    from vit_analysis.plot import LAYOUTS
+
+    return _table(
+        ["kind of table", "layouts"],
+        [[f"`{kind}`", ", ".join(f"`{name}`" for name in layouts)] for kind, layouts in LAYOUTS.items()],
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "verdicts": _verdicts,
     "adding": _adding,
@@ -272,5 +281,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "selections": _selections,
     "claims": _claims,
     "differences": _differences,
+    "layouts": _layouts,
 }
 """What `<!-- made: NAME -->` in a page becomes."""

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from vit_analysis import cka, command, table
+from vit_analysis import cka, command, skip, table
 from vit_analysis.images import Images
 from vit_analysis.shell import running
 from vit_analysis.spelling import Refusal
+from vit_analysis.typed import Pictures
 
 TWIN = ["lab/vit@random", "--images.limit", "24", "--images.batch", "8", "--layers", "blocks"]
 
@@ -121,7 +122,7 @@ def test_a_fault_of_ours_shows_where_it_happened_and_what_to_do(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert forked.ends(forked.start("cka", TWIN, Path("log"), first)) == running.FAULT == 70
     said = Path("log").read_text().splitlines()
-    assert said[0] == "Traceback (most recent call last):"
+    said = said[said.index("Traceback (most recent call last):") :]  # before it, what the run would do
     assert any(f'{Path(__file__).name}", line' in line for line in said)  # where `first` raised it
     assert said[-1 - len(last) : -1] == last
     assert said[-1] == (
@@ -287,3 +288,55 @@ def test_the_allocator_is_left_alone_where_the_environment_says_so(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     running.keep_memory()
     assert len(calls) == 2
+
+
+# Pictures, and how much is said --------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_written_in_every_format_with_the_names_that_were_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["skip.py"])
+    pictures = Pictures(format=("png", "svg", "svg"), width=3.0, names=("lab/vit@random=ViT, untrained",))
+    typed_as("skip")(
+        ("lab/vit@random",),
+        images=Images(limit=8, batch=4),
+        out=tmp_path / "a",
+        pictures=pictures,
+        device="cpu",
+    )
+    assert {file.name for file in tmp_path.iterdir()} == {"a.parquet", "a.png", "a.svg"}
+    drawing = (tmp_path / "a.svg").read_text()
+    assert "ViT, untrained" in drawing
+    assert "lab/vit" not in drawing
+    points = float(re.search(r'width="([\d.]+)pt"', drawing)[1])
+    assert points == pytest.approx(3.0 * 72, rel=0.02)
+
+
+def test_files_of_every_format_are_looked_at_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "load_all", lambda *_, **__: pytest.fail("it began"))
+    (tmp_path / "a.pdf").write_text("a user's own")
+    pictures = Pictures(format=("png", "pdf"))
+    with pytest.raises(Refusal, match=r"a.pdf' is there and was not made by vit_analysis"):
+        typed_as("skip")(out=tmp_path / "a", pictures=pictures)
+    (tmp_path / "figure_1.pdf").write_text("a user's own")
+    with pytest.raises(Refusal, match=r"figure_1.pdf' is there and was not made"):
+        typed_as("figures")(out=tmp_path, only=("1",), pictures=pictures)
+
+
+def test_a_name_for_a_model_that_is_not_drawn_is_refused_before_the_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(skip, "measure", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(Refusal, match=r"--names: no model is called 'lab/vitt'; did you mean 'lab/vit"):
+        typed_as("skip")(("lab/vit@random",), out=tmp_path / "a", pictures=Pictures(names=("lab/vitt=ViT",)))
+
+
+@pytest.mark.parametrize("flag", ["-q", "-v", None])
+def test_how_much_is_said_is_up_to_the_user(tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    arguments = [*TWIN, "--out", "x", *([flag] if flag else [])]
+    assert forked.ends(forked.start("cka", arguments, Path("log"))) == 0
+    said = Path("log").read_text()
+    assert re.search(r"^found: mean CKA of different layers: lab/vit@random \d", said, re.MULTILINE)
+    assert said.splitlines()[-1].startswith("found: ")
+    assert ("models:  lab/vit@random (ViT" in said) == (flag != "-q")
+    assert ("cka of lab/vit@random: done, 24 images" in said) == (flag != "-q")
+    assert ("preprocessing" in said) == (flag == "-v")
+    assert "_without" not in said

@@ -17,7 +17,9 @@ import sys
 import tomllib
 from functools import wraps
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -229,6 +231,70 @@ def test_blocks_are_found_with_their_comments():
         ("sh", "python -m x", "run", "--images.limit 64"),
         ("text", "1", "", ""),
     ]
+
+
+# Links of the repository and of the site ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hooks():
+    """The hooks of the documentation."""
+    pytest.importorskip("mkdocs")
+    spec = spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("page", "here", "link", "expected"),
+    [
+        (
+            "docs/how_to/models.md",
+            "how_to/models.md",
+            "[m](../../benchmarks/checkpoints.md#a)",
+            "[m](../checkpoints.md#a)",
+        ),
+        ("docs/how_to/cost.md", "how_to/cost.md", "[c](cluster.md)", "[c](cluster.md)"),
+        ("README.md", "index.md", "[`q`](docs/quick_start.md)", "[`q`](quick_start.md)"),
+        ("README.md", "index.md", "![p](figures/figure_1.png)", "![p](figures/figure_1.png)"),
+        ("figures/README.md", "gallery.md", "![p](figure_1.png)", "![p](figures/figure_1.png)"),
+        ("figures/README.md", "gallery.md", "[f](imagenet/findings.md)", "[f](findings/imagenet.md)"),
+        ("benchmarks/README.md", "benchmarks.md", "[cka.py](cka.py)", "`benchmarks/cka.py`"),
+        (
+            "README.md",
+            "index.md",
+            "[rules](vit_analysis/study/rules.py)",
+            "rules (`vit_analysis/study/rules.py`)",
+        ),
+        ("README.md", "index.md", "[a](#first-run)", "[a](#first-run)"),
+        ("README.md", "index.md", "[a](https://arxiv.org/abs/1)", "[a](https://arxiv.org/abs/1)"),
+        ("README.md", "index.md", "[a](nowhere.md)", "[a](nowhere.md)"),  # of which mkdocs warns
+        ("README.md", "index.md", "`[a](docs/lab.md)`", "`[a](docs/lab.md)`"),
+        ("README.md", "index.md", "```text\n[a](docs/lab.md)\n```", "```text\n[a](docs/lab.md)\n```"),
+    ],
+)
+def test_links_of_the_repository_become_those_of_the_site(hooks, page, here, link, expected):
+    file = SimpleNamespace(abs_src_path=str(ROOT / page), src_uri=here)
+    assert hooks.on_page_markdown(link, SimpleNamespace(file=file), {}, None) == expected
+
+
+def test_every_public_module_has_a_page_of_the_reference(hooks, caplog):
+    names = [name for chapter in hooks.chapters().values() for name in chapter]
+    assert not caplog.records
+    assert len(set(names)) == len(names)
+    files = (ROOT / "vit_analysis").rglob("*.py")
+    paths = [file.relative_to(ROOT).with_suffix("").parts for file in files]
+    public = {".".join(parts).removesuffix(".__init__") for parts in paths if parts[-1] != "__main__"}
+    assert set(names) == public - {"vit_analysis"}
+
+
+def test_a_page_that_loads_from_another_site_is_told(hooks, caplog):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    hooks.on_post_page('<a href="https://arxiv.org"></a><script src="own.js"></script>', page, {})
+    assert not caplog.records
+    hooks.on_post_page('<script src="https://example.org/a.js"></script>', page, {})
+    assert "a.md loads from another site" in caplog.text
 
 
 # The rest --------------------------------------------------------------------------------------------------------------

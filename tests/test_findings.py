@@ -130,9 +130,15 @@ def test_a_difference_of_uniformity_is_found_refuted_or_left_open(v, r, spread, 
     assert found["low"] < found["value"] < found["high"]
 
 
-def test_a_row_names_the_models_that_play_a_part():
+def test_a_row_names_the_models_that_its_number_asks_for():
     found = findings.measure(uncontrolled(0.8, 0.4)).set_index("id")
-    assert found.loc["F1a", "models"] == "v, r, g, small, medium, seed"
+    assert found.loc["F1a", "models"] == "v, r"
+    assert found.loc["F1d", "models"] == "v"
+
+
+def test_findings_say_who_plays_which_part():
+    assert findings.measure(uncontrolled(0.8, 0.4)).attrs["parts"]["vit"] == [["v"]]
+    assert findings.measure(uncontrolled(0.8, 0.4)).attrs["parts"]["less_data"] == [["small"], ["medium"]]
 
 
 def test_the_size_of_an_effect_is_another_question_than_its_sign():

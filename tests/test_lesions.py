@@ -17,6 +17,7 @@ from vit_analysis.layers import Branch
 from vit_analysis.lesions import measure, partition, trained_without_skips
 from vit_analysis.reading.capture import Capture
 from vit_analysis.reading.intervene import Repeated, without_skips
+from vit_analysis.shell import lesions as command
 from vit_analysis.spelling import Refusal
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
@@ -208,9 +209,10 @@ def test_what_cannot_be_compared_says_why():
 def test_weights_that_are_not_there_yet_are_named_and_left_out(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(zoo, "home", lambda name: tmp_path / name)
     with caplog.at_level(logging.WARNING):
-        assert lesions._trained("lab/vit", None, "cpu") == []
+        assert command._trained("lab/vit", None) == []
     assert "train it: python -m vit_analysis.train lab/vit_no_skip_middle" in caplog.text
-    assert lesions._trained("resnet18", None, "cpu") == []
+    assert command._trained("resnet18", None) == []
+    assert command._trained("lab/vit", ("a", "b")) == ["a", "b"]
     assert set(lesions.TRAINED) <= {zoo.PREFIX + name for name in zoo.RECIPES}
 
 

@@ -398,21 +398,11 @@ def test_class_token_and_average_pooling_side_by_side_with_a_picture():
     assert table.groupby("model", sort=False)["token"].max().tolist() == [63, 63, 15]
     assert table.attrs["analysis"] == "localization"
     figure = plot.localization(table)
-    panels = [ax for ax in figure.axes if ax.images and ax.get_title()]
-    assert [ax.get_title() for ax in panels[:4]] == [
-        "token (0, 0)",
-        "token (2, 1)",
-        "token (5, 2)",
-        "token (5, 5)",
-    ]
-    assert [ax.get_title() for ax in panels[8:]] == [
-        "token (0, 0)",
-        "token (1, 1)",
-        "token (2, 1)",
-        "token (2, 2)",
-    ]
-    for start in (0, 4, 8):
-        assert len({ax.images[0].get_clim() for ax in panels[start : start + 4]}) == 1
+    panels = [ax for ax in figure.axes if ax.images]
+    tokens = [ax.get_xlabel().split("\n")[0] for ax in panels]
+    assert tokens[:4] == ["token (0, 0)", "token (2, 1)", "token (5, 2)", "token (5, 5)"]
+    assert tokens[8:] == ["token (0, 0)", "token (1, 1)", "token (2, 1)", "token (2, 2)"]
+    assert len({ax.images[0].get_clim() for ax in panels}) == 1
     np.testing.assert_array_equal(
         panels[3].images[0].get_array(),
         table[(table["model"] == "lab/vit@random") & (table["token"] == 45)]["cka"].to_numpy().reshape(8, 8),

@@ -242,8 +242,8 @@ def test_single_tokens_are_drawn_on_average_and_where_they_are():
     shots = probe.Shots(Images(limit=2000, seed=1), 2, 1)
     table = probe.measure(loaded, Images(limit=16), shots, layers="layer4.*", tokens=["mean", "each"])
     assert [ax.get_title() for ax in plot.probe_tokens(table).axes] == [
-        "shape: single tokens, on average (2 shots)",
-        "shape: representations (2 shots)",
+        "single tokens, on average",
+        "lab/resnet@random",
     ]
     maps = [ax for ax in plot.accuracy_maps(table).axes if ax.images]
     assert [ax.get_title().split("\n")[0] for ax in maps] == ["layer4.0", "layer4.1"]

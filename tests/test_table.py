@@ -1,3 +1,4 @@
+import json
 import os
 
 import pandas as pd
@@ -135,3 +136,15 @@ def test_a_text_of_a_user_is_not_ours(tmp_path, name, contents):
     (tmp_path / name).write_text(contents)
     assert not table.is_ours(tmp_path / name)
     assert not table.is_ours(tmp_path)
+
+
+def test_facts_cost_nothing_to_copy_and_are_what_they_were():
+    """Pandas copies ``attrs`` in depth at every step, and a study's facts are thousands of numbers."""
+    rows = table.with_provenance(
+        pd.DataFrame({"a": [1, 2]}), "cka", models={"m": "1"}, massive=[{"layer": "x"}]
+    )
+    part = rows[rows["a"] > 1].reset_index(drop=True)
+    assert part.attrs == rows.attrs
+    assert part.attrs["models"] is rows.attrs["models"]
+    assert part.attrs["massive"] is rows.attrs["massive"]
+    assert json.loads(json.dumps(part.attrs))["models"] == {"m": "1"}

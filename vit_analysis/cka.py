@@ -83,6 +83,7 @@ class View(NamedTuple):
 WATCHED, LEAST_WATCHED = 0.25, 16
 # Where massive tokens make up more than this share of a layer's HSIC with itself, its CKA describes them and little else.
 DOMINANT = 0.5
+CONSTANT = 2  # layers that are constant over images and told by name
 
 
 @dataclass(frozen=True)
@@ -407,8 +408,9 @@ def _mean_off_diagonal(values: Float64[Tensor, "layer layer"]) -> Float64[Tensor
 def _warn_of_constant_layers(places: Sequence[Sequence[str]], hsic: Float64[Tensor, "layer layer"]) -> None:
     constant = [place for place, own in zip(places, hsic.diagonal().tolist(), strict=True) if own == 0]
     if constant:
-        told = ", ".join(f"{layer} of {model}" for model, layer in constant)
-        logger.warning("constant over all images, so its CKA is undefined (NaN): %s", told)
+        told = ", ".join(f"{layer} of {model}" for model, layer in constant[:CONSTANT])
+        more = f" and {len(constant) - CONSTANT} more layers" if len(constant) > CONSTANT else ""
+        logger.warning("constant over all images, so its CKA is undefined (NaN): %s%s", told, more)
 
 
 def _warn_of_massive_tokens(shares: pd.DataFrame, selection: Selection) -> None:

@@ -24,14 +24,22 @@ import pandas as pd
 
 from vit_analysis import command, findings, plot, table
 from vit_analysis.reading import processes
-from vit_analysis.spelling import Refusal, did_you_mean
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import report
 from vit_analysis.study.drawings import DRAWINGS, Drawing
 from vit_analysis.study.evidence import Evidence
-from vit_analysis.study.report import Place
+from vit_analysis.study.parts import Parts
+from vit_analysis.study.report import EMBEDDED, places
 from vit_analysis.typed import Pictures
 
 logger = logging.getLogger(__name__)
+
+OURS = (
+    "untrained",
+    "local",
+    "flat",
+)  # controls and experiments that a figure is drawn beside, of models of their own
+VERDICTS = plot.LAYOUTS["findings"]  # the pictures of what was found
 
 
 def draw(
@@ -39,13 +47,17 @@ def draw(
     out: Path,
     chosen: Sequence[Drawing] = DRAWINGS,
     pictures: Pictures = Pictures(),  # noqa: B008  (frozen)
+    cast: Sequence[str] = (),
 ) -> dict[str, Path | str]:
     """Pictures as `OUT/figure_ID.png`, or of other formats; by id the path of the first, or what it would need."""
     drawn: dict[str, Path | str] = {}
     for drawing in chosen:
         try:
             paths = command.draw_all(
-                partial(drawing.draw, evidence), _stem(out, drawing), pictures, _cast(evidence)
+                partial(drawing.draw, evidence),
+                _stem(out, drawing),
+                pictures,
+                cast or everyone(evidence.parts),
             )
         except Refusal as needed:
             drawn[drawing.id] = str(needed)
@@ -54,13 +66,15 @@ def draw(
         except Exception as fault:
             fault.add_note(f"in figure {drawing.id}")
             raise
-        drawn[drawing.id] = paths[0]
+        drawn[drawing.id] = min(
+            paths, key=lambda path: path.suffix not in EMBEDDED
+        )  # the report's, if it can hold one
     return drawn
 
 
-def _cast(evidence: Evidence) -> list[str]:
+def everyone(parts: Parts) -> list[str]:
     """All models of a study, in the order by which each has one look in every picture."""
-    return [*evidence.parts.runs(), *evidence.parts.twins()]
+    return [*parts.runs(), *parts.twins()]
 
 
 def _stem(out: Path, drawing: Drawing) -> Path:
@@ -69,7 +83,7 @@ def _stem(out: Path, drawing: Drawing) -> Path:
 
 def files(out: Path, chosen: Sequence[Drawing], pictures: Pictures, *, whole: bool) -> list[Path]:
     """The files that are written beside the tables: pictures, and where all is drawn verdicts and the report."""
-    stems = [*(_stem(out, drawing) for drawing in chosen), *([out / "verdicts"] if whole else [])]
+    stems = [*(_stem(out, drawing) for drawing in chosen), *(out / name for name in VERDICTS if whole)]
     drawn = [command.beside(stem, ending) for stem in stems for ending in pictures.endings]
     return [*drawn, *([*findings.files(out / "findings"), out / "report.html"] if whole else [])]
 
@@ -77,64 +91,27 @@ def files(out: Path, chosen: Sequence[Drawing], pictures: Pictures, *, whole: bo
 def choose(only: Sequence[str]) -> list[Drawing]:
     """The drawings of these figures; all of them where none is named. 8 is also 8 lesions, and 13 is 13a and 13b.
 
+    A control or an experiment of ours, of other models than the figure, is drawn if it is asked for by its whole name.
+
     Raises:
-        Refusal: there is no such figure; with the nearest.
+        Refusal: there is no such figure; it names all.
     """
     chosen: dict[str, Drawing] = {}
     for name in only:
         found = [
-            drawing
-            for drawing in DRAWINGS
-            if name in (drawing.id, drawing.id.split()[0], drawing.id.rstrip("ab"))
+            drawing for drawing in DRAWINGS if name in (drawing.id, _number(drawing), drawing.id.rstrip("ab"))
         ]
         if not found:
-            raise Refusal(f"no figure {name!r}; {did_you_mean(name, [drawing.id for drawing in DRAWINGS])}")
+            there = ", ".join(repr(drawing.id) if " " in drawing.id else drawing.id for drawing in DRAWINGS)
+            raise Refusal(f"no figure {name!r}; there are {there}")
         chosen |= {drawing.id: drawing for drawing in found}
     return list(chosen.values()) if only else list(DRAWINGS)
 
 
-def places(evidence: Evidence, drawn: dict[str, Path | str], found: pd.DataFrame, line: str) -> list[Place]:
-    """Every figure's place in the report."""
-    made = []
-    for drawing in DRAWINGS:
-        picture = drawn[drawing.id]
-        there = isinstance(picture, Path)
-        made.append(
-            Place(
-                id=drawing.id,
-                title=drawing.title,
-                claim=drawing.claim,
-                shows=_shows(drawing, found) if there else "",
-                picture=picture if isinstance(picture, Path) else None,
-                alternative=drawing.alternative,
-                missing="" if isinstance(picture, Path) else f"This figure: {picture}.",
-                command=f"{line} --only {drawing.id.split()[0]}" if there else "",
-                heatmaps=_heatmaps(drawing, evidence) if there else (),
-            )
-        )
-    return made
-
-
-def _shows(drawing: Drawing, found: pd.DataFrame) -> str:
-    """The numbers of the claims that the figure is about, in words."""
-    told = [
-        f"{row.statistic}: {str(row.reason) or findings.in_digits(row)}, {row.verdict}"
-        for row in found[found["figure"] == drawing.id].itertuples()
-    ]
-    return f"{'; '.join(told)}." if told else "See the picture."
-
-
-def _heatmaps(drawing: Drawing, evidence: Evidence) -> list[tuple[str, pd.DataFrame]]:
-    if drawing.panels is None:
-        return []
-    cka = evidence.table("cka")
-    return [
-        (
-            model if model == other else f"{model} and {other}",
-            cka[(cka["model"] == model) & (cka["other_model"] == other)],
-        )
-        for model, other in drawing.panels(evidence)
-    ]
+def _number(drawing: Drawing) -> str:
+    """The number of a figure, by which all drawings of it are asked for."""
+    number, _, what = drawing.id.partition(" ")
+    return drawing.id if what in OURS else number
 
 
 def judge(
@@ -145,7 +122,8 @@ def judge(
     if processes.rank_and_size()[0]:
         return found
     findings.write(found, out / "findings")
-    command.draw_all(lambda: plot.verdicts(found), out / "verdicts", pictures, _cast(evidence))
+    for name, picture in VERDICTS.items():
+        command.draw_all(partial(picture, found), out / name, pictures, everyone(evidence.parts))
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},
@@ -153,13 +131,9 @@ def judge(
     facts |= {"versions": table.versions()}
     line = f"{command.line().partition(' --only')[0]}"
     command.make_room(out / "report.html")
-    report.write(
-        out / "report.html",
-        places(evidence, drawn, found, line),
-        found,
-        findings.differences(found),
-        facts,
-    )
+    with plot.style(pictures.called):
+        shown = places(evidence, drawn, found, line)
+    report.write(out / "report.html", shown, found, findings.differences(found), facts, pictures.called)
     logger.info("wrote %s", out / "report.html")
     return found
 

@@ -17,7 +17,8 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from dataclasses import fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,16 +29,15 @@ from vit_analysis import command
 from vit_analysis import table as tables
 from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import rules
+from vit_analysis.study import rules, written
 from vit_analysis.study.claims import CLAIMS, Claim
 from vit_analysis.study.controls import BLOCKS, OF_BLOCKS, UNTRAINED, Control
 from vit_analysis.study.differences import DIFFERENCES, Difference
 from vit_analysis.study.estimates import Estimate, further
 from vit_analysis.study.evidence import Evidence, Study
+from vit_analysis.study.written import in_digits as in_digits  # here too, as before
 
 logger = logging.getLogger(__name__)
-
-NESTED = ("controls", "runs")  # columns that files hold as JSON
 
 
 class Found(NamedTuple):
@@ -75,12 +75,18 @@ def measure(made: Study, note: str = "") -> pd.DataFrame:
     whole = Evidence(made)
     under = cache(lambda control: control.apply(whole))
     claims = sorted(CLAIMS, key=lambda claim: (claim.difference == 0, claim.difference))
-    found = judged([number(claim, whole, under) for claim in claims])
-    found["models"] = [_models(claim, whole) for claim in claims]
+    numbers, asked = [], []
+    for claim in claims:
+        whole.asked.clear()
+        numbers.append(number(claim, whole, under))
+        asked.append(whole.parts.names(*sorted(whole.asked)))
+    found = judged(numbers)
+    found["models"] = [_models(claim, whole, names) for claim, names in zip(claims, asked, strict=True)]
     origin = next(iter(made.tables.values())).attrs if made.tables else {}
     facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
-    facts |= {"models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
+    own = {part.name: [list(runs) for runs in made.parts.members(part.name)] for part in fields(made.parts)}
+    facts |= {"parts": own, "models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
     facts["differences"] = {str(one.number): one.verdict for one in differences(found)}
     return tables.with_provenance(found, "findings", **facts)
 
@@ -228,7 +234,9 @@ def differences(found: pd.DataFrame) -> list[Difference]:
     def whole(difference: Difference) -> Difference:
         own = tuple(found.loc[found["difference"] == difference.number, "id"])
         reasons = tuple(
-            reason._replace(verdict=rules.together([words[name] for name in reason.findings]))
+            reason._replace(
+                verdict=rules.together([words.get(name, rules.UNKNOWN) for name in reason.findings])
+            )
             for reason in difference.reasons
         )
         verdict = rules.together([words[name] for name in own])
@@ -261,83 +269,45 @@ def _control(claim: Claim, control: Control, evidence: Evidence | None) -> Estim
     return None if math.isnan(found.value) else found
 
 
-def _models(claim: Claim, evidence: Evidence) -> str:
-    """Names of the models that the claim's tables hold, of those that play a part."""
-    known = evidence.parts.names()
+def _models(claim: Claim, evidence: Evidence, asked: Sequence[str]) -> str:
+    """Names of the models that a claim's number asked for and its tables hold."""
     held = {
         model for name in claim.tables if name in evidence.study.tables
         for model in evidence.study.tables[name].attrs["models"]
     }  # fmt: skip
-    return ", ".join(name for name in known if name in held)
+    return ", ".join(name for name in evidence.parts.names() if name in asked and name in held)
 
 
 def markdown(found: pd.DataFrame) -> str:
     """The five differences, then every claim, as Markdown."""
-    lines = [
-        "# Findings",
-        "",
-        "<!-- made by vit_analysis -->",
-        "",
-        f"Of {', '.join(found.attrs.get('models', {}))}.",
-        "",
-    ]
-    lines += [line for note in found.attrs.get("notes", ()) for line in (f"*{note}.*", "")]
-    counts = found["verdict"].value_counts()
-    lines += [f"{'; '.join(f'{counts[word]} {word}' for word in rules.WORDS if word in counts)}.", ""]
-    lines += ["## The five differences", "", rules.ADDING, ""]
-    for difference in differences(found):
-        own = found[found["id"].isin(difference.findings)]
-        told = "; ".join(f"{row.id} {in_digits(row)} {row.verdict}" for row in own.itertuples())
-        lines += [f"{difference.number}. **{difference.title}**: {difference.verdict}. {told}.", ""]
-    lines += ["## What the verdicts mean", ""]
-    lines += [f"* **{word}**: {meaning}." for word, meaning in rules.WORDS.items()]
-    lines += ["", "## Every claim", ""]
-    lines += [
-        "| id | figure | claim | the paper | statistic | number | training runs | wanted | p (Holm) | verdict | controls |",
-        "|---|---|---|---|---|--:|--:|---|--:|---|---|",
-    ]
-    lines += [_line(row) for row in found.itertuples()]
-    return "\n".join([*lines, ""])
-
-
-def _line(row: Any) -> str:
-    why = "; ".join(text for text in (row.because, row.reason) if text)
-    verdict = f"**{row.verdict}**" + (f": {why}" if why else "")
-    controls = "; ".join(f"{name} {own['value']:.3g}" for name, own in row.controls.items())
-    p = "" if math.isnan(row.p) else "< 1e-6" if row.p < 1e-6 else f"{row.p:.1g}"
-    said = (row.id, row.figure, row.claim, row.paper, row.statistic)
-    wanted = f"{row.threshold} ({row.threshold_from})"
-    runs = ", ".join(f"{value:.3g}" for value in row.runs)
-    cells = (*said, in_digits(row), runs, wanted, p, verdict, controls)
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def in_digits(row: Any) -> str:
-    """The value and its interval, to three significant digits; empty where there is no value."""
-    if math.isnan(row.value):
-        return ""
-    return f"{row.value:.3g}" + ("" if math.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]")
+    return written.markdown(found, differences(found))
 
 
 def write(found: pd.DataFrame, out: Path) -> None:
-    """Write ``out``.parquet, controls as JSON, and ``out``.md."""
+    """Write ``out``.parquet, .md for reading, .tex for a paper and .csv for a spreadsheet."""
     if processes.rank_and_size()[0]:
         return
-    whole = found.assign(**{name: found[name].map(json.dumps) for name in NESTED})
+    whole = found.assign(**{name: found[name].map(json.dumps) for name in tables.NESTED})
     whole.attrs |= found.attrs | {"command": command.line()}
-    file, text = command.beside(out, ".parquet"), command.beside(out, ".md")
+    file, *texts = files(out)
     command.make_room(file, lambda there: tables.facts(there).get("analysis") == "findings")
-    command.make_room(text)
     tables.write(whole, file)
-    tables.write_whole(text, lambda part: part.write_text(markdown(found), encoding="utf-8", newline="\n"))
+    told = (written.markdown(found, differences(found)), written.latex(found, differences(found)))
+    for text, contents in zip(texts, (*told, written.flat(found)), strict=True):
+        command.make_room(text)
+        tables.write_whole(text, partial(_put, contents))
+
+
+def _put(text: str, file: Path) -> None:
+    file.write_text(text, encoding="utf-8", newline="\n")
 
 
 def files(out: Path) -> list[Path]:
     """The files that `write` writes."""
-    return [command.beside(out, ending) for ending in (".parquet", ".md")]
+    return [command.beside(out, ending) for ending in (".parquet", ".md", ".tex", ".csv")]
 
 
 def read(path: Path) -> pd.DataFrame:
     """Read what `write` wrote."""
     found = tables.read(path)
-    return found.assign(**{name: found[name].map(json.loads) for name in NESTED})
+    return found.assign(**{name: found[name].map(json.loads) for name in tables.NESTED})

@@ -53,6 +53,7 @@ from vit_analysis.tensors.tokens import SELECTIONS
 
 logger = logging.getLogger(__name__)
 
+CONSTANT = 2  # layers that are constant over images and told by name
 WATCHED = 4  # massive tokens are looked for in one of four images of every batch
 MATES = 16  # images of each class in a batch
 STEP = 0.1  # between points of the grid, in log10 of the temperature
@@ -341,7 +342,9 @@ def _warn(sums: Curves, table: pd.DataFrame) -> None:
         f"{layer} of {model}" for (model, layer), never in zip(sums.places, constant, strict=True) if never
     ]
     if told:
-        logger.warning("constant over all images, so its loss is undefined (NaN): %s", ", ".join(told))
+        more = f" and {len(told) - CONSTANT} more layers" if len(told) > CONSTANT else ""
+        names = ", ".join(told[:CONSTANT])
+        logger.warning("constant over all images, so its loss is undefined (NaN): %s%s", names, more)
     if dropped := int(sums.dropped.sum()):
         logger.warning(
             "%d images have no other image of their class in their batch and are left out", dropped

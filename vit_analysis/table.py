@@ -26,9 +26,13 @@ MARKS = {
     ".svg": rb"<dc:title>vit_analysis</dc:title>",
     ".html": rb"\A<!DOCTYPE html>.*networks\? vit_analysis report</title>",
     ".md": rb"\A# Findings\n\n(<!-- made by vit_analysis -->|Of .*\n## The five differences\n)",
+    ".tex": rb"\A% Findings, made by vit_analysis\.\n",
+    ".csv": rb"\Aid,figure,claim,paper,statistic,value,low,high,p,verdict,because,",
 }
 # Ending of a column that holds, for each row, another column's values without each of the groups of images.
 WITHOUT = "_without"
+# Columns of findings that hold lists and mappings, which files have as JSON.
+NESTED = ("controls", "runs")
 
 # The folder in which a file is written has this prefix and, as a user may call a folder so too, holds this file. After an hour
 # without a change its writer must have been killed.
@@ -42,7 +46,7 @@ def code() -> str:
     """Sixteen hexadecimal digits that change with the code that tables come from: all but pictures, commands and words."""
     package = Path(__file__).parent
     files = sorted(
-        file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study", "shell")
+        file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study", "report", "shell")
     )
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 

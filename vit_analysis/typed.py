@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -103,6 +103,10 @@ class Pictures:
     def endings(self) -> tuple[str, ...]:
         """The endings of the files of one picture."""
         return tuple(f".{kind}" for kind in dict.fromkeys(self.format))
+
+    def and_png(self) -> "Pictures":
+        """The same with png first, which a page shows whatever else is written."""
+        return replace(self, format=("png", *self.format))
 
     @property
     def called(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from plot_tables import findings
 
@@ -468,7 +469,7 @@ def test_a_massive_token_does_not_take_the_colours_and_is_marked_and_named():
         assert sorted(dots(ax)) == [(4, 1), (7, 2)]
     assert "beyond the colour scale: a, tokens 4, 7 (0.001 to 1e+06)" in notes(figure)
     (bar,) = [ax for ax in figure.axes if not ax.images]
-    assert bar.get_ylabel() == "norm of skip / norm of long branch"
+    assert bar.get_ylabel() == "norm of skip / of long branch"
 
 
 def test_the_class_token_is_never_beyond_the_colours():
@@ -510,37 +511,278 @@ def test_localization_has_one_scale_and_says_how_far_the_own_patch_stands_out():
     figure = plot.localization(places([("a", "blocks.1", 7), ("a", "blocks.0", 7), ("b", "layer4.2", 4)]))
     rows = list(zip(*[iter(panels(figure))] * 4, strict=True))
     assert scales(figure) == {(0, 0.9 / 4)}
-    labels = [row[0].get_ylabel().split("\n") for row in rows]
-    assert labels == [
-        ["a", "blocks.1", "all: +0.114"],
-        ["a", "blocks.0", "all: +0.114"],
-        ["b", "layer4.2", "all: +0.200"],
-    ]
-    assert [ax.get_title() for ax in rows[0]] == [
-        f"token {place}" for place in ((0, 0), (2, 1), (4, 2), (4, 4))
-    ]
-    assert {ax.get_xlabel() for ax in rows[2]} == {"+0.200"}  # the others are all alike: no z
-    for row in rows:
-        for ax in row:
-            token = tuple(int(place) for place in ax.get_title().strip("token ()").split(", "))
+    labels = [row[0].texts[0].get_text() for row in rows]
+    assert labels == ["a, blocks.1: +0.114", "a, blocks.0: +0.114", "b, layer4.2: +0.200"]
+    tokens = [[ax.get_xlabel().split("\n")[0] for ax in row] for row in rows]
+    assert tokens[0] == [f"token {place}" for place in ((0, 0), (2, 1), (4, 2), (4, 4))]
+    assert {ax.get_xlabel().split("\n")[1] for ax in rows[2]} == {"+0.200"}  # the others are all alike: no z
+    for row, names in zip(rows, tokens, strict=True):
+        for ax, name in zip(row, names, strict=True):
             (own,) = ax.patches
-            assert (own.get_y() + 0.5, own.get_x() + 0.5) == token
+            assert f"token ({own.get_y() + 0.5:g}, {own.get_x() + 0.5:g})" == name
 
 
 def test_what_a_patch_stands_out_by_is_in_standard_deviations_of_the_others():
     table = places([("a", "blocks.1", 2)])
     token = table[table["token"] == 3].assign(cka=[0.1, 0.2, 0.3, 0.6])
-    assert plot.patch_map(token).get_xlabel() == "+0.400 (z = 4.0)"
+    assert plot.patch_map(token).get_xlabel() == "token (1, 1)\n+0.400 (z = 4.0)"
 
 
 def test_further_training_runs_stand_beside_the_first_and_have_no_row():
     table = places([("a", "blocks.1", 4), ("a:1", "blocks.1", 4), ("a@random", "blocks.1", 4)])
     table.loc[table["model"] == "a:1", "cka"] *= 2
     figure = plot.localization(table)
-    labels = [ax.get_ylabel().split("\n") for ax in panels(figure)[::4]]
-    assert labels == [["a", "blocks.1", "all: +0.200", "(+0.400)"], ["a@random", "blocks.1", "all: +0.200"]]
+    labels = [ax.texts[0].get_text() for ax in panels(figure)[::4]]
+    assert labels == ["a, blocks.1: +0.200 (+0.400)", "a@random, blocks.1: +0.200"]
 
 
 def test_tokens_without_a_similarity_are_drawn_as_undefined():
     figure = plot.localization(places([("a", "blocks.1", 4)]).assign(cka=np.nan))
     assert all(ax.images[0].get_array().mask.all() for ax in panels(figure))
+
+
+def lines_of(ax: Axes) -> dict[str, Line2D]:
+    return {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
+
+
+def thin(ax: Axes) -> list[Line2D]:
+    return [line for line in ax.lines if line.get_linewidth() == 0.7]
+
+
+def test_distances_of_heads_are_sorted_and_in_units_of_uniform_attention_with_pixels_at_the_right():
+    table = reaches({"a": 0.9}, blocks=4, heads=3)
+    shuffled = table.sample(frac=1, random_state=0).sort_values("block", kind="stable")
+    ax = plot.head_distances(shuffled)
+    lines = lines_of(ax)
+    assert list(lines) == [
+        *("first block (blocks.0)", "second block (blocks.1)", "last block but one (blocks.2)"),
+        *("last block (blocks.3)", "uniform attention"),
+    ]
+    first = lines["first block (blocks.0)"].get_ydata()
+    np.testing.assert_allclose(first, [0.9, 0.9 + 0.1 / 12, 0.9 + 0.2 / 12])
+    assert len({line.get_marker() for line in lines.values()}) == 5
+    assert len({line.get_color() for line in lines.values()}) == 5
+    (right,) = ax.child_axes
+    ax.figure.draw_without_rendering()
+    assert right.get_ylim() == pytest.approx(tuple(100 * end for end in ax.get_ylim()))
+
+
+def test_blocks_of_a_shallow_model_are_shown_once():
+    assert len(lines_of(plot.head_distances(reaches({"a": 0.5}, blocks=2)))) == 3
+    assert len(lines_of(plot.head_distances(reaches({"a": 0.5}, blocks=1)))) == 2
+
+
+@pytest.mark.parametrize(("least", "starts"), [(0.88, 0.87), (0.6, 0.56), (0.3, 0.0)])
+def test_no_panel_of_distances_is_mostly_empty_and_all_have_one_scale(least, starts):
+    figure = plot.attention_distance(reaches({"a": least, "b": 0.95}, blocks=4))
+    first, second = figure.axes
+    assert first.get_ylim() == second.get_ylim()
+    bottom, top = first.get_ylim()
+    assert bottom == pytest.approx(starts, abs=0.05)
+    held = [line.get_ydata() for ax in figure.axes for line in ax.lines]
+    if bottom:  # what is not shown is said
+        assert (np.concatenate(held).max() - np.concatenate(held).min()) / (top - bottom) > 0.7
+    assert ("No head of these blocks looks nearer than" in notes(figure)) == bool(bottom)
+    assert "95 % intervals" in notes(figure)
+    assert "1,760 images of the lab" in notes(figure)
+
+
+def test_many_models_are_put_into_rows_and_runs_into_the_panel_of_their_model():
+    names = ["a", "a:1", "a:2", "b", "c", "d", "d@random"]
+    figure = plot.attention_distance(reaches(dict.fromkeys(names, 0.8)))
+    shown = [ax for ax in figure.axes if ax.axison]
+    assert [ax.get_title() for ax in shown] == ["a", "b", "c", "d", "d@random"]
+    assert max(ax.get_subplotspec().colspan.stop for ax in shown) <= 3
+    assert [len(thin(ax)) for ax in shown] == [8, 0, 0, 0, 0]  # four blocks of two further runs
+    assert "Thin lines: further training runs." in notes(figure)
+
+
+@pytest.mark.parametrize(
+    ("distances", "told"),
+    [
+        ([15.0, 15.1, 15.4], ["distances differ by 0.4 px", "3 subsets of heads"]),
+        ([20.0, 50.0, 80.0], ["3 subsets of heads"]),
+        ([15.0 + place / 20 for place in range(8)], ["distances differ by 0.3 px"]),
+        ([20.0 + 10 * place for place in range(8)], []),
+    ],
+)
+def test_subsets_of_heads_that_tell_nothing_say_so(distances, told):
+    ax = plot.subset_similarity(subsets(distances))
+    said = (
+        " ".join(text.get_text() for text in ax.texts).replace("\n", " ").replace("\N{NO-BREAK SPACE}", " ")
+    )
+    assert said.startswith("Not measured: ") == bool(told)
+    for words in ("distances differ", "subsets of heads"):
+        assert (words in said) == any(words in one for one in told)
+    assert all(one in said for one in told)
+    for text in ax.texts:  # above all lines
+        ax.figure.draw_without_rendering()
+        lowest = ax.transData.inverted().transform(text.get_window_extent())[0, 1]
+        assert lowest > max(line.get_ydata().max() for line in ax.lines)
+
+
+def test_radii_have_a_column_per_kind_of_layer_and_twins_are_dashed():
+    figure = plot.receptive_field(radii({"a": 4, "a:1": 4, "a@random": 4, "resnet": 4}))
+    upper = figure.axes[:3]
+    assert [ax.get_title() for ax in upper] == ["after the addition", "attention or unit alone", "MLP alone"]
+    lines = lines_of(upper[0])
+    assert list(lines) == ["a", "a@random", "resnet"]
+    assert (lines["a"].get_linestyle(), lines["a@random"].get_linestyle()) == ("-", "--")
+    assert lines["a"].get_color() == lines["a@random"].get_color() != lines["resnet"].get_color()
+    assert [line.get_color() for line in thin(upper[0])] == [lines["a"].get_color()]
+    assert list(lines_of(upper[2])) == ["a", "a@random"]  # a CNN has no MLP
+    assert len(upper[0].collections) == 3  # a band for each but the further run
+    assert all(ax.get_ylim()[0] == 0 for ax in upper)
+
+
+def test_accuracy_without_skips_has_its_band_and_the_intact_model_dashed():
+    figure = plot.lesions(removals({"a": 4, "a:1": 4, "cnn": 3}))
+    left, right = figure.axes
+    assert list(lines_of(left)) == ["a", "cnn"]
+    assert (len(thin(left)), len(thin(right))) == (1, 1)
+    assert len([line for line in left.lines if line.get_linestyle() == "--"]) == 2
+    band = left.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() <= 1
+    assert left.get_ylim()[0] <= 0 < 1 <= left.get_ylim()[1]
+    assert "Dashed: the intact models." in notes(figure)
+
+
+def test_what_training_without_skips_costs_is_in_points_by_block_with_runs_as_circles():
+    table = removals({"late": 1, "early": 1, "early:1": 1}, "lesions_trained")
+    table["block"] = ["blocks.10", "blocks.2", "blocks.2"]
+    table["drop"] = [0.04, 0.01, 0.1]
+    left, right = plot.lesions(table).axes
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["blocks.2", "blocks.10"]
+    values = [(float(x), float(y)) for line in left.lines if line.get_marker() == "o"
+              for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]  # fmt: skip
+    np.testing.assert_allclose(values, [(0, 1), (0.12, 10), (1, 4)])
+    assert left.get_ylabel() == "accuracy lost (percentage points)"
+    assert {"the paper's 4", "intact"} == {text.get_text() for text in left.texts}
+    assert [text.get_text() for text in left.figure.legends[0].get_texts()] == [
+        "intact model",
+        "without the block's skip connections",
+    ]
+    assert right.get_ylim()[0] == 0
+
+
+def test_the_intact_model_comes_first_and_lines_mark_the_changed_block():
+    table = similarities([("v", "v"), ("w", "w"), ("u", "u")], {"v": 6, "w": 6, "u": 6})
+    for side in ("layer", "other_layer"):  # two layers to a block
+        table[side] = table[side].map(
+            lambda name: f"blocks.{int(name[7:]) // 2}{('.attn', '')[int(name[7:]) % 2]}"
+        )
+    figure = plot.without_skips(table, intact="v", changed={"w": "blocks.1", "u": ""})
+    intact, changed, unknown = panels(figure)
+    assert [ax.get_title() for ax in (intact, changed, unknown)] == [
+        "all skip connections",
+        "none in blocks.1",
+        "u",
+    ]
+
+    def marks(ax: Axes) -> list[float]:
+        return [
+            float(line.get_xdata()[0])
+            for line in ax.lines
+            if line.get_linestyle() == "--" and line.get_ydata() == [0, 1]
+        ]
+
+    assert marks(changed) == [1.5, 3.5]
+    assert marks(intact) == marks(unknown) == []
+
+
+def test_groups_of_probes_stand_beside_what_the_first_is_better_by_draw_by_draw():
+    table = read({"a": ("cls", 0.8), "few": ("cls", 0.4), "r": ("mean", 0.6), "a:1": ("cls", 0.7)})
+    figure = plot.probe(table, groups=[["a", "few"], ["r"]])
+    first, second, below, _ = figure.axes
+    assert [name for name in lines_of(first) if name in ("a", "few", "r")] == [
+        "a",
+        "few",
+        "r",
+    ]  # the legend is of all
+    assert len(thin(first)) == 1
+    assert [line.get_label() for line in second.lines if len(line.get_xdata()) == 4] == ["r"]
+    (gap,) = lines_of(below).values()
+    assert gap.get_label() == "a \N{MINUS SIGN} few"
+    np.testing.assert_allclose(gap.get_ydata(), [10, 20, 30, 40])
+    vertices = below.collections[0].get_paths()[0].vertices
+    assert np.ptp(vertices[np.isclose(vertices[:, 0], 1), 1]) == pytest.approx(
+        0, abs=1e-9
+    )  # draws are paired
+
+
+def test_accuracies_have_room_but_no_more():
+    low = plot.probe(read({"a": ("cls", 0.3)}, ("texture", "position")), note="In the place of CIFAR.")
+    np.testing.assert_allclose([ax.get_ylim() for ax in low.axes], [(0, 34.5)] * 2)
+    assert "In the place of CIFAR." in notes(low)
+    assert "Bands: from the worst to the best draw" in notes(low)
+    uneven = read({"a": ("cls", 0.3)}, ("texture", "position"))
+    uneven.loc[uneven["target"] == "position", "accuracy"] *= 2
+    np.testing.assert_allclose([ax.get_ylim()[1] for ax in plot.probe(uneven).axes], [34.5, 69])
+    high = plot.probe(read({"a": ("cls", 1.0)}))
+    assert {ax.get_ylim() for ax in high.axes} == {(0, 102)}
+    assert all("chance" in lines_of(ax) for ax in (*low.axes, *high.axes))
+
+
+def test_each_model_has_a_panel_of_its_representations_told_apart_by_dashes_and_markers():
+    parts = [read({"a": (tokens, 0.5)}) for tokens in ("cls", "mean", "mean_spatial", "0", "1")]
+    table = pd.concat([*parts, read({"b": ("mean", 0.5)}), read({"b": ("0", 0.5)})], ignore_index=True)
+    table.attrs = parts[0].attrs | {"native": {"a": "cls", "b": "mean"}}
+    figure = plot.probe_tokens(table)
+    single, first, second = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["single tokens, on average", "a", "b"]
+    assert list(lines_of(single)) == ["a", "b", "chance"]
+    lines = lines_of(first)
+    assert list(lines) == ["class token", "mean of all tokens", "mean without the class token", "chance"]
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines.values()}) == 4
+    widths = {name: line.get_linewidth() for name, line in lines.items()}
+    assert max(widths, key=lambda name: widths[name]) == "class token"
+    assert list(lines_of(second)) == ["mean of all tokens", "first token", "chance"]
+
+
+def test_normalized_tokens_have_a_panel_of_the_loss_where_they_were_measured():
+    titles = [ax.get_title() for ax in plot.soft_nearest_neighbor(losses(["a", "b"])).axes]
+    assert titles == ["best temperature", "temperature = median squared distance"]
+    normalized = losses(["a", "b"])
+    normalized.attrs["tokens"] = "normalized"
+    figure = plot.soft_nearest_neighbor(losses(["a", "b", "a:1"]), normalized)
+    assert [ax.get_title().replace("\n", " ") for ax in figure.axes] == [
+        *(
+            "best temperature",
+            "best temperature (normalized tokens)",
+            "temperature = median squared distance",
+        ),
+    ]
+    assert [len(thin(ax)) for ax in figure.axes] == [1, 0, 1]
+
+
+def test_a_model_has_one_look_in_all_pictures_of_a_study():
+    with plot.style(cast=["a", "b", "c"], names={"c": "The third"}):
+        colours = [
+            lines_of(plot.probe(read({"c": ("cls", 0.5)})).axes[0])["The third"].get_color(),
+            lines_of(plot.soft_nearest_neighbor(losses(["c", "a"])).axes[0])["The third"].get_color(),
+            lines_of(plot.receptive_field(radii({"c": 4})).axes[0])["The third"].get_color(),
+            lines_of(plot.lesions(removals({"c": 4})).axes[0])["The third"].get_color(),
+        ]
+    assert len(set(colours)) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attention distance",
+        "localization",
+        "fields",
+        "norm ratios",
+        "probe",
+        "probe tokens",
+        "lesions",
+        "lesions trained",
+    ],
+)
+def test_a_picture_has_the_width_of_a_column_if_asked(name):
+    with plot.style(width=3.25):
+        figure = FIGURES[name]()
+    assert figure.get_figwidth() == 3.25
+    figure.draw_without_rendering()
+    for text in written(figure):
+        assert text.get_window_extent().x1 <= figure.bbox.x1 + 1, text

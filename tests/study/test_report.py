@@ -4,127 +4,23 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import chromium
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from pages import DIFFERENCES, EVIL, LAYERS, PROVENANCE, TAGS, findings, picture, places, similarities, tagged
 
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import report, rules
 from vit_analysis.study.differences import Difference, Reason
-from vit_analysis.study.report import Place
-
-EVIL = "<script>alert(1)</script> \"quoted\" 'it' & ../../x \u2028 ${style}"
-LAYERS = {
-    "vit": ["patch_embed", "blocks.0.attn", EVIL, "blocks.1"],
-    "resnet": ["conv1", "layer1.0", "layer2.0"],
-}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-def similarities(model: str, other: str) -> pd.DataFrame:
-    """Rows upwards, columns to the right: 0.1 per row, 0.01 per column, less than nothing at the start."""
-    rows, columns = LAYERS[model], LAYERS[other]
-    table = pd.DataFrame(
-        [
-            (model, a, i / (len(rows) - 1), other, b, j / (len(columns) - 1), 0.3 * i + 0.01 * j - 0.004)
-            for i, a in enumerate(rows)
-            for j, b in enumerate(columns)
-        ],
-        columns=["model", "layer", "depth", "other_model", "other_layer", "other_depth", "cka"],
-    )
-    table.loc[(table["layer"] == rows[1]) & (table["other_layer"] == columns[2]), "cka"] = np.nan
-    return table.assign(low=table["cka"] - 0.02, high=table["cka"] + 0.2)
-
-
-TAGS = {  # how each verdict is shown: its mark, and its class in the style sheet
-    "reproduced": ("✓", "reproduced"),
-    "reproduced, smaller than claimed": ("✓", "reproduced-smaller-than-claimed"),
-    "architectural": ("⌂", "architectural"),
-    "fragile": ("≈", "fragile"),
-    "not reproduced": ("✗", "not-reproduced"),
-    "inconclusive": ("?", "inconclusive"),
-    "not measured": ("–", "not-measured"),  # noqa: RUF001
-    "partly reproduced": ("◐", "partly-reproduced"),
-}
-
-
-def tagged(verdict: str) -> str:
-    return f"{TAGS[verdict][0]} {verdict}"
-
-
-def findings() -> pd.DataFrame:
-    """A row of each verdict that a finding can have."""
-    nan = float("nan")
-    twin = {"value": 0.01, "low": -0.02, "high": 0.04, "verdict": "inconclusive"}
-    usual = {"paper": "", "statistic": "a - b", "threshold": "> 0", "threshold_from": "0 is no difference",
-             "because": "", "controls": {}, "runs": [], "models": "vit", "reason": ""}  # fmt: skip
-    rows = [
-        {"id": "F1a", "figure": "1", "claim": EVIL, "value": 0.2345, "low": 0.21, "high": 0.2599,
-         "verdict": "reproduced", "p": 0.0, "paper": 0.5, "controls": {"untrained twin": twin},
-         "runs": [0.2345, 0.3, -0.05]},
-        {"id": "F1b", "figure": "1", "claim": "b", "value": 0.05, "low": 0.04, "high": 0.06,
-         "verdict": "reproduced, smaller than claimed", "p": 9e-7, "threshold": "> 0 (in size: 0.1)",
-         "threshold_from": f"from {EVIL}"},
-        {"id": "F2", "figure": "2", "claim": "c", "value": -12.34, "low": -13.1, "high": -11.2,
-         "verdict": "not reproduced", "p": 0.04, "threshold": "> 5", "controls": {EVIL: twin}},
-        {"id": "F2b", "figure": "2", "claim": "d", "value": 0.5, "low": 0.4, "high": 0.6,
-         "verdict": "fragile", "p": 0.0002, "because": f"reproduced, but not with {EVIL}"},
-        {"id": "F3", "figure": "notes", "claim": "e", "value": 0.0, "low": -0.01, "high": 0.01,
-         "verdict": "inconclusive", "p": 1.0, "paper": "x", "because": "p is 1 after adjusting"},
-        {"id": "F3b", "figure": "notes", "claim": "f", "value": 1.5, "low": 1.4, "high": 1.6,
-         "verdict": "architectural", "p": 1e-6},
-        {"id": "F 4/<b>", "figure": "12", "claim": "g", "value": nan, "low": nan, "high": nan,
-         "verdict": "not measured", "p": nan, "paper": nan, "threshold": "< 1",
-         "reason": "needs <b>data</b>"},
-    ]  # fmt: skip
-    return pd.DataFrame([usual | row for row in rows])
-
-
-def picture(folder: Path, name: str = "a.png") -> Path:
-    Image.new("RGB", (60, 40), "navy").save(folder / name)
-    return folder / name
-
-
-def places(folder: Path) -> list[Place]:
-    maps = ((f"within {EVIL}", similarities("vit", "vit")), ("across", similarities("vit", "resnet")))
-    drawn = Place(
-        "1", EVIL, EVIL, f"shows {EVIL}", picture(folder), EVIL, command="python -m a '<b>'", heatmaps=maps
-    )
-    bare = Place("2", "two", "claim", "shows", picture(folder, "../b.png"), "two bars")
-    absent = Place(
-        "12", "twelve", "claim", "shows", None, "", missing="Needs <b>JFT-300M</b>, which nobody has."
-    )
-    return [drawn, bare, absent, replace(bare, id="notes")]
-
-
-DIFFERENCES = [
-    Difference(
-        1,
-        "Layers are alike",
-        EVIL,
-        "1",
-        (Reason("They see all", "the notes", "a <i>", ("F1b",), "reproduced"),),
-        ("F1a", "F2"),
-        "reproduced",
-    ),
-    Difference(2, "Global from the start", "text", "1", (), ("F 4/<b>",), "partly <b>"),
-    Difference(3, "Skips matter", "text", "1", (), ("F1b", "F2b", "F3", "F3b"), "partly reproduced"),
-]
-PROVENANCE = {
-    "command": "python -m vit_analysis.figures --out '<b>'",
-    "models": {EVIL: "38a303d68e47a22a", "resnet": "baff424265921f78"},
-    "images": {"source": "lab", "root": None, "count": 128},
-    "versions": {"torch": "2.6"},
-}
+from vit_analysis.study.report import Panel, Place, maps, rendering
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +42,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes), []))
-        if tag not in ("meta", "link", "img"):
+        if tag not in ("meta", "link", "img", "input"):
             self.open.append(len(self.elements) - 1)
 
     def handle_endtag(self, tag):
@@ -195,9 +91,7 @@ def test_the_differences_come_first_then_figures_verdicts_provenance(page):
     assert sections == ["differences", "figures", "verdicts", "provenance"]
     first, second, _ = (text for _, text in page.all("article"))
     assert "✓ reproduced" in first
-    assert "0.234 [0.210, 0.260] training runs 0.234, 0.300, −0.050 expected > 0" in first  # noqa: RUF001
-    assert "Controls: untrained twin" in first
-    assert "untrained twin: 0.0100 [−0.0200, 0.0400] ? inconclusive" in first  # noqa: RUF001
+    assert "0.234 [0.210, 0.260] expected > 0 training runs 0.234, 0.300, −0.050" in first  # noqa: RUF001
     assert "needs <b>data</b>" in second
     assert "partly <b>" in second
 
@@ -208,13 +102,15 @@ def test_every_figure_has_the_papers_claim_and_what_these_models_show(page):
     assert sections[3].startswith("Notes two")
     assert f"The paper {shown(EVIL)}" in sections[0]
     assert f"These models shows {shown(EVIL)}" in sections[0]
-    assert "F1a ✓ reproduced F1b ✓ reproduced, smaller than claimed" in sections[0]
+    (about, *_) = [text for _, text in page.all("ul", "about")]
+    assert about.startswith(f"F1a {shown(EVIL)} 0.234 [0.210, 0.260] expected > 0 training runs")
+    assert "✓ reproduced Number: a - b F1b b 0.0500" in about
 
 
 def test_every_picture_and_canvas_has_a_text_alternative(page):
     images, canvases = page.all("img"), page.all("canvas")
-    assert (len(images), len(canvases)) == (3, 2)
-    assert [attributes["alt"] for attributes, _ in images] == [EVIL, "two bars", "two bars"]
+    assert (len(images), len(canvases)) == (3 + 3, 2)  # each difference shows its picture again
+    assert [attributes["alt"] for attributes, _ in images] == [EVIL, EVIL, EVIL, EVIL, "two bars", "two bars"]
     for attributes, fallback in canvases:
         assert fallback in shown(attributes["aria-label"])
         assert attributes["tabindex"] == "0"
@@ -241,7 +137,8 @@ def test_the_table_holds_every_finding(page):
         assert text.endswith(shown(f"{tagged(row['verdict'])} {row['because']}"))
     assert "0.5 0.234 [0.210, 0.260] training runs" in found[0]
     assert "> 0 0 is no difference < 1e-6 ✓ reproduced" in found[0]
-    assert "c a - b vit Controls: " in found[2]
+    assert "untrained twin: 0.0100 [−0.0200, 0.0400] ? inconclusive" in found[0]  # noqa: RUF001
+    assert "c a - b vit 1 control " in found[2]
     assert "nan" not in "".join(found)
 
 
@@ -263,7 +160,8 @@ def test_the_strip_has_a_square_of_its_verdict_for_each_finding(page):
         for attributes, text in page.all("a")
         if "title" in attributes
     ]
-    assert squares == [(*TAGS[row.verdict], f"{row.id}: {row.verdict}") for row in findings().itertuples()]
+    table = findings().sort_values("verdict", key=lambda words: words.map([*rules.WORDS].index))
+    assert squares == [(*TAGS[row.verdict], f"{row.id}: {row.verdict}") for row in table.itertuples()]
 
 
 def test_the_tally_counts_the_findings_of_each_verdict(tmp_path):
@@ -278,14 +176,17 @@ def test_the_page_says_what_each_verdict_means_and_how_they_add_up(page):
     ((_, legend),) = page.all("details", "legend")
     meanings = (f"{tagged(word)} {meaning}." for word, meaning in rules.WORDS.items())
     assert legend == shown(f"What the verdicts mean {' '.join(meanings)}")
-    ((_, note),) = page.all("p", "note")
-    assert note.endswith(rules.ADDING)
+    note, _ = page.all("p", "note")
+    assert note[1].endswith(rules.ADDING)
 
 
 def test_the_style_sheet_knows_every_verdict_and_no_other():
     """Unmeasured keeps the grey of all tags; only differences, which have no square, hold in part."""
-    style, names = report._beside("report.css"), {name for _, name in TAGS.values()}
+    style, names = rendering.source(rendering.STYLES), {name for _, name in TAGS.values()}
     assert set(re.findall(r"\.verdict\.([\w-]+)", style)) == names - {"not-measured"}
+    assert (
+        set(re.findall(r"svg\.bar:?i?s?\(?\.([\w-]+)", style)) | {"reproduced-smaller-than-claimed"} <= names
+    )
     assert set(re.findall(r"\.strip \.([\w-]+)", style)) == names - {"partly-reproduced"}
 
 
@@ -303,8 +204,11 @@ def test_why_stands_beside_a_verdict_wherever_it_is_said(page):
 
 
 def test_training_runs_stand_beside_the_number_where_there_are_several(page):
-    ((_, listed), (_, again)) = page.all("small", "runs")  # in the difference and in the table
-    assert listed == again == "training runs 0.234, 0.300, −0.050"  # noqa: RUF001
+    told = [
+        text for _, text in page.all("small", "runs")
+    ]  # in the difference, at the figure and in the table
+    assert told == 3 * ["training runs 0.234, 0.300, −0.050"]  # noqa: RUF001
+    listed = told[0]
     assert cells(page, "Measured")[0] == f"0.234 [0.210, 0.260] {listed}"
 
 
@@ -339,12 +243,12 @@ def test_every_text_of_a_finding_is_escaped(tmp_path, column):
     page = read(tmp_path / "a.html")
     (row,) = rows(page)
     assert shown(EVIL) in row
-    assert len(page.all("script")) == 1  # its own
+    assert len(page.all("script")) == 2  # its own, and the claims as data
 
 
 def test_no_name_becomes_markup(page, written):
     """Of what was given, nothing but text comes out: the page's own elements are those of harmless names."""
-    assert len(page.all("script")) == 1 + 2
+    assert len(page.all("script")) == 1 + 2 + 1  # its own, two heat maps, and the claims
     assert "alert(1)" not in written.read_text().replace("&lt;script&gt;alert(1)", "").replace(
         "\\u003cscript\\u003ealert(1)", ""
     )
@@ -360,7 +264,7 @@ def test_no_name_becomes_markup(page, written):
         for attributes, text in page.all("script")
         if attributes.get("type") == "application/json"
     ]
-    assert data[0]["rows"]["layer"][2].split() == EVIL.split()
+    assert data[0]["views"][0]["rows"]["layer"][2].split() == EVIL.split()
     assert "\u2028" not in json.dumps(data[0], ensure_ascii=True)
 
 
@@ -397,7 +301,10 @@ def test_provenance_stands_at_the_end(page):
     (place,) = [text for attributes, text in page.all("section") if attributes["id"] == "provenance"]
     for fact in ("python -m vit_analysis.figures --out '<b>'", "38a303d68e47a22a", "root none", "torch 2.6"):
         assert fact in place
-    assert shown(EVIL) in page.all("p", "lead")[0][1]
+    assert (
+        f"measured again on {shown(EVIL)} (V) and resnet (R) with 1 more model."
+        in page.all("p", "lead")[0][1]
+    )
 
 
 def test_heat_maps_are_sent_in_thousandths(page):
@@ -408,15 +315,15 @@ def test_heat_maps_are_sent_in_thousandths(page):
     ]
     table = similarities("vit", "resnet")
     for side in ("cka", "low", "high"):
-        sent = np.frombuffer(base64.b64decode(data[1][side]), dtype="<i2")
+        sent = np.frombuffer(base64.b64decode(data[1]["views"][0][side]), dtype="<i2")
         np.testing.assert_array_equal(sent == -32768, table[side].isna())
         np.testing.assert_allclose(sent[sent != -32768] / 1000, table[side].dropna(), atol=0.0005)
-    wide = np.frombuffer(base64.b64decode(report._thousandths(np.array([1e9, -1e9, np.inf]))), dtype="<i2")
+    wide = np.frombuffer(base64.b64decode(maps.thousandths(np.array([1e9, -1e9, np.inf]))), dtype="<i2")
     assert wide.tolist() == [32767, -32767, 32767]
 
 
 def test_colours_are_those_of_the_pictures():
-    (block,) = re.findall(r"const MAGMA =(.*?);", report._beside("report.js"), re.DOTALL)
+    (block,) = re.findall(r"const MAGMA =(.*?);", rendering.source(rendering.SCRIPTS), re.DOTALL)
     colours = np.frombuffer(
         bytes.fromhex("".join(re.findall(r"[0-9a-f]{8,}", block))), dtype=np.uint8
     ).reshape(256, 3)
@@ -441,13 +348,13 @@ def test_the_same_study_gives_the_same_page_and_a_failed_one_leaves_it(tmp_path)
     ("change", "kind", "message"),
     [
         ({"picture": "b.png"}, FileNotFoundError, r"no picture .*b.png for figure 1; did you mean 'a.png'"),
-        ({"picture": "text.png"}, ValueError, "text.png, the picture of figure 1, is not a PNG"),
+        ({"picture": "text.png"}, ValueError, "text.png, the picture of figure 1, is neither a PNG nor an SVG"),
         ({"picture": None}, ValueError, "figure 1 has no picture and does not say why"),
-        ({"heatmaps": (("both", pd.concat([similarities("vit", "vit"), similarities("vit", "resnet")])),)},
-         ValueError, "heat map 'both' must be one model with one model"),
-        ({"heatmaps": (("shuffled", similarities("vit", "vit").iloc[::-1].iloc[[1, 0, *range(2, 16)]]),)},
-         ValueError, "rows of heat map 'shuffled' must stand as `cka.measure` makes them"),
-        ({"heatmaps": (("lame", similarities("vit", "vit").rename(columns={"depth": "dept"})),)},
+        ({"panels": (Panel(("vit", "vit"), {"": pd.concat([similarities("vit", "vit"), similarities("vit", "resnet")])}),)},
+         ValueError, "heat map 'vit' must be one model with one model"),
+        ({"panels": (Panel(("a", "vit"), {"": similarities("vit", "vit").iloc[::-1].iloc[[1, 0, *range(2, 16)]]}),)},
+         ValueError, "rows of heat map 'a and vit' must stand as `cka.measure` makes them"),
+        ({"panels": (Panel(("vit", "vit"), {"": similarities("vit", "vit").rename(columns={"depth": "dept"})}),)},
          Refusal, "no column 'depth'; did you mean 'dept'"),
     ],
 )  # fmt: skip
@@ -482,6 +389,11 @@ def test_missing_columns_and_findings_name_the_nearest(tmp_path):
     broken = Difference(1, "a", "b", "1", (), ("F1b",), "reproduced")
     with pytest.raises(KeyError, match="difference 1 rests on 'F1b'; did you mean 'F1a'"):
         report.write(tmp_path / "a.html", [], findings().head(1), [broken], {})
+    reason = Reason("a", "b", "c", ("F1b",))
+    with pytest.raises(KeyError, match="a reason of difference 1 rests on 'F1b'; did you mean 'F1a'"):
+        report.write(
+            tmp_path / "a.html", [], findings().head(1), [broken._replace(findings=(), reasons=(reason,))], {}
+        )
 
 
 # In the browser.
@@ -539,11 +451,8 @@ KEYS = [
 
 def opened(path: Path, folder: Path, *flags: str) -> tuple[str, list[str]]:
     """The page's elements as Chromium leaves them, and what it wrote to its console."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is there")
     command = [
-        browser,
+        chromium.program(),
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
@@ -617,8 +526,8 @@ def test_cells_have_the_colours_of_matplotlib(seen):
 
 
 def test_arrow_keys_move_the_cursor_and_stop_at_the_edge(seen):
-    last_pointed = [CELLS[3][1], CELLS[3][2]]
-    places = [last_pointed, [1, 2], [2, 2], [0, 2], [0, 2], [0, 2], [3, 2], [3, 0], [3, 0]]
+    left = [3, 0]  # where the cross left it that followed the pointer in the other map
+    places = [left, [3, 1], [3, 1], [0, 1], [0, 2], [0, 2], [3, 2], [3, 0], [3, 0]]
     for text, (row, column) in zip(seen["steps"], places, strict=True):
         assert text[1].startswith(f"up: vit {LAYERS['vit'][row]} (")
         assert text[2].startswith(f"right: resnet {LAYERS['resnet'][column]} (")

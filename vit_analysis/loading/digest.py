@@ -33,7 +33,7 @@ def digest(module: nn.Module) -> str:
 def _settings(part: nn.Module) -> list[Any]:
     """What a module is set to beside its weights, such as its number of heads, but not its mode."""
     plain = (bool, int, float, str, type(None))
-    own = [(name, value) for name, value in sorted(vars(part).items(), key=str) if not name.startswith("_")]
+    own = [(name, value) for name, value in sorted(vars(part).items(), key=_name) if not name.startswith("_")]
     kept = [
         (name, value)
         for name, value in own
@@ -45,6 +45,11 @@ def _settings(part: nn.Module) -> list[Any]:
     ]
     config: Any = getattr(part, "config", None)
     return [*kept, config.to_json_string() if hasattr(config, "to_json_string") else None]
+
+
+def _name(setting: tuple[str, Any]) -> str:
+    """The name alone: a value may be a tensor, which takes long to write out."""
+    return setting[0]
 
 
 def _contents(value: Any) -> Iterable[bytes]:

@@ -1,11 +1,12 @@
 """Pictures: a table and an Axes in, the Axes out; or a table in, a whole Figure out. Nothing is computed, shown or saved here.
 
 The only modules that import matplotlib, and they import nothing else of ours: the table is the seam. `PICTURES` is the figure
-of each analysis, by the name in its table's ``attrs``; ``python -m vit_analysis.plot TABLE PICTURE`` draws it again, and that
-command alone reads and writes files.
+of each analysis, by the name in its table's ``attrs``, and `LAYOUTS` are all that can be drawn of it;
+``python -m vit_analysis.plot TABLE PICTURE`` draws them again, and that command alone reads and writes files.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -43,6 +44,7 @@ from vit_analysis.plot.style import style
 from vit_analysis.plot.verdicts import five_differences, verdicts
 
 __all__ = [
+    "LAYOUTS",
     "PICTURES",
     "accuracies",
     "accuracy_map",
@@ -83,18 +85,34 @@ __all__ = [
     "without_skips",
 ]
 
+LAYOUTS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Figure]]] = {
+    "cka": {"cka": cka},
+    "cka_controls": {"corresponding": corresponding},
+    "attention_distance": {"attention_distance": attention_distance},
+    "head_subsets": {"head_subsets": head_subsets},
+    "receptive_field": {"receptive_field": receptive_field},
+    "receptive_field_maps": {
+        "receptive_field_maps": receptive_field_maps,
+        "after_addition": partial(fields, branch="residual", steps=None),
+        "before_addition": partial(fields, branch="long", steps=None),
+    },
+    "skip": {
+        "skip": skip,
+        "norm_ratios": norm_ratios,
+        "token_norm_ratios": token_norm_ratios,
+        "cosines": cosines,
+    },
+    "lesions": {"lesions": lesions},
+    "lesions_trained": {"lesions": lesions},
+    "localization": {"localization": localization},
+    "probe": {"probe": probe, "probe_tokens": probe_tokens, "accuracy_maps": accuracy_maps},
+    "soft_nearest_neighbor": {"soft_nearest_neighbor": soft_nearest_neighbor},
+    "tokens": {"tokens": tokens},
+    "frequency": {"frequency": frequency},
+    "findings": {"verdicts": verdicts, "five_differences": five_differences},
+}
+"""For each kind of table the pictures that can be drawn of it, by name; the first is the one that its command draws."""
+
 PICTURES: Mapping[str, Callable[[pd.DataFrame], Figure]] = {
-    "cka": cka,
-    "attention_distance": attention_distance,
-    "head_subsets": head_subsets,
-    "receptive_field": receptive_field,
-    "receptive_field_maps": receptive_field_maps,
-    "skip": skip,
-    "lesions": lesions,
-    "lesions_trained": lesions,
-    "localization": localization,
-    "probe": probe,
-    "soft_nearest_neighbor": soft_nearest_neighbor,
-    "tokens": tokens,
-    "frequency": frequency,
+    kind: next(iter(layouts.values())) for kind, layouts in LAYOUTS.items()
 }

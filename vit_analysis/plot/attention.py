@@ -1,5 +1,7 @@
 """How far heads look, and what local heads resemble (figures 3, 4, 5, C.5 and C.6)."""
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -34,8 +36,8 @@ def head_distances(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
     for name, heads, (colour, marker) in _ends(table):
         place = np.arange(1, len(heads) + 1)
-        drawn = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.3}
-        ax.plot(place, heads["distance_px"] / heads["uniform_px"], **drawn, label=name)
+        part, look = heads["distance_px"] / heads["uniform_px"], f"{marker}-"
+        ax.plot(place, part, look, color=colour, markersize=4, linewidth=1.3, label=name)
         low, high = heads["low"] / heads["uniform_px"], heads["high"] / heads["uniform_px"]
         ax.fill_between(place, low, high, color=colour, alpha=0.2, linewidth=0)
     ax.axhline(1, color="0.4", linestyle="--", linewidth=1, label="uniform attention", zorder=1)
@@ -59,7 +61,13 @@ def _ends(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame, tuple[str, str]]
 
 
 def _in_pixels(ax: Axes, uniform: float) -> None:
-    right = ax.secondary_yaxis("right", functions=(lambda part: part * uniform, lambda px: px / uniform))
+    def there(part: Any) -> Any:
+        return part * uniform
+
+    def back(px: Any) -> Any:
+        return px / uniform
+
+    right = ax.secondary_yaxis("right", functions=(there, back))
     right.set_ylabel("px", fontsize=points(9))
     right.tick_params(labelsize=points(8))
 

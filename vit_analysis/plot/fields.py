@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Circle
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import FuncFormatter
 
 from vit_analysis.plot.axes import COLOURS, PANEL, Undrawable, draws, legend_outside, literal
@@ -55,7 +55,7 @@ def centre_over_depth(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     # A logarithmic axis has no place for the lower end of an interval that reaches 0: it ends at the frame.
     bottom = 0.5 * np.nanmin([1.0, relative["centre_share"].min()])
     relative["centre_low"] = relative["centre_low"].clip(lower=bottom)
-    ax = _branches(relative, columns, "share in the own patch / that of a constant field", ax)
+    ax = _branches(relative, columns, "share in the own patch (constant field = 1)", ax)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(PLAIN)
     ax.set_ylim(bottom=bottom)
@@ -88,7 +88,7 @@ def receptive_field(table: pd.DataFrame) -> Figure:
     legend_outside(figure, axes[0][0], "outside upper center")
     caption(
         figure, table,
-        "Above: root mean square distance of the gradient from its position. Below, dotted: as if every pixel counted alike.",
+        "Above: root mean square distance of the gradient from its position. Below, dotted: every pixel counts alike.",
         "Dashed: untrained twins." if table["model"].str.contains("@random").any() else "", told(table), bands="Bands",
     )  # fmt: skip
     return figure
@@ -106,7 +106,7 @@ def field(row: pd.Series, ax: Axes | None = None) -> Axes:
     shown = values / max(values.max(), 1e-30)
     ax.imshow(np.maximum(shown, FAINTEST), cmap=COLOURS, norm=LogNorm(FAINTEST, 1), interpolation="nearest")
     if np.isfinite(row["radius_px"]):
-        dark = [withStroke(linewidth=2, foreground="black")]
+        dark: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground="black")]
         ring = Circle(_middle(shown), float(row["radius_px"]), fill=False, edgecolor=RADIUS, linewidth=0.9)
         ax.add_patch(ring).set_path_effects(dark)
     ax.set_title(f"{folded(str(row['step']), EDGE, 8)}\n{row['radius_px']:.1f} px", fontsize=points(8))

@@ -25,6 +25,14 @@ def panels(count: int, wide: float, high: float, most: int = MOST) -> tuple[Figu
     return figure, axes[:count]
 
 
+def beside(axes: list[Axes]) -> float:
+    """The inches that each of some panels has beside the others, with its labels."""
+    place, figure = axes[0].get_subplotspec(), axes[0].get_figure(root=True)
+    assert place is not None
+    assert figure is not None
+    return float(figure.get_figwidth()) / place.get_gridspec().ncols
+
+
 def outer_labels(axes: list[Axes]) -> None:
     """Keep the vertical label of the first panel of each row alone, where all have the same."""
     for ax in axes:

@@ -36,6 +36,7 @@ STAGE = re.compile(r"(?:layer\d+|(?:stages|layers|blocks)\.\d+(?=\.(?:\d|blocks)
 ACROSS, EDGE = 4, 2.7  # most squares in a row, and inches of a square with its labels
 SMALLEST = 1.4  # inches of the same in a narrow picture
 FEW = (0.0, 0.5, 1.0)  # depths of the ticks there
+HALF = 0.5  # where an axis of similarities starts if all are greater
 MATCH = "#5ee7ff"  # on the colours of the heat maps
 
 
@@ -145,7 +146,7 @@ def cka(table: pd.DataFrame) -> Figure:
 def corresponding(
     table: pd.DataFrame,
     *,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]] | None = None,
     labels: Sequence[str] = (),
     ceiling: tuple[str, str] | None = None,
     further: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = MappingProxyType({}),
@@ -155,7 +156,7 @@ def corresponding(
     Args:
         table: columns model, layer, other_model, other_layer, cka, low, high, of blocks alone.
         pairs: pairs of models, one line each, which ends where the shallower model does; in an order such as from little data
-            to much, as colours go from light to dark.
+            to much, as colours go from light to dark. None is every pair of different models.
         labels: what the lines are called instead of the names of both models.
         ceiling: a pair that differs by nothing but chance, which stands apart: grey and dashed.
         further: of a pair, those of its further training runs: thin lines.
@@ -163,6 +164,11 @@ def corresponding(
     Raises:
         Undrawable: the table does not compare the models of a pair, or labels and pairs differ in number.
     """
+    if "control" in table:  # of the same pairs in several ways
+        table = table[table["control"] == "all"]
+    if pairs is None:
+        held = dict.fromkeys(zip(table["model"], table["other_model"], strict=True))
+        pairs = [pair for pair in held if pair[0] != pair[1]]
     if labels and len(labels) != len(pairs):
         raise Undrawable(f"{len(labels)} labels for {len(pairs)} pairs of models")
     wide = page_width(PANEL + 1)
@@ -170,7 +176,9 @@ def corresponding(
     figure = Figure(figsize=size, layout="constrained", dpi=200)
     ax = figure.subplots()
     drawn = [*pairs, *([ceiling] if ceiling else [])]
-    called = [*(labels or map(_called, pairs)), *([f"{_called(ceiling)} (ceiling)"] if ceiling else [])]
+    one = len({model for model, _ in drawn}) == 1  # then lines need not name it
+    called = [*(labels or (_called(pair, one) for pair in pairs))]
+    called += [f"{_called(ceiling, one)} (ceiling)"] if ceiling else []
     colours = [*mpl.colormaps["viridis"](np.linspace(0.75, 0.1, len(pairs))), "0.45"]
     for number, (model, other) in enumerate(drawn):
         own = _same_blocks(table, model, other)
@@ -182,8 +190,10 @@ def corresponding(
             ax.plot(_same_blocks(table, *run)["cka"], **THIN, color=colours[number])
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("block", fontsize=points(9))
-    ax.set_ylabel(f"CKA with the same block{token_note(table)}", fontsize=points(9))
-    ax.set_ylim(min(0, 1.05 * ax.dataLim.y0), 1.02)
+    whose = f" of {display_name(pairs[0][0])}" if one else ""
+    ax.set_ylabel(f"CKA with the same block{whose}{token_note(table)}", fontsize=points(9))
+    least = float(ax.dataLim.y0)
+    ax.set_ylim(HALF if least > HALF else min(0.0, 1.05 * least), 1.02)
     ax.tick_params(labelsize=points(8))
     legend_below([ax], figure.get_figwidth())
     apart = "Ceiling: models that differ by nothing but chance." if ceiling else ""
@@ -198,8 +208,8 @@ def _same_blocks(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:
     return rows.assign(block=place)[place == rows["other_layer"].factorize()[0]].set_index("block")
 
 
-def _called(pair: tuple[str, str]) -> str:
-    return " and ".join(map(display_name, pair))
+def _called(pair: tuple[str, str], one: bool) -> str:
+    return " and ".join(map(display_name, pair[one:]))
 
 
 def between(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Models without the skip connections of one block: what it costs, and what is alike across that block (figure 8)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vit_analysis.plot.axes import PANEL, draws, legend_outside, literal
-from vit_analysis.plot.fitting import caption
+from vit_analysis.plot.fitting import caption, folded
 from vit_analysis.plot.heatmaps import between, heatmaps
 from vit_analysis.plot.runs import THIN, first_runs, further_runs, told
 from vit_analysis.plot.style import display_name, look, page_width, points
@@ -18,7 +19,7 @@ CHANGED = "#35d0ff"
 PAPER = (
     4.0  # percentage points that the paper says training without the skip connections of a middle block costs
 )
-INTACT = {"color": "0.45", "linestyle": "--", "linewidth": 1}
+INTACT: dict[str, Any] = {"color": "0.45", "linestyle": "--", "linewidth": 1}
 
 
 @draws("lesions", "lesions_trained")
@@ -146,7 +147,8 @@ def _by_block(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _blocks(table: pd.DataFrame, ax: Axes) -> None:
     names = [str(rows["block"].iloc[0]) for rows in _by_block(table)]
-    ax.set_xticks(range(len(names)), names)
+    room = (page_width(2.6 * PANEL) / 2 - 0.7) / len(names)
+    ax.set_xticks(range(len(names)), [folded(name, room, points(8)) for name in names])
     ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_xlabel("block trained without its skip connections", fontsize=points(9))
     ax.tick_params(labelsize=points(8))
@@ -196,6 +198,6 @@ def _mark(ax: Axes, layers: list[str], block: str) -> None:
     for end in ends:
         ax.axvline(end, color=CHANGED, linewidth=1, linestyle="--")
         ax.axhline(end, color=CHANGED, linewidth=1, linestyle="--")
-    frame = {"color": CHANGED, "linewidth": 4, "clip_on": False, "solid_capstyle": "butt"}
+    frame: dict[str, Any] = {"color": CHANGED, "linewidth": 4, "clip_on": False, "solid_capstyle": "butt"}
     ax.plot(ends, [0, 0], transform=ax.get_xaxis_transform(), **frame)
     ax.plot([0, 0], ends, transform=ax.get_yaxis_transform(), **frame)

@@ -1,5 +1,7 @@
 """Which patches of the image a token is like (figures 9, 10 and D.1-D.3)."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -19,8 +21,8 @@ OWN = "#35d0ff"
 def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, most: float = 1) -> Axes:
     """Similarity of one token with every patch of the image, the token's own patch outlined.
 
-    Below it stands how far its own patch stands out: its CKA less the mean of the others, and that in standard deviations of
-    the others.
+    Below it stands which token it is and how far its own patch stands out: its CKA less the mean of the others, and that in
+    standard deviations of the others.
 
     Args:
         table: columns token_row, token_col, patch_row, patch_col, cka, of one token.
@@ -34,8 +36,7 @@ def patch_map(table: pd.DataFrame, ax: Axes | None = None, *, least: float = 0, 
     row, column = table[["token_row", "token_col"]].iloc[0]
     own = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color=OWN, linewidth=1.6, clip_on=False)
     ax.add_patch(own)
-    ax.set_title(f"token ({row}, {column})", fontsize=points(8))
-    ax.set_xlabel(_contrast(table), fontsize=points(8), labelpad=2)
+    ax.set_xlabel(f"token ({row}, {column})\n{_contrast(table)}", fontsize=points(8), labelpad=2)
     ax.set(xticks=[], yticks=[])
     return ax
 
@@ -71,16 +72,14 @@ def localization(table: pd.DataFrame) -> Figure:
     values = pd.concat([token for line in shown for token in line])["cka"]
     least, most = min(0.0, values.min()), max(1e-6, values.max())  # in this order min and max skip NaN
     wide = page_width(1.5 * len(TOKENS) + 1.1)
-    figure = Figure(
-        figsize=(wide, (wide - 1.1) / len(TOKENS) * len(rows) * 1.3 + 0.3), layout="constrained", dpi=200
-    )
+    edge = (wide - 0.9) / len(TOKENS)  # beside the colour scale
+    figure = Figure(figsize=(wide, (edge + 0.6) * len(rows) + 0.1), layout="constrained", dpi=200)
     axes = figure.subplots(len(rows), len(TOKENS), squeeze=False)
     for line, tokens, (layer, own) in zip(axes, shown, rows, strict=True):
         for ax, token in zip(line, tokens, strict=True):
             patch_map(token, ax, least=least, most=most)
-        name = display_name(str(own["model"].iloc[0]))
-        label = "\n".join([folded(name, 1.3, 8), folded(str(layer), 1.3, 8), *_overall(table, own)])
-        line[0].set_ylabel(label, fontsize=points(8))
+        name = f"{display_name(str(own['model'].iloc[0]))}, {layer}: {_overall(table, own)}"
+        _head(line[0], folded(name, wide - 1, 8))
     bar = figure.colorbar(axes[0][0].images[0], ax=list(axes.flatten()), shrink=0.7, aspect=25, pad=0.02)
     bar.set_label(f"CKA of token and patch{token_note(table)}", fontsize=points(8))
     bar.ax.tick_params(labelsize=points(7))
@@ -88,12 +87,19 @@ def localization(table: pd.DataFrame) -> Figure:
         figure, table,
         "A panel is the image, patch by patch; outlined: the token's own. One colour scale for all panels.",
         "Below each: CKA with the own patch less the mean of the others, and in standard deviations of the others (z).",
-        "At the left: its mean over all tokens.", told(table, "In brackets: further training runs."),
+        "Above each row: its mean over all tokens.", told(table, "In brackets: further training runs."),
     )  # fmt: skip
     return figure
 
 
-def _overall(table: pd.DataFrame, own: pd.DataFrame) -> list[str]:
+def _head(ax: Axes, text: str) -> None:
+    """Write a text above a row of panels, from the left of the first one; it takes no room from the next."""
+    ax.set_title("\n".join(" " * len(text.splitlines())), fontsize=points(8))  # keeps the height
+    above: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "xycoords": "axes fraction"}
+    ax.annotate(text, (0, 1), **above, va="bottom", fontsize=points(8)).set_in_layout(False)
+
+
+def _overall(table: pd.DataFrame, own: pd.DataFrame) -> str:
     """Write how far the own patch stands out on average over all tokens of a layer, and in further training runs."""
     runs = further_runs(table, str(own["model"].iloc[0]))
     layers = [
@@ -101,7 +107,7 @@ def _overall(table: pd.DataFrame, own: pd.DataFrame) -> list[str]:
         *(table[(table["model"] == run) & (table["layer"] == own["layer"].iloc[0])] for run in runs),
     ]
     means = [f"{own_patch.mean() - others.mean():+.3f}" for own_patch, others in map(_own_and_others, layers)]
-    return [f"all: {means[0]}", *([f"({', '.join(means[1:])})"] if runs else [])]
+    return means[0] + (f" ({', '.join(means[1:])})" if runs else "")
 
 
 def _tokens_shown(own: pd.DataFrame) -> list[int]:

@@ -19,7 +19,7 @@ from vit_analysis.plot.axes import (
     literal,
 )
 from vit_analysis.plot.fitting import caption, folded
-from vit_analysis.plot.grid import outer_labels, panels
+from vit_analysis.plot.grid import beside, outer_labels, panels
 from vit_analysis.plot.runs import THIN, first_runs, further_runs, told
 from vit_analysis.plot.style import display_name, look, page_width, points
 
@@ -92,7 +92,9 @@ def accuracy_map(table: pd.DataFrame, grid: Sequence[int], ax: Axes | None = Non
 @draws("probe")
 @literal
 def probe(table: pd.DataFrame, *, groups: Sequence[Sequence[str]] = (), note: str = "") -> Figure:
-    """Figures 13 and F of the paper: accuracy of probes of what each model's own head reads, on one scale; chance is dotted.
+    """Figures 13 and F of the paper: accuracy of probes of what each model's own head reads; chance is dotted.
+
+    Panels of one target have one scale; another target, with another chance level, has its own.
 
     Args:
         table: columns model, depth, tokens, target, shots, draw, accuracy, with attrs ``native`` and ``chance``.
@@ -111,9 +113,7 @@ def probe(table: pd.DataFrame, *, groups: Sequence[Sequence[str]] = (), note: st
     lines = 2 if groups else 1
     wide = page_width((PANEL - 0.4) * max(len(places), 1.5))
     figure = Figure(figsize=(wide, (PANEL - 0.4) * (1.55 if groups else 1)), layout="constrained", dpi=200)
-    axes = figure.subplots(
-        lines, len(places), squeeze=False, sharex=True, sharey="row", height_ratios=[1.6, 1][:lines]
-    )
+    axes = figure.subplots(lines, len(places), squeeze=False, sharex=True, height_ratios=[1.6, 1][:lines])
     for column, (target, group) in zip(axes.T, places, strict=True):
         members = [run for model in group for run in (model, *further_runs(own, model))]
         rows = own[(own["target"] == target) & own["model"].isin(members)]
@@ -121,16 +121,24 @@ def probe(table: pd.DataFrame, *, groups: Sequence[Sequence[str]] = (), note: st
         accuracies(rows, column[0])
         chance_line(column[0], 100 * table.attrs["chance"][target])
         column[0].set_title(f"{target} ({table['shots'].iloc[0]} shots)", fontsize=points(9))
+        column[0].set_ylim(0, _top(100 * own.loc[own["target"] == target, "accuracy"]))
+        column[0].set_xlabel("" if groups else "depth")
         if groups:
             _better(rows, group, column[1])
-    axes[0][0].set_ylim(0, _top(100 * own["accuracy"]))
-    for ax in axes.flatten():
-        ax.label_outer()
+    outer_labels(axes.flatten().tolist())
+    _one_scale(axes[1:].flatten().tolist())
     if groups:
         legend_below(axes[1].tolist(), wide / len(places) - 0.4)
     _one_legend(figure, axes[0].tolist())
     caption(figure, table, DRAWS, told(own), note)
     return figure
+
+
+def _one_scale(axes: Sequence[Axes]) -> None:
+    """Give some panels the widest of their scales."""
+    ends = [end for ax in axes for end in ax.get_ylim()]
+    for ax in axes:
+        ax.set_ylim(min(ends), max(ends))
 
 
 def _better(rows: pd.DataFrame, group: Sequence[str], ax: Axes) -> None:
@@ -155,11 +163,8 @@ def _better(rows: pd.DataFrame, group: Sequence[str], ax: Axes) -> None:
 def _one_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """Put one legend of all that any of some panels shows above them."""
     held = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    missing = [label for label in held if label not in axes[0].get_legend_handles_labels()[1]]
-    for label in missing:  # an empty line of the same look
-        line = held[label]
-        axes[0].plot([], [], color=line.get_color(), marker=line.get_marker(), linestyle=line.get_linestyle(),
-                     markersize=line.get_markersize(), markerfacecolor=line.get_markerfacecolor(), label=label)  # fmt: skip
+    for label in [label for label in held if label not in axes[0].get_legend_handles_labels()[1]]:
+        axes[0].plot([], [], label=label)[0].update_from(held[label])  # an empty line of the same look
     legend_outside(figure, axes[0], "outside upper center")
 
 
@@ -195,7 +200,7 @@ def probe_tokens(table: pd.DataFrame) -> Figure:
             if native and line.get_label() == REPRESENTATIONS.get(native, ("", "", ""))[2]:
                 line.set_linewidth(2.4)
     outer_labels(axes)
-    legend_below(axes, PANEL - 0.4)
+    legend_below(axes, beside(axes) - 0.3)
     task = f"{rows['target'].iloc[0]}, {table['shots'].iloc[0]} shots"
     thick = "Thick: what the model's own head reads."
     caption(figure, table, f"Task: {task}.", DRAWS, thick, told(average if _mapped(single) else whole[:0]))

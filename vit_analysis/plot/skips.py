@@ -18,7 +18,7 @@ from vit_analysis.plot.style import display_name, look, page_width, points
 SUBLAYERS = {"mlp": "MLP", "attention": "attention"}  # in the order of figure E.1
 KINDS = {"cls": "class token", "spatial": "spatial tokens"}
 UNIT = "unit"  # the sublayer of a CNN
-RATIO = "norm of skip / norm of long branch"
+RATIO = "norm of skip / of long branch"
 COSINE = "cosine of output and skip"
 FIRST = 9  # tokens of figure 7
 OUTLYING = 3  # a spatial token so many times above or below the median of its block does not stretch the colour scale
@@ -146,8 +146,11 @@ def norm_ratios(table: pd.DataFrame) -> Figure:
     """
     vits = _transformers(table)
     beyond, maps = "", int(bool(vits))
-    figure = Figure(figsize=(page_width(2.9 * PANEL), PANEL - 0.2), layout="constrained", dpi=200)
-    axes = figure.subplots(1, 2 + maps, squeeze=False)[0].tolist()
+    wide = page_width(2.9 * PANEL)
+    places = ["ma", "tma" if wide > 2 * PANEL else "tt;ma"][maps]  # of tokens, MLPs and attentions
+    high = (PANEL - 0.2) * (1 + places.count(";"))
+    figure = Figure(figsize=(wide, high), layout="constrained", dpi=200)
+    axes = list(figure.subplot_mosaic(places).values())
     if vits:
         numbers = [*map(str, range(FIRST)), "cls"]
         own = table[table["model"] == vits[0]]
@@ -207,7 +210,7 @@ def cosines(table: pd.DataFrame) -> Figure:
 
 def _lines(table: pd.DataFrame, value: str, axes: Sequence[Axes]) -> None:
     """Draw a statistic over blocks in two panels of one scale, MLPs and attentions, each beside the units of CNNs."""
-    ends = []
+    ends: list[float] = []
     for ax, (sublayer, name) in zip(axes, SUBLAYERS.items(), strict=True):
         own = table[table["sublayer"].isin([sublayer, UNIT])]
         own.attrs = table.attrs

@@ -28,17 +28,19 @@ def say(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: str
     """
     if passes and logger.isEnabledFor(logging.INFO):
         logger.info("%s", "\n".join(lines(passes, results)))
+    for _, reading, _ in passes:
+        for name, model in reading.models.items():
+            logger.debug("%s: preprocessing %s; reads %s", name, model.preprocessing, _taps(reading, name))
 
 
 def lines(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: str) -> list[str]:
     """The lines; see `say`."""
     models: dict[str, Model] = {}
-    layers: dict[str, set[str]] = {}
+    layers: dict[str, int] = {}
     for _, reading, _ in passes:
-        models |= reading.models
-        for name, taps in reading.taps.items():
-            layers.setdefault(name, set()).update(map(str, taps))
-    told = [_model(models[name], len(own)) for name, own in list(layers.items())[:MOST]]
+        models |= {name: model for name, model in reading.models.items() if name not in models}
+        layers |= {name: max(len(taps), layers.get(name, 0)) for name, taps in reading.taps.items()}
+    told = [_model(models[name], own) for name, own in list(layers.items())[:MOST]]
     if len(layers) > MOST:
         told.append(f"and {len(layers) - MOST} more")
     images = list(dict.fromkeys(_images(reading) for _, reading, _ in passes))
@@ -57,13 +59,17 @@ def lines(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: s
     ]
 
 
+def _taps(reading: Reading, model: str) -> str:
+    return ", ".join(map(str, reading.taps.get(model, ())))
+
+
 def _listed(name: str, told: Sequence[str]) -> list[str]:
     return [f"{name + ':' if not number else '':9}{one}" for number, one in enumerate(told)]
 
 
 def _model(model: Model, layers: int) -> str:
     parameters = sum(own.numel() for own in model.module.parameters())
-    what = type(model.module).__name__
+    what = model.module._get_name()
     return f"{model.name} ({what}, {parameters / 1e6:.3g} M parameters, {model.digest[:8]}), {layers} layers"
 
 
@@ -135,7 +141,7 @@ def _bytes(model: Model) -> int:
     return sum(own.numel() * own.element_size() for own in model.module.parameters())
 
 
-def _size(count: float) -> str:
+def _size(count: int) -> str:
     """Bytes in words."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:

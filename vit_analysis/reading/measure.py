@@ -73,7 +73,35 @@ class Measurement(Generic[SumsType]):
             # With one more file in a folder, the same seed chooses other files.
             "order": hashlib.sha256(str(self.reading.images.order).encode()).hexdigest(),
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(facts)
+
+    def identity(self) -> dict[str, Any]:
+        """What `key` depends on, model by model, so that it is seen whether a table of more models has this one's rows.
+
+        Returns:
+            shared: a digest of all that is the same for every model; models: one of each model; pairs: those of models whose
+            rows the table holds, None for all.
+        """
+        reading, settings = self.reading, dict(self.reading.settings)
+        pairs = settings.pop("pairs", None)
+        shared = {
+            **{"images": reading.images.facts(), "sums": self.kind.__name__, "settings": settings},
+            **{"code": code(), "order": hashlib.sha256(str(reading.images.order).encode()).hexdigest()},
+        }
+        own = {
+            name: [
+                model.digest,
+                [str(tap) for tap in reading.taps[name]],
+                repr(model.preprocessing),
+                repr(model.told),
+            ]
+            for name, model in reading.models.items()
+        }
+        return {
+            "shared": _digest(shared),
+            "models": {name: _digest(facts) for name, facts in own.items()},
+            "pairs": pairs,
+        }
 
     @property
     def analysis(self) -> str:
@@ -84,6 +112,18 @@ class Measurement(Generic[SumsType]):
         """Measure, in a pass of its own over the images; see `tables`."""
         ((table,),) = (own.values() for own in in_passes([{"": self}], state))
         return table
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def covers(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return whether the table of one `Measurement.identity` holds the rows of another."""
+    same = kept["shared"] == wanted["shared"] and wanted["models"].items() <= kept["models"].items()
+    if not same or kept["pairs"] is None:
+        return same
+    return wanted["pairs"] is not None and {*map(tuple, wanted["pairs"])} <= {*map(tuple, kept["pairs"])}
 
 
 def in_passes(

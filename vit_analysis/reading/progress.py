@@ -109,7 +109,7 @@ def within(items: Iterable[Item], title: str) -> Iterator[Item]:
 
 
 def shows_bars() -> bool:
-    """Whether somebody sees a bar move: in a terminal, unless a command was asked to be quiet."""
+    """Return whether somebody sees a bar move: in a terminal, unless a command was asked to be quiet."""
     return sys.stderr.isatty() and logging.getLogger("vit_analysis").level <= logging.INFO
 
 

@@ -37,15 +37,20 @@ def main(
     """
     from vit_analysis import command, figures
     from vit_analysis.shell import verdicts
-    from vit_analysis.study import passes
+    from vit_analysis.study import needs, passes
     from vit_analysis.study.evidence import Evidence
 
     chosen = figures.choose(only)
     wanted = figures.needed(chosen) if only else None
+    pictures = pictures if only else pictures.and_png()  # which the report shows
     command.replacing(*figures.files(out, chosen, pictures, whole=not only), *passes.files(out, wanted))
-    made = passes.of(parts, images, train, out, labelled=labelled, wanted=wanted, device=device)
+    cast = parts if parts.names() else passes.LAB_PARTS
+    few = needs.of(chosen, cast) if only else needs.Needed(cast, twins=True)
+    made = passes.of(
+        *(few.parts, images, train, out), labelled=labelled, wanted=wanted, twins=few.twins, device=device
+    )
     evidence = Evidence(made)
-    drawn = figures.draw(evidence, out, chosen, pictures)
+    drawn = figures.draw(evidence, out, chosen, pictures, figures.everyone(cast))
     if only:
         command.tell(verdicts.drawn(drawn))
     else:

@@ -34,7 +34,7 @@ class Manner:
     """How much a command says.
 
     Attributes:
-        verbose: say more: what is kept and why, what each table took.
+        verbose: say more: how images are prepared for each model, and every layer that is read.
         quiet: say only warnings, and what was found.
         version: say the version of this package, and do nothing.
     """

@@ -121,6 +121,13 @@ def _confined(e: Evidence) -> Panels:
     return [(name, name) for part in ("vit", "local", "cnn") for name in e.parts.names(part)[:1]]
 
 
+def _sizes(e: Evidence) -> Any:
+    """Figure G.2: Vision Transformers of several sizes, or what stands in their place."""
+    alone = "In the place of the paper's model sizes: one size, trained with a class token and with average pooling."
+    panels = _two_vits(e)
+    return plot.heatmaps(e.table("cka"), panels=panels, note="" if len(e.all("vit")) > 1 else alone)
+
+
 def _twins(e: Evidence) -> Panels:
     return [(name, name) for name in e.parts.twins()]
 
@@ -260,7 +267,7 @@ def _alike(e: Evidence, part: str, ceiling: str = "") -> Any:
 
 def _entangled(e: Evidence) -> Any:
     """The loss of all tokens and, where it was measured, of normalized ones."""
-    tables = []
+    tables: list[pd.DataFrame] = []
     for name in ("soft_nearest_neighbor", "soft_nearest_neighbor_normalized"):
         if name in e.study.tables or not tables:
             tables.append(with_runs(e, name, "vit", "cnn"))
@@ -299,7 +306,7 @@ DRAWINGS = (
         "3", "How far heads look",
         "In the lowest blocks some heads look near and others far; in the highest all look far.",
         ("attention_distance",), _reach("vit"),
-        "Lines of mean attention distance of the sorted heads, for the two lowest and the two highest blocks.",
+        "Lines of mean attention distance of the sorted heads in units of uniform attention's, for the two lowest and highest blocks.",
     ),
     Drawing(
         "4", "How far heads look after training on less data",
@@ -309,23 +316,25 @@ DRAWINGS = (
     ),
     Drawing(
         "5", "Heads that look near resemble lower ResNet layers most",
-        "The farther a subset of heads of the first block looks, the less it resembles the lower units of a ResNet.",
+        "The farther a subset of heads of the first block looks, the less it resembles the lower units of a ResNet. To tell, subsets "
+        "have to look differently far, and there have to be eight of them; where not, the picture says so.",
         ("head_subsets",), lambda e: plot.head_subsets(e.table("head_subsets")),
-        "Lines of CKA with each lower unit of the CNN, falling or not with the mean distance of the subset of heads.",
+        "Lines of CKA with each lower unit of the CNN, falling or not with the mean distance of the subset of heads; a box says where "
+        "this cannot be told.",
     ),
     Drawing(
         "6", "Effective receptive fields",
         "Lower layers of a Vision Transformer see more than those of a ResNet, whose fields grow layer by layer; the own patch stays "
         "prominent because of skip connections.",
         ("receptive_field_maps",), _fields(lambda e: e.parts.names("vit", "cnn"), "residual", 5),
-        "Maps of the mean gradient of the centre position with respect to the image, five steps of each model.",
+        "Maps of the mean gradient of the centre position with respect to the image, five steps of each model; circles show the radius.",
     ),
     Drawing(
         "7", "What skip connections carry",
         "The class token is carried along in the first half and rewritten in the second, spatial tokens the other way round; ratios "
         "are higher than in a ResNet throughout.",
         ("skip",), _of("skip", plot.norm_ratios, "vit", "cnn"),
-        "Left, a heat map of the norm ratio by token and block; right, lines of it over blocks by kind of token and of branch.",
+        "Left, a heat map of the norm ratio by token and block; right, lines of it over blocks by kind of token, of MLPs and attentions.",
     ),
     Drawing(
         "8", "Similarity in models trained without the skip connections of one block",
@@ -339,7 +348,7 @@ DRAWINGS = (
         "8 accuracy", "What training without them costs",
         "A middle block without skip connections costs 4 % of accuracy.",
         ("lesions_trained",), _of("lesions_trained", plot.lesions, "no_skip"),
-        "Accuracy, and similarity across the block, with and without the block's skip connections.",
+        "Left, points of accuracy lost by block; right, similarity across the block, with and without its skip connections.",
     ),
     Drawing(
         "8 lesions", "What removing them from a trained model costs",
@@ -352,7 +361,7 @@ DRAWINGS = (
         "Tokens of the last block of a Vision Transformer resemble their own patch, those at the edge also other edges; a ResNet's "
         "positions much less.",
         ("localization",), _places("localization", "vit", "cnn"),
-        "Heat maps over the patches of the image, one per token: CKA of the token with each patch; its own patch is outlined.",
+        "Heat maps over the patches of the image on one scale, one per token: CKA of the token with each patch; its own is outlined.",
     ),
     Drawing(
         "9 flat", "The same without downsampling (an experiment that the paper does not show)",
@@ -371,32 +380,32 @@ DRAWINGS = (
         "Single tokens say much at the end where the head reads their average, little where it reads the class token; each model read "
         "as its own head does, they are alike.",
         ("probe_tokens",), _of("probe_tokens", plot.probe_tokens, "vit", "gap", "cnn"),
-        "Lines of the accuracy of linear probes over depth: single tokens on average, and each model's representations.",
+        "Lines of the accuracy of linear probes over depth: single tokens on average, and a panel of representations per model.",
     ),
     Drawing(
         "12", "How much data a layer needs to be what it is with much",
         "Lower layers are nearly the same with 3 % of the data (the caption says 10 %), higher ones need far more.",
         ("cka_controls",), _less_data,
-        "Lines of CKA of each block with the same block of the model trained on all data.",
+        "Lines of CKA of each block with the same block of the model trained on all data, from light to dark; the ceiling is dashed.",
     ),
     Drawing(
         "13a", "Linear probes: more data",
         "With more data even middle layers are far better, by 30 points.",
         ("probe",), _more_data,
-        "Lines of the accuracy of linear probes over depth, of models trained on more and on less data.",
+        "Lines of the accuracy of linear probes over depth, of models trained on more and on less data; below, how many points more.",
     ),
     Drawing(
         "13b", "Linear probes: architectures",
         "Larger Vision Transformers have much better middle layers than ResNets.",
         ("probe",), _architectures,
-        "Lines of the accuracy of linear probes over depth, of Vision Transformers and CNNs.",
+        "Lines of the accuracy of linear probes over depth, of Vision Transformers and CNNs; below, by how many points the first leads.",
     ),
     Drawing(
         "notes", "Soft nearest neighbour loss",
         "The notes, after Frosst et al. (2019), not the paper: in a CNN classes stay entangled until the last layers, where the loss "
         "falls and accuracy jumps.",
         ("soft_nearest_neighbor",), _entangled,
-        "Lines of the loss over depth, with the best temperature and with a fixed one.",
+        "Lines of the loss over depth, with the best temperature, the same of normalized tokens, and with a fixed one.",
     ),
     _heatmaps(
         "B.1", "Similarity of more pairs",
@@ -407,13 +416,13 @@ DRAWINGS = (
         "C.1", "Receptive fields of all sublayers",
         "The full version of figure 6.",
         ("receptive_field_maps",), _fields(lambda e: [e.one("vit")], "residual", None),
-        "Maps of the mean gradient of the centre position, every sublayer of the Vision Transformer.",
+        "Maps of the mean gradient of the centre position, rows of attentions above rows of MLPs; circles show the radius.",
     ),
     Drawing(
         "C.2", "Receptive fields of all units of a CNN",
         "The full version of figure 6.",
         ("receptive_field_maps",), _fields(lambda e: [e.one("cnn")], "residual", None),
-        "Maps of the mean gradient of the centre position, every unit of the CNN.",
+        "Maps of the mean gradient of the centre position, a row per stage of the CNN; circles show the radius.",
     ),
     Drawing(
         "C.3", "Receptive fields of a larger Vision Transformer",
@@ -467,7 +476,7 @@ DRAWINGS = (
         "E.1", "Norm ratios of all tokens",
         "As figure 7, for MLPs and attentions by themselves.",
         ("skip",), _of("skip", plot.token_norm_ratios, "vit"),
-        "Heat maps of the norm ratio by token and block, of MLPs and of attentions.",
+        "Heat maps of the norm ratio by token and block, of MLPs and of attentions; dots mark massive tokens beyond the scale.",
     ),
     Drawing(
         "E.2", "Cosine of what goes on with what skipped",
@@ -476,8 +485,9 @@ DRAWINGS = (
         "Lines of the mean cosine of a block's output with what its skip connection carried, over blocks.",
     ),
     Drawing(
-        "F", "Linear probes on other tasks",
-        "The same on CIFAR-10 and CIFAR-100.",
+        "F", "Linear probes of other classes of the same images (the paper: of CIFAR)",
+        "In the paper the same holds of CIFAR-10 and CIFAR-100. Here other classes of the images of figure 13 are in their place: of "
+        "the lab's scenes the texture and the position of the shape.",
         ("probe",), _other_tasks,
         "Lines of the accuracy of linear probes over depth, one panel per task.",
     ),
@@ -487,10 +497,11 @@ DRAWINGS = (
         ("cka_controls",), _fine_tuned,
         "Line of CKA of each block before and after fine-tuning.",
     ),
-    _heatmaps(
-        "G.2", "Similarity of two Vision Transformers",
-        "Shown without a claim.",
-        _two_vits, "Heat maps of CKA of pairs of Vision Transformers.",
+    Drawing(
+        "G.2", "Similarity of two Vision Transformers (the paper: of two sizes)",
+        "Shown without a claim, in the paper for pairs of a ViT-B/32, a ViT-L/16 and a ViT-H/14. Where a study has one size, as in the "
+        "lab, a class token and average pooling are compared in their place: two models of one size.",
+        ("cka",), _sizes, "Heat maps of CKA of pairs of Vision Transformers.", _two_vits,
     ),
     _heatmaps(
         "H.1", "Similarity within an MLP-Mixer",

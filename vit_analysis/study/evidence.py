@@ -132,6 +132,15 @@ class Evidence:
             return rows[rows[DRAW] != group]
         return rows.assign(**{column: own[places, group] for column, own in self._replicates(name).items()})
 
+    def first(self, name: str, column: str, **where: str) -> str:
+        """The value of a column in the first row of a table in which other columns have these values.
+
+        Raises:
+            Refusal: there is no such table, or no such row in it.
+        """
+        places = self._found((name, *sorted(where.items())))
+        return str(self._tables[name][column].iloc[places[0]])
+
     def _found(self, key: tuple[Any, ...]) -> np.ndarray:
         """The places of rows in a table, by its name and the values of columns.
 
@@ -151,7 +160,7 @@ class Evidence:
         return self._places[key]
 
     def _equal(self, name: str, column: str, value: str) -> np.ndarray:
-        """Whether each row of a table has this value in a column."""
+        """Return whether each row of a table has this value in a column."""
         key = (name, column, "==", value)
         if key not in self._places:
             self._places[key] = (self._tables[name][column] == value).to_numpy()

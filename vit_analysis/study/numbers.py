@@ -386,10 +386,13 @@ def probed(
 
     ``native`` tokens are what the model's own head reads.
     """
-    rows = e.rows(table, model=model)
-    rows = rows[rows["target"] == (rows["target"].iloc[0] if target is None else target)]
+    asked = {"model": model, "target": e.first(table, "target", model=model) if target is None else target}
     read = e.study.tables[table].attrs["native"][model] if tokens == "native" else tokens
-    own = rows[rows["tokens"].str.isdigit()] if tokens == "each" else rows[rows["tokens"] == read]
+    try:
+        own = e.rows(table, **asked) if tokens == "each" else e.rows(table, **asked, tokens=read)
+    except Refusal as error:
+        raise Refusal(f"needs probes of {read} tokens of {model}") from error
+    own = own[own["tokens"].str.isdigit()] if tokens == "each" else own
     if own.empty:
         raise Refusal(f"needs probes of {read} tokens of {model}")
     return 100 * own.groupby("depth")["accuracy"].mean()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product, zip_longest
@@ -41,7 +41,7 @@ from vit_analysis.lab import zoo
 from vit_analysis.models import Model
 from vit_analysis.probe import Shots
 from vit_analysis.reading import measure, processes, state
-from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.measure import Measurement, covers
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import parts as parts_of_study
 from vit_analysis.study.controls import ALL, VIEWS
@@ -68,10 +68,11 @@ def of(
     *,
     labelled: Choice = SAME,
     wanted: Collection[str] | None = None,
+    twins: bool = True,
     device: str | None = None,
 ) -> "Study":
-    """Run the study of these models, or of the lab's where none is named; see `run`."""
-    cast = Cast.load(parts if parts.names() else LAB_PARTS, device)
+    """Run the study of these models, or of the lab's where none is named, with their untrained twins or without; see `run`."""
+    cast = Cast.load(parts if parts.names() else LAB_PARTS, device, twins=twins)
     return run(cast, Images.of(images), Images.of(train), out, wanted, Images.of(labelled))
 
 
@@ -88,13 +89,13 @@ class Cast:
     models: Mapping[str, Model]
 
     @classmethod
-    def load(cls, parts: Parts, device: str | None = None) -> "Cast":
-        """Load the models named; models of the lab whose weights are not there are left out, with a warning."""
+    def load(cls, parts: Parts, device: str | None = None, *, twins: bool = True) -> "Cast":
+        """Load the models named, and the untrained twins of the first ones; lab models without weights are left out."""
         there = parts.change(_there)
         names = there.runs()
         loaded = dict(zip(names, models.load_all(names, device=device), strict=True))
         own = {model.name: model for model in loaded.values()}
-        for name in (*there.names("vit")[:1], *there.names("cnn")[:1]):
+        for name in (*there.names("vit")[:1], *there.names("cnn")[:1]) if twins else ():
             if models.twin(name) not in names:
                 twin = models.load_twin(name, device=device)
                 own[models.twin(loaded[name].name)] = replace(twin, name=models.twin(loaded[name].name))
@@ -110,8 +111,9 @@ class Cast:
 
     @property
     def twins(self) -> list[Model]:
-        """The untrained twins."""
-        return [self.models[name] for name in self.parts.twins() if name not in self.parts.runs()]
+        """The untrained twins that are loaded."""
+        names = (name for name in self.parts.twins() if name not in self.parts.runs())
+        return [self.models[name] for name in names if name in self.models]
 
 
 def run(
@@ -146,7 +148,7 @@ def run(
         except Exception as fault:
             fault.add_note(f"in the plan of the table {name!r}")
             raise
-    kept = {name: _kept(out / f"{name}.parquet", _key(own)) for name, own in todo.items()}
+    kept = {name: _kept(out, name, own, whole=wanted is None) for name, own in todo.items()}
     tables = {
         name: own
         for name, own in kept.items()
@@ -159,7 +161,7 @@ def run(
     measure.say(passes, f"{out}{os.sep}")
     called = iter(measure.titles(passes))
     for group in groups:
-        tables |= _measured(group, {name: _key(todo[name]) for name in todo}, out, called)
+        tables |= _measured(group, todo, out, called)
     return Study(cast.parts, {name: tables[name] for name in todo}, missing)
 
 
@@ -407,15 +409,25 @@ def _key(measurements: list[Measurement[Any]]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _kept(path: Path, key: str) -> pd.DataFrame | None:
-    """The table of an earlier run, if nothing that it depends on has changed."""
-    if not path.is_file():
-        return None
-    kept = table.read(path)
-    if kept.attrs.get("key") != key:
-        return None
-    logger.info("kept %s", path)
-    return kept
+def _kept(out: Path, name: str, measurements: list[Measurement[Any]], *, whole: bool) -> pd.DataFrame | None:
+    """The table of an earlier run, if nothing that it depends on has changed.
+
+    Of a part of the study, a table of more models serves as well: figures take the rows that they need.
+    """
+    own = [one.identity() for one in measurements]
+    for path in (out / f"{name}.parquet", *(() if whole else [_of_few(out, name)])):
+        facts = table.facts(path) if path.is_file() else {}
+        there = facts.get("made_of", ())
+        served = not whole and all(any(covers(more, one) for more in there) for one in own)
+        if facts.get("key") == _key(measurements) or served:
+            logger.info("kept %s", path)
+            return table.read(path)
+    return None
+
+
+def _of_few(out: Path, name: str) -> Path:
+    """Return where the table of a few models lies, if one of more models has the plain name."""
+    return out / f"{name}_of_few.parquet"
 
 
 def _passes(todo: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, list[Measurement[Any]]]]:
@@ -439,7 +451,10 @@ def _split(group: Mapping[str, list[Measurement[Any]]]) -> list[dict[str, Measur
 
 @state.keeping()
 def _measured(
-    passes: list[dict[str, Measurement[Any]]], keys: Mapping[str, str], out: Path, called: Iterator[str]
+    passes: list[dict[str, Measurement[Any]]],
+    todo: Mapping[str, list[Measurement[Any]]],
+    out: Path,
+    called: Iterator[str],
 ) -> dict[str, pd.DataFrame]:
     """Measure and write the tables of one group of passes; each takes the next of the names that passes are called by."""
     parts: dict[str, list[pd.DataFrame]] = {}
@@ -449,7 +464,7 @@ def _measured(
     tables = {}
     for name, own in parts.items():
         tables[name] = _joined(own)
-        _write(tables[name], out / f"{name}.parquet", keys[name])
+        _write(tables[name], out, name, todo[name])
     return tables
 
 
@@ -460,9 +475,24 @@ def _joined(parts: list[pd.DataFrame]) -> pd.DataFrame:
     return whole
 
 
-def _write(result: pd.DataFrame, path: Path, key: str) -> None:
-    result.attrs |= {"key": key, "command": command.line()}
-    if processes.rank_and_size()[0] == 0:
-        command.make_room(path, lambda there: "key" in table.facts(there))
-        table.write(result, path)
-        logger.info("wrote %s", path)
+def _write(result: pd.DataFrame, out: Path, name: str, measurements: list[Measurement[Any]]) -> None:
+    """Write a table; one of more models that is there stays, and that of a few lies beside until more are measured."""
+    if processes.rank_and_size()[0]:
+        return
+    made_of = [one.identity() for one in measurements]
+    facts = {"key": _key(measurements), "command": command.line(), "made_of": made_of}
+    result.attrs.update(table.light(facts))
+    path, few = out / f"{name}.parquet", _of_few(out, name)
+    there = _models(table.facts(path).get("made_of", ())) if path.is_file() else set()
+    if there > _models(made_of):
+        path = few
+    elif few.is_file() and "key" in table.facts(few):
+        few.unlink()
+    command.make_room(path, lambda own: "key" in table.facts(own))
+    table.write(result, path)
+    logger.info("wrote %s", path)
+
+
+def _models(made_of: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The names of the models that a table holds."""
+    return {name for one in made_of for name in one["models"]}

@@ -1,0 +1,148 @@
+"""Findings for a paper and a spreadsheet: what is written can be read again, whatever names and claims hold."""
+
+import io
+import json
+import re
+import string
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit_analysis import findings, table
+from vit_analysis.study import written
+
+WORDS = {  # what LaTeX prints for its commands
+    "textbackslash": "\\",
+    "textasciitilde": "~",
+    "textasciicircum": "^",
+    "textless": "<",
+    "textgreater": ">",
+    "textbar": "|",
+    "textquotedbl": '"',
+    "textasciigrave": "`",
+}
+SIGN = re.compile(r"\\([a-z]+)\{\}|\\([&%$#_{}])|\{\}|([^\\{}&%$#_~^<>|\"`])", re.DOTALL)
+
+
+def printed(text: str) -> str:
+    """What LaTeX with T1 fonts prints of a text: refuses what it would read as anything else than signs."""
+    assert "--" not in text  # a dash
+    assert not re.search(r"\s{2}", text.replace("{}", "x"))
+    found, at = [], 0
+    while at < len(text):
+        match = SIGN.match(text, at)
+        assert match, text[at:]
+        word, special, plain = match.groups()
+        found.append(WORDS[word] if word else special or plain or "")
+        at = match.end()
+    return "".join(found)
+
+
+@given(st.text(st.sampled_from(string.printable + "äß漢\N{EN DASH}"), max_size=30))
+def test_latex_prints_a_text_as_it_is(text):
+    shown = re.sub(r"[\x00-\x1f\x7f]+", " ", text)
+    if not re.search(r"  ", shown):  # it prints several blanks as one
+        assert printed(written.escaped(text)) == shown
+
+
+@pytest.mark.parametrize("sign", [*string.punctuation, "--", "---", "<<", ">>", "?`", "!`", "{}", "\\\\"])
+def test_every_sign_is_printed_as_itself(sign):
+    assert printed(written.escaped(f"a{sign}b")) == f"a{sign}b"
+
+
+def claims() -> pd.DataFrame:
+    rows = [
+        (
+            "F1a",
+            r"50 % of a_b & {c} \ d -- e",
+            0.1 + 0.2,
+            1e-5,
+            -2 / 3,
+            1.0,
+            1e-9,
+            "reproduced",
+            [1 / 3, 2.0],
+        ),
+        ("Z1", "not\nmeasured", np.nan, np.nan, np.nan, 0.0, np.nan, "not measured", []),
+    ]
+    names = ["id", "claim", "value", "low", "high", "tau", "p", "verdict", "runs"]
+    found = pd.DataFrame(rows, columns=names)
+    control = {"value": 1 / 7, "low": 0.0, "high": 1.0, "verdict": "reproduced"}
+    found["controls"] = [{"untrained twins": control}, {}]
+    found = found.assign(figure="1", paper="so", statistic="x", because="", threshold="> 0", reason="")
+    found = found.assign(threshold_from="the paper", difference=[1, 0], in_size=True, models="lab/vit")
+    return table.with_provenance(found, "findings", models={"lab/vit_a": "1", "100%": "2"}, notes=[])
+
+
+def test_the_table_of_latex_is_whole_and_says_what_it_needs():
+    found = claims()
+    text = written.latex(found, findings.differences(found))
+    for package in ("booktabs", "longtable", "array"):
+        assert package in text.split("\\begin")[0]
+    assert text.count("\\begin{longtable}") == text.count("\\end{longtable}") == 1
+    assert text.count("\\begingroup") == text.count("\\endgroup") == 1
+    code = re.sub(r"(?<!\\)%.*", "", text)
+    assert re.sub(r"\\[{}]", "", code).count("{") == re.sub(r"\\[{}]", "", code).count("}")
+    rows = [line for line in text.splitlines() if line.startswith(("F1a", "Z1"))]
+    assert len(rows) == 2
+    for row in rows:
+        assert row.endswith(r" \\")
+        assert len(re.findall(r"(?<!\\)&", row)) == 5
+    first = [
+        printed(cell.replace("$-$", "-")) for cell in re.split(r" (?<!\\)& ", rows[0].removesuffix(r" \\"))
+    ]
+    assert first == [
+        "F1a",
+        r"50 % of a_b & {c} \ d -- e",
+        "0.3 [1e-05, -0.667]",
+        "> 0",
+        "< 1e-6",
+        "reproduced",
+    ]
+    assert "lab/vit\\_a, 100\\%" in text
+    assert r"\textbf{1. Layers of a Vision Transformer" in text
+    assert "nan" not in text
+
+
+def test_the_flat_table_keeps_every_digit():
+    found = claims()
+    back = pd.read_csv(io.StringIO(written.flat(found)), keep_default_na=False, na_values={"value": [""]})
+    assert len(back) == len(found)
+    assert set(back) == set(found)
+    assert back["value"][0] == 0.1 + 0.2
+    assert np.isnan(back["value"][1])
+    assert back["claim"].tolist() == found["claim"].tolist()
+    assert json.loads(back["runs"][0]) == [1 / 3, 2.0]
+    assert json.loads(back["controls"][0]) == found["controls"][0]
+
+
+def test_all_files_of_findings_are_ours_and_those_of_others_are_not(tmp_path):
+    out = tmp_path / "findings"
+    for _ in range(2):  # the second replaces the first
+        findings.write(claims(), out)
+    files = findings.files(out)
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert {file.suffix for file in files} == {".parquet", ".md", ".tex", ".csv"}
+    assert all(table.is_ours(file) for file in files)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("paper.tex", "\\documentclass{article}\n% Findings, made by vit_analysis.\n"),
+        ("findings.tex", "% Findings of mine, made with vit_analysis.\n"),
+        ("a.csv", "id,figure,claim\n"),
+        ("b.csv", "name\nid,figure,claim,paper,statistic,value,low,high,p,verdict,because,\n"),
+    ],
+)
+def test_a_text_of_a_user_is_kept(tmp_path, name, contents):
+    file = tmp_path / name
+    file.write_text(contents)
+    assert not table.is_ours(file)
+    if file.stem == "findings":
+        findings.write(claims(), Path(tmp_path / "findings"))
+        assert (tmp_path / "findings.1.tex").read_text() == contents
