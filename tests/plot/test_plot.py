@@ -1,10 +1,12 @@
 import inspect
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from plot_tables import findings
 
 from vit_analysis import plot, table
 from vit_analysis.plot import axes
@@ -206,3 +208,74 @@ def test_drawing_again_loads_no_torch():
     code = "import sys, vit_analysis.plot.__main__; print(*(m for m in ('torch', 'timm', 'tqdm') if m in sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == []
+
+
+def again(folder, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "vit_analysis.plot",
+        str(folder / "cka.parquet"),
+        str(folder / "a.svg"),
+        *options,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_table_is_drawn_again_for_a_paper(tmp_path):
+    table.write(similarities("vit", "resnet", "mixer"), tmp_path / "cka.parquet")
+    options = ("--width", "3.25", "--models", "resnet", "vit", "--names", "vit=ViT-B/16", "resnet=ResNet")
+    ran = again(tmp_path, *options)
+    assert ran.returncode == 0, ran.stderr
+    svg = (tmp_path / "a.svg").read_text()
+    assert ">ViT-B/16</text>" in svg
+    assert svg.index(">ResNet</text>") < svg.index(">ViT-B/16</text>")
+    assert "mixer" not in svg
+    assert 'width="234pt"' in svg
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"layout": "ckka"}, r"no layout 'ckka' of a table of cka; did you mean 'cka'\?"),
+        ({"models": ("vti",)}, r"no model 'vti' in the table; did you mean 'vit'\?"),
+        ({"names": ("vti=ViT",)}, r"--names: no model is called 'vti'; did you mean 'vit'\?"),
+        ({"names": ("vit",)}, r"--names takes MODEL=NAME"),
+        ({"width": 0.0}, r"--width is in inches, from 1 to 100"),
+    ],
+)
+def test_a_mistake_in_how_to_draw_again_is_a_sentence_with_the_nearest_right(tmp_path, options, told):
+    table.write(similarities("vit", "resnet"), tmp_path / "cka.parquet")
+    with pytest.raises(SystemExit, match=f"^error: {told}"):
+        main(tmp_path / "cka.parquet", tmp_path / "a.png", **options)
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_an_ending_nearly_right_is_told(tmp_path):
+    with pytest.raises(SystemExit, match=r"is none of \*.png, \*.pdf, \*.svg; did you mean '.svg'\?"):
+        main(tmp_path / "cka.parquet", tmp_path / "a.svgz")
+
+
+def test_findings_are_drawn_again_from_their_file(tmp_path):
+    found = findings()
+    nested = {name: found[name].map(json.dumps) for name in table.NESTED}
+    table.write(found.assign(**nested), tmp_path / "findings.parquet")
+    for layout in plot.LAYOUTS["findings"]:
+        main(tmp_path / "findings.parquet", tmp_path / f"{layout}.png", layout=layout)
+        assert table.is_ours(tmp_path / f"{layout}.png")
+    with pytest.raises(SystemExit, match="error: --models: a table of findings has no rows by model"):
+        main(tmp_path / "findings.parquet", tmp_path / "a.png", models=("vit",))
+
+
+def test_a_square_of_a_model_has_its_mean_off_the_diagonal_and_one_of_two_the_best_match():
+    rows = similarities("vit", "resnet")
+    own, _, across = [ax for ax in plot.cka(rows).axes if ax.images]
+    held = rows[
+        (rows["model"] == "vit") & (rows["other_model"] == "vit") & (rows["layer"] != rows["other_layer"])
+    ]
+    assert [text.get_text() for text in own.texts] == [f"mean {held['cka'].mean():.2f}"]
+    pair = rows[(rows["model"] == "vit") & (rows["other_model"] == "resnet")]
+    best = pair.pivot(index="depth", columns="other_depth", values="cka").to_numpy().argmax(axis=0)
+    (match,) = [line for line in across.lines if line.get_gid() == "match"]
+    np.testing.assert_array_equal(match.get_ydata(), best)
+    assert not [line for line in own.lines if line.get_gid() == "match"]

@@ -105,9 +105,8 @@ def test_numbers_stand_beside_their_claim():
 def test_training_runs_are_dots_and_untrained_twins_open():
     rows = dict(zip(DRAWN, marked(plot.verdicts(findings()).axes[0]), strict=True))
     np.testing.assert_allclose(rows["F7a"].runs.get_xdata(), [0.25, 0.1, -0.5])
-    np.testing.assert_allclose(
-        rows["F9b"].runs.get_xdata(), [SIDE, -SIDE]
-    )  # the farthest is at the edge of its side
+    ends = [SIDE / 2, -SIDE / 2]  # the interval reaches farther
+    np.testing.assert_allclose(rows["F9b"].runs.get_xdata(), ends)
     assert rows["F1a"].untrained.get_xdata() == pytest.approx([0.5])
     assert rows["F1a"].untrained.get_markerfacecolor() == "none"
     assert np.isnan(rows["F9b"].untrained.get_xdata()).all()

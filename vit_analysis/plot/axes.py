@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from vit_analysis.plot.fitting import BELOW, folded, grow, settled, width
-from vit_analysis.plot.style import PALETTE, display_name, page_width, points
+from vit_analysis.plot.style import PALETTE, display_name, points
 
 Given = ParamSpec("Given")
 Drawn = TypeVar("Drawn")
@@ -115,13 +115,20 @@ def legend_below(axes: Sequence[Axes], inches: float = PANEL) -> None:
     grown = 0.0
     for ax in axes:
         lines, labels = ax.get_legend_handles_labels()
-        labels, columns, height = _entries(labels, min(inches, page_width(inches)), points(7))
+        labels, columns, height = _entries(labels, min(inches, _slot(ax)), points(7))
         below = ax.transAxes + ScaledTranslation(0, -0.4, ax.figure.dpi_scale_trans)  # for ticks and label
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
         ax.legend(lines, labels, ncols=columns, fontsize=points(7), frameon=False, **place)
         grown = max(grown, height - 0.2)
     if figure := axes[0].get_figure(root=True):
         grow(figure, grown)
+
+
+def _slot(ax: Axes) -> float:
+    """The inches that a figure has for a panel and what belongs to it."""
+    spec, figure = ax.get_subplotspec(), ax.get_figure(root=True)
+    assert figure is not None
+    return figure.get_figwidth() / (spec.get_gridspec().ncols if spec else 1)
 
 
 def legend_outside(

@@ -1,9 +1,11 @@
 """Texts of pictures: measured, folded where they have no room, and never outside the figure, which grows by what they need."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,8 @@ SPACING = 1.2  # of lines
 EDGE = 0.04  # inches between a text and the edge of the figure
 GAP = 0.08  # inches between the titles of two panels
 PASSES = 4  # most layouts until nothing moves
+WHOLE: WeakKeyDictionary[Text, tuple[str, str]] = WeakKeyDictionary()
+"""Texts that were folded: as they were before, and after."""
 
 
 def width(text: str, points: float | int) -> float:
@@ -120,15 +124,22 @@ def squared(figure: Figure, axes: np.ndarray) -> None:
 
 def settled(figure: Figure) -> Figure:
     """Fold the titles and labels that are wider than their panels have room for; the figure grows by their lines."""
-    whole: dict[Text, str] = {}
     for _ in range(PASSES):  # a folded label takes width from the panels, and so from the titles
         _lay_out(figure)
-        before = {text: text.get_text() for text in whole}
-        added = sum(max([0.0, *(_refold(*one, whole) for one in row)]) for row in _rows(figure))
-        if {text: text.get_text() for text in whole} == before:
+        if not _fold(figure):
             break
-        grow(figure, added)
     return figure
+
+
+def _fold(figure: Figure) -> bool:
+    """Fold what is wider than its room, with the panels as they lie; the figure grows. Return whether anything changed."""
+    changed, added = False, 0.0
+    for row in _rows(figure):
+        lines = [_refold(*one) for one in row]
+        changed |= any(line is not None for line in lines)
+        added += max([0.0, *(line for line in lines if line)])
+    grow(figure, added)
+    return changed
 
 
 def _strip(figure: Figure) -> float:
@@ -143,15 +154,27 @@ def _line(text: Text) -> float:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Lay out until nothing moves: panels of a fixed shape change the room of their texts, which changes the panels."""
+    """Lay out until nothing moves: panels of a fixed shape change the room of their texts, which changes the panels.
+
+    A figure that is too low for the words around its panels grows until they fit.
+    """
     FigureCanvasAgg(figure)  # to measure with
     engine = figure.get_layout_engine()
     before = np.zeros(0)
-    for _ in range(PASSES if engine is not None else 0):
-        assert engine is not None
-        engine.execute(figure)
+    if engine is None:
+        return
+    for number in range(2 * PASSES):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "constrained_layout not applied", UserWarning)
+                engine.execute(figure)
+        except UserWarning:
+            _fold(figure)
+            grow(figure, 0.5)
+            continue
         after = np.array([ax.get_position().bounds for ax in figure.axes])
-        if after.shape == before.shape and np.abs(after - before).max(initial=0) < 1e-3:
+        still = after.shape == before.shape and np.abs(after - before).max(initial=0) < 1e-3
+        if still or number >= PASSES:
             break
         before = after
 
@@ -164,7 +187,9 @@ def _rows(figure: Figure) -> Iterator[list[tuple[Text, float]]]:
         left, right = _free(box, list(boxes.values()), GAP * figure.dpi / 2, figure.bbox.width)
         room = 2 * min(box.x0 + box.width / 2 - left, right - box.x0 - box.width / 2) / figure.dpi
         rows.setdefault(round(box.y1), []).extend((text, room) for text in (ax.title, ax.xaxis.label))
-        yield [(ax.yaxis.label, box.height / figure.dpi)]
+        # Of the room that the layout gives: a square gets lower as its label takes width from it, and so on.
+        high = ax.get_position(original=True).height * figure.get_figheight()
+        yield [(ax.yaxis.label, max(high, box.height / figure.dpi))]
     yield from rows.values()
     for part in cast(list[Figure], [figure, *figure.subfigs]):
         wide = part.bbox.width / figure.dpi - 2 * EDGE
@@ -179,12 +204,16 @@ def _free(box: BboxBase, boxes: list[BboxBase], gap: float, width: float) -> tup
     return max([0.0, *left]), min([width, *right])
 
 
-def _refold(text: Text, room: float, whole: dict[Text, str]) -> float:
-    """Fold a text that is wider than its room, as it was in the beginning, and return the inches that it got higher."""
+def _refold(text: Text, room: float) -> float | None:
+    """Fold a text that is wider than its room, as it was in the beginning; return the inches that it got higher, if it was."""
     size, before = float(text.get_fontsize()), text.get_text()
     if all(width(line, size) <= room for line in before.splitlines()):
-        return 0.0
-    lines = whole.setdefault(text, before).splitlines()
-    text.set_text("\n".join(folded(line, room, size) for line in lines))
-    added = text.get_text().count("\n") - before.count("\n")
-    return 0.0 if text.get_rotation() else max(0, added) * _line(text)
+        return None
+    whole, folded_before = WHOLE.get(text, ("", ""))
+    whole = whole if folded_before == before else before
+    after = "\n".join(folded(line, room, size) for line in whole.splitlines())
+    if after == before:
+        return None
+    text.set_text(after)
+    WHOLE[text] = (whole, after)
+    return 0.0 if text.get_rotation() else max(0, after.count("\n") - before.count("\n")) * _line(text)

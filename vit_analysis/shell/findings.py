@@ -28,7 +28,7 @@ def main(
         train: the images that probes learn from.
         labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
         note: a sentence on these models and images that readers have to know, without its full stop.
-        out: path of the verdicts, to which .parquet and .md are added; the tables they are computed from are written beside.
+        out: path of the verdicts, to which .parquet, .md, .tex and .csv are added; tables are written beside.
         device: cpu, cuda ...; by default the GPU if there is one.
     """
     from vit_analysis import command, findings
