@@ -170,7 +170,9 @@ def chance_line(ax: Axes, level: float) -> None:
 def dominated(table: pd.DataFrame, share: str = "hsic") -> str:
     """Say which models have layers whose similarity or distances come mostly from a few massive tokens; empty if none has."""
     shares = pd.DataFrame(table.attrs.get("massive", []), columns=["model", "layer", share])
-    counted = {model: _count(table, model) for model in shares["model"].unique()}
+    plain = table.copy(deep=False)
+    plain.attrs = {}  # which pandas would copy with every selection
+    counted = {model: _count(plain, model) for model in shares["model"].unique()}
     dominated = shares[(shares[share] > 0.5) & (shares["model"].map(counted) > 0)]
     if table.attrs.get("tokens", "all") != "all" or dominated.empty:
         return ""

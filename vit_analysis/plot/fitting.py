@@ -64,7 +64,10 @@ def caption(figure: Figure, table: pd.DataFrame, *notes: str, bands: str = "") -
     if not told:
         return
     size = max(LEAST, points(7))
-    written = folded(" ".join(told), figure.get_figwidth() - 2 * EDGE, size)
+    room = (
+        0.97 * figure.get_figwidth() - 2 * EDGE
+    )  # on screens small letters are a little wider than they are
+    written = folded(" ".join(told), room, size)
     figure.text(0, 0, written, fontsize=size, color="0.35", gid=CAPTION, va="bottom", linespacing=SPACING)
     grow(figure, _strip(figure))
 

@@ -28,7 +28,7 @@ from vit_analysis.plot.axes import (
     literal,
     token_note,
 )
-from vit_analysis.plot.fitting import caption, squared
+from vit_analysis.plot.fitting import caption, squared, width
 from vit_analysis.plot.runs import THIN, TOLD
 from vit_analysis.plot.style import MARKERS, display_name, page_width, points
 
@@ -36,6 +36,7 @@ STAGE = re.compile(r"(?:layer\d+|(?:stages|layers|blocks)\.\d+(?=\.(?:\d|blocks)
 ACROSS, EDGE = 4, 2.7  # most squares in a row, and inches of a square with its labels
 SMALLEST = 1.4  # inches of the same in a narrow picture
 FEW = (0.0, 0.5, 1.0)  # depths of the ticks there
+LONGEST = 2.2  # sides of a square that the name of a model may take beside it
 HALF = 0.5  # where an axis of similarities starts if all are greater
 MATCH = "#5ee7ff"  # on the colours of the heat maps
 
@@ -114,6 +115,10 @@ def _inside(ax: Axes, square: pd.DataFrame, *, itself: bool) -> None:
         ax.set_xlabel(f"depth ({size} layers)")
         ax.set_ylabel("depth")
         return
+    room = LONGEST * ax.bbox.width / ax.figure.dpi
+    for axis, which in ((ax.yaxis, "first"), (ax.xaxis, "second")):
+        if width(told := axis.get_label_text(), size) > room:  # the title has the name
+            axis.set_label_text(f"{which} model:{told.rpartition(':')[2]}")
     values: np.ndarray = np.ma.filled(np.ma.masked_invalid(np.ma.asarray(ax.images[0].get_array())), -np.inf)
     matched = np.where(np.isfinite(values).any(axis=0), values.argmax(axis=0), np.nan)
     ax.plot(range(len(matched)), matched, color=MATCH, linewidth=1, drawstyle="steps-mid", gid="match")
