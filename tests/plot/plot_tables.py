@@ -52,3 +52,48 @@ def findings() -> pd.DataFrame:
     images = {"source": "lab", "count": 1760}
     table.attrs.update(analysis="findings", images=images, differences={"1": "partly reproduced"})
     return table
+
+
+def of_tokens(models: list[str], massive: float = 0.02) -> pd.DataFrame:
+    """Statistics of tokens of four layers, of which the last two have massive tokens."""
+    rows = [
+        {
+            "model": model,
+            "layer": f"blocks.{layer}",
+            "depth": layer / 3,
+            "class_cosine": 0.3 if number == 0 else np.nan,
+        }
+        | {
+            "norm": 10.0 + layer,
+            "largest": 20.0 if layer < 2 else 500.0,
+            "patch_cosine": 0.2 * layer - number / 10,
+        }
+        | {"effective_rank": 50.0 - layer, "participation": 3.0 + layer}
+        | dict.fromkeys(("massive_tokens", "massive_activations"), massive * (layer > 1))
+        for number, model in enumerate(models)
+        for layer in range(4)
+    ]
+    table = pd.DataFrame(rows)
+    for name in table.columns[3:]:
+        table = table.assign(**{f"{name}_low": table[name] - 0.01, f"{name}_high": table[name] + 0.01})
+    table.attrs = {"analysis": "tokens", "models": dict.fromkeys(models, "0")}
+    return table
+
+
+def of_frequencies(models: list[str]) -> pd.DataFrame:
+    """Log amplitudes of three layers at five frequencies: the first model loses what is fine with depth, others gain it."""
+    rows = [
+        (
+            model,
+            f"blocks.{layer}",
+            layer / 2,
+            step / 4,
+            -step * (1 + (layer if number == 0 else 2 - layer) / 4),
+        )
+        for number, model in enumerate(models)
+        for layer in range(3)
+        for step in range(5)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "layer", "depth", "frequency", "log_amplitude"])
+    table.attrs = {"analysis": "frequency", "models": dict.fromkeys(models, "0")}
+    return table.assign(low=table["log_amplitude"] - 0.1, high=table["log_amplitude"] + 0.1)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from plot_tables import findings
+from plot_tables import findings, of_frequencies, of_tokens
 from test_plot_figures import (
     IMAGES,
     losses,
@@ -51,6 +51,8 @@ def tables() -> dict[str, pd.DataFrame]:
         "localization": places_of,
         "probe": read({VIT: ("cls", 0.9), CNN: ("mean", 0.8)}),
         "soft_nearest_neighbor": losses([VIT, CNN]),
+        "tokens": of_tokens([VIT, CNN]),
+        "frequency": of_frequencies([VIT, CNN]),
         "findings": findings(),
     }
     made["probe/accuracy_maps"] = each

@@ -659,3 +659,32 @@ def test_gains_and_falls_go_together_unit_by_unit():
     fewer = evidence(GAP, probe=probes(r={"mean": [0.1, 0.9]}), soft_nearest_neighbor=table)
     with pytest.raises(Refusal, match="needs probes and losses of the same layers"):
         q.together(fewer)
+
+
+# Beyond the paper.
+
+
+def layered(**columns: list[float]) -> pd.DataFrame:
+    """A table of V with a row per layer, at even depths."""
+    count = len(next(iter(columns.values())))
+    made = pd.DataFrame({"model": "v", "depth": np.linspace(0, 1, count), "frequency": 1.0, **columns})
+    made.attrs = {"images": {"source": "a"}}
+    return made
+
+
+def test_massive_tokens_appear_by_their_share_in_layers_beyond_a_third_of_the_depth():
+    own = evidence(V_AND_R, tokens=layered(massive_tokens=[0.01, 0.01, 0.03, 0.05]))  # depths 0, 1/3, 2/3, 1
+    assert q.massive_appear(own) == pytest.approx(100 * (0.04 - 0.01))
+    early = evidence(V_AND_R, tokens=layered(massive_tokens=[0.05, 0.05, 0.0, 0.0]))
+    assert q.massive_appear(early) == pytest.approx(-5)
+
+
+def test_a_model_without_massive_tokens_cannot_be_asked_when_they_appear():
+    with pytest.raises(Refusal, match="has none in any layer"):
+        q.massive_appear(evidence(V_AND_R, tokens=layered(massive_tokens=[0.0, 0.0, 0.0, 0.0])))
+
+
+def test_what_is_fine_is_compared_at_the_finest_frequency_alone():
+    table = layered(log_amplitude=[-1.0, -2.0, -7.0, -3.0, -4.0, -5.0, -6.0])
+    own = evidence(V_AND_R, frequency=pd.concat([table, table.assign(frequency=0.5, log_amplitude=9.0)]))
+    assert q.finer(own, "vit") == pytest.approx(-5 - (-10 / 3))

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vit_analysis.plot.attention import attention_distance, head_distances, head_subsets, subset_similarity
-from vit_analysis.plot.depths import frequency, tokens
+from vit_analysis.plot.depths import by_frequency, finest, frequency, over_depth, tokens
 from vit_analysis.plot.entangled import entanglement, soft_nearest_neighbor
 from vit_analysis.plot.fields import (
     centre_over_depth,
@@ -50,6 +50,7 @@ __all__ = [
     "accuracy_map",
     "accuracy_maps",
     "attention_distance",
+    "by_frequency",
     "centre_over_depth",
     "cka",
     "corresponding",
@@ -57,6 +58,7 @@ __all__ = [
     "entanglement",
     "field",
     "fields",
+    "finest",
     "five_differences",
     "frequency",
     "head_distances",
@@ -67,6 +69,7 @@ __all__ = [
     "localization",
     "norm_ratios",
     "over_blocks",
+    "over_depth",
     "patch_map",
     "probe",
     "probe_tokens",
