@@ -134,7 +134,8 @@ def ranks(
     """The effective rank and the participation ratio of each image's tokens less their mean; 1 where all tokens are equal."""
     own = (tokens - tokens.mean(1, keepdim=True)).double()
     gram = own @ own.mT if own.shape[1] <= own.shape[2] else own.mT @ own
-    variances = torch.linalg.eigvalsh(gram).clamp(min=0)
+    # What is not finite would end LAPACK with an error of its own; it is refused afterwards, by its norms.
+    variances = torch.linalg.eigvalsh(gram.nan_to_num(0, 0, 0)).clamp(min=0)
     widths = variances.sqrt()
     shares = widths / widths.sum(1, keepdim=True).clamp(min=TINY)
     effective = torch.special.entr(shares).sum(1).exp()
