@@ -353,9 +353,16 @@ def test_the_lab_by_default_and_pictures_on_one_scale():
     assert table.attrs["models"] == {loaded[0].name: loaded[0].digest}
     figure = plot.attention_distance(table)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines) == ["blocks.0", "blocks.1", "blocks.6", "blocks.7", "uniform attention"]
+    places = (
+        "first block (blocks.0)",
+        "second block (blocks.1)",
+        "last block but one (blocks.6)",
+        "last block (blocks.7)",
+    )
+    assert list(lines) == [*places, "uniform attention"]
     own = table.loc[table["block"] == "blocks.6", "distance_px"]
-    np.testing.assert_array_equal(lines["blocks.6"].get_ydata(), np.sort(own))
+    shares = np.sort(own) / table["uniform_px"].iloc[0]
+    np.testing.assert_allclose(lines["last block but one (blocks.6)"].get_ydata(), shares)
     subsets = head_subsets(*loaded, given)
     assert layers.lower_units(loaded[1].module) == ["layer1.0", "layer1.1", "layer2.0", "layer2.1"]
     assert [line.get_label() for line in plot.head_subsets(subsets).axes[0].lines] == list(

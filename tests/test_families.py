@@ -312,7 +312,7 @@ def test_the_benchmark_has_no_error_that_a_user_should_not_see():
         assert timm.is_model(family.name) or family.name.startswith(("torchvision/", "transformers/"))
     refused: dict[str, set[str]] = {
         "vit, registers": set(),
-        "xcit": {"attention_distance", "receptive_field", "skip", "lesions", "localization"},
+        "xcit": {"attention_distance", "receptive_field", "skip", "lesions", "localization", "frequency"},
         "regnet": {"attention_distance"},
     }
     for family, expected in refused.items():

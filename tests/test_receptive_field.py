@@ -284,13 +284,11 @@ def test_the_lab_pair_with_pictures():
     table, maps = with_maps(loaded, Images(limit=4, batch=4), channels=1)
     assert table.attrs["analysis"] == "receptive_field"
     assert table.attrs["channels"] == 1
-    left, right = plot.receptive_field(table).axes
-    assert [line.get_label() for line in left.get_lines()] == [
-        f"{model}, {branch}"
-        for model in ("lab/vit@random", "lab/resnet@random")
-        for branch in ("after the addition", "long branch alone")
-    ]
-    assert right.get_yscale() == "log"
+    upper, lower = np.array(plot.receptive_field(table).axes).reshape(2, 3)
+    assert [ax.get_title() for ax in upper] == ["after the addition", "attention or unit alone", "MLP alone"]
+    shown = [[line.get_label() for line in ax.get_lines()] for ax in upper]
+    assert shown == [["lab/vit@random", "lab/resnet@random"]] * 2 + [["lab/vit@random"]]
+    assert {ax.get_yscale() for ax in lower} == {"log"}
     figure = plot.receptive_field_maps(maps)
     panels = [ax for ax in figure.axes if ax.images]
     assert len(panels) == 5 + 5 + 5 + 4  # the initial convolution has no long branch

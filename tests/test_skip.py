@@ -238,11 +238,13 @@ def test_the_untrained_lab_pair_with_pictures_on_one_scale():
     ]
     assert len(table) == 8 * 2 * 11 + 8
     figure = plot.skip(table)
-    mlp, attention, lines, cosines = figure.axes[:4]
+    mlp, attention, *lines = figure.axes[:6]
     assert attention.images[0].norm is mlp.images[0].norm
     rows = table[(table["sublayer"] == "mlp") & table["token"].str.isdigit()]
     np.testing.assert_array_equal(mlp.images[0].get_array(), rows["norm_ratio"].to_numpy().reshape(8, 9))
-    assert len(lines.lines) == len(cosines.lines) == 5
+    assert [len(ax.lines) for ax in lines] == [
+        3
+    ] * 4  # class token and spatial tokens, and the units of the CNN
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -195,15 +195,15 @@ def test_every_change_of_a_parquet_file_changes_the_key(tmp_path, model):
 
 def test_tables_of_a_study_are_not_kept_when_labels_were_exchanged(root, model, tmp_path):
     images = Images(str(root))
-    out = tmp_path / "cka.parquet"
     plan = cka.plan(model, images, layers=["0"])
-    passes._write(plan.table(), out, old := passes._key([plan]))
-    same = Images(str(root), workers=0)
-    assert passes._key([cka.plan(model, same, layers=["0"])]) == old
-    assert passes._kept(out, old) is not None
+    passes._write(plan.table(), tmp_path, "cka", [plan])
+    same = cka.plan(model, Images(str(root), workers=0), layers=["0"])
+    assert passes._key([same]) == passes._key([plan])
+    assert passes._kept(tmp_path, "cka", [same], whole=True) is not None
     exchanged_files(root)
-    new = passes._key([cka.plan(model, Images(str(root)), layers=["0"])])
-    assert passes._kept(out, new) is None
+    new = cka.plan(model, Images(str(root)), layers=["0"])
+    for whole in (True, False):
+        assert passes._kept(tmp_path, "cka", [new], whole=whole) is None
 
 
 def test_free_memory_is_not_asked_of_a_system_that_does_not_tell(monkeypatch):

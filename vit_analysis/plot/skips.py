@@ -217,8 +217,12 @@ def _lines(table: pd.DataFrame, value: str, axes: Sequence[Axes]) -> None:
         over_blocks(own, value, ax)
         ax.set_title(name, fontsize=points(9))
         ends += ax.get_ylim()
-    for ax in axes:
-        ax.set_ylim(min(ends), max(ends))
+    ends = [
+        end for end in ends if end > 0 or value == "cosine"
+    ]  # a logarithmic axis may have no finite ratio to show
+    if len(set(ends)) > 1:
+        for ax in axes:
+            ax.set_ylim(min(ends), max(ends))
     axes[1].set_ylabel("")
 
 

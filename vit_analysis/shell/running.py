@@ -73,7 +73,11 @@ def alone(main: Callable[..., None]) -> None:
     if "--version" in sys.argv[1:]:
         sys.stdout.write(f"vit_analysis {__version__}\n")
         return
-    tyro.cli(_with_manner(main), prog=typed.program())
+    try:
+        tyro.cli(_with_manner(main), prog=typed.program())
+    except Refusal as meaningless:  # of the line itself; those of a run have ended it by then
+        sys.stderr.write(f"error: {meaningless}\n")
+        sys.exit(MISTAKE)
 
 
 def _with_manner(main: Callable[..., None]) -> Callable[..., None]:

@@ -186,7 +186,7 @@ class Evidence:
         Raises:
             Refusal: the table does not compare them, or no layer is left.
         """
-        key = (table, *sorted({"model": model, "other_model": other, **where}.items()))
+        key = (table, ("model", model), ("other_model", other), *sorted(where.items()))
         places = self._found(key)
         if key not in self._frames:
             rows = self._tables[table].iloc[places]
