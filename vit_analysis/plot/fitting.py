@@ -175,6 +175,8 @@ def _lay_out(figure: Figure) -> None:
             _fold(figure)
             grow(figure, 0.5)
             continue
+        if all(ax.get_aspect() == "auto" and ax.get_box_aspect() is None for ax in figure.axes):
+            break  # nothing but panels of a fixed shape moves when it is laid out again
         after = np.array([ax.get_position().bounds for ax in figure.axes])
         still = after.shape == before.shape and np.abs(after - before).max(initial=0) < 1e-3
         if still or number >= PASSES:
