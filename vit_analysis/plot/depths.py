@@ -21,6 +21,9 @@ STATISTICS = {
 }
 BESIDE = {"norm": "largest", "massive_tokens": "massive_activations"}  # drawn dotted in the same panel
 PERCENT = ("massive_tokens", "massive_activations")
+LEAST_SHARE = (
+    5.0  # percent: where there are no massive tokens, their interval is not drawn as if it filled the panel
+)
 
 
 @draws("tokens")
@@ -63,6 +66,8 @@ def over_depth(table: pd.DataFrame, name: str, ax: Axes | None = None) -> Axes:
             ax.plot(own["depth"], value, **line, markersize=3, linewidth=1.3, label=label)
             if column == name:
                 ax.fill_between(own["depth"], low, high, color=drawn.colour, alpha=0.2, linewidth=0)
+    if name in PERCENT:
+        ax.set_ylim(0, max(LEAST_SHARE, ax.get_ylim()[1]))
     if name == "norm":
         ax.set_yscale("log")
         plain_decades(ax.yaxis)

@@ -109,7 +109,9 @@ def over_blocks(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes
     if value == "norm_ratio":
         shown = np.concatenate([line.get_ydata() for line in ax.lines] or [[]])
         if not (np.isfinite(shown) & (shown > 0)).any():
-            ax.set_ylim(0.1, 10)  # where every branch adds nothing there is no finite ratio to choose a scale by
+            ax.set_ylim(
+                0.1, 10
+            )  # where every branch adds nothing there is no finite ratio to choose a scale by
         ax.set_yscale("log")
         plain_decades(ax.yaxis)
     ax.tick_params(labelsize=points(8))
