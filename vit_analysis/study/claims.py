@@ -114,14 +114,14 @@ CLAIMS = (
         q.trained_uniform, ("cka",), Above(0.0), OF_PAIRED_TWINS,
     ),
     Claim(
-        "J1a", "1 local", "Without global attention, at least half of that lead is gone",
+        "J1a", "1 local", "Without global attention, at least half of the lead in uniformity over the ResNet is gone",
         "the notes: layers are alike because every layer sees the whole image",
         "mean(M) halfway between V and R - mean(M) of V with attention to near patches alone",
         lambda e: q.halfway(e, q.uniformity), ("cka",), Above(0.0), OF_PAIRED_TWINS, of_training=True,
         threshold_from="proposed here: half of the lead of V over R",
     ),
     Claim(
-        "J1b", "1 local", "Without it, at least half of the lead of lowest and highest layers is gone",
+        "J1b", "1 local", "Without global attention, at least half of the lead of lowest and highest layers is gone",
         "the same", "mean M of lowest with highest third, the same of the three models",
         lambda e: q.halfway(e, q.far), ("cka",), Above(0.0), OF_PAIRED_TWINS, of_training=True,
         threshold_from="proposed here: half of the lead of V over R",
