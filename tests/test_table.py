@@ -148,3 +148,17 @@ def test_facts_cost_nothing_to_copy_and_are_what_they_were():
     assert part.attrs["models"] is rows.attrs["models"]
     assert part.attrs["massive"] is rows.attrs["massive"]
     assert json.loads(json.dumps(part.attrs))["models"] == {"m": "1"}
+
+
+@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg"])
+def test_a_picture_knows_what_it_was_drawn_from(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    table.write_picture(figure, path, "drawn from 0123456789abcdef")
+    assert table.is_ours(path)
+    assert table.is_stamped(path, "drawn from 0123456789abcdef")
+    assert not table.is_stamped(path, "drawn from 0123456789abcdee")
+    assert not table.is_stamped(path, "")  # what has no key is drawn again
+    path.write_bytes(b"drawn from 0123456789abcdef")
+    assert not table.is_stamped(path, "drawn from 0123456789abcdef")  # a user's own file

@@ -1,9 +1,12 @@
 """What every command does with its results: finds out before a long run whether they can be written, and writes them."""
 
 import errno
+import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +132,11 @@ def draw(
 
 
 def draw_all(
-    picture: Callable[[], Any], out: Path, pictures: Pictures, cast: Sequence[str] = ()
+    picture: Callable[[], Any],
+    out: Path,
+    pictures: Pictures,
+    cast: Sequence[str] = (),
+    made_of: str = "",
 ) -> list[Path]:
     """Draw in the style that was asked for and write every file of the picture, from the first process only.
 
@@ -138,24 +145,31 @@ def draw_all(
         out: path of the files without ending.
         pictures: the style, and which files are written.
         cast: all models of a study, by whose order each has one look in every picture.
+        made_of: a digest of what it is drawn from; files that were drawn from the same, in the same style, are kept.
 
     Returns:
         The files, the first kind that was asked for first.
     """
     paths = [beside(out, ending) for ending in pictures.endings]
-    if processes.rank_and_size()[0] == 0:
-        with plot.style(pictures.called, cast, pictures.width):
-            figure = picture()
-            for path in paths:
-                save(figure, path)
+    if processes.rank_and_size()[0]:
+        return paths
+    style = json.dumps([made_of, pictures.called, list(cast), pictures.width, version("matplotlib")])
+    stamp = f"drawn from {hashlib.sha256(style.encode()).hexdigest()[:16]}" if made_of else ""
+    if all(table.is_stamped(path, stamp) for path in paths):
+        logger.info("kept %s", " and ".join(map(str, paths)))
+        return paths
+    with plot.style(pictures.called, cast, pictures.width):
+        figure = picture()
+        for path in paths:
+            save(figure, path, stamp)
     return paths
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib, from the first process only."""
+def save(figure: Any, path: Path, stamp: str = "") -> None:
+    """Write a figure of matplotlib, from the first process only, with the stamp of what it was drawn from."""
     if processes.rank_and_size()[0] == 0:
         make_room(path)
-        table.write_picture(figure, path)
+        table.write_picture(figure, path, stamp)
         logger.info("wrote %s", path)
 
 

@@ -58,6 +58,7 @@ def draw(
                 _stem(out, drawing),
                 pictures,
                 cast or everyone(evidence.parts),
+                evidence.study.made_of(drawing.id),
             )
         except Refusal as needed:
             drawn[drawing.id] = str(needed)
@@ -118,12 +119,13 @@ def judge(
     evidence: Evidence, out: Path, drawn: dict[str, Path | str], note: str, pictures: Pictures
 ) -> pd.DataFrame:
     """Write the verdicts of a study, their picture, and the report; return the verdicts."""
-    found = findings.measure(evidence.study, note)
+    found = findings.of(evidence.study, out / "findings", note)
     if processes.rank_and_size()[0]:
         return found
     findings.write(found, out / "findings")
     for name, picture in VERDICTS.items():
-        command.draw_all(partial(picture, found), out / name, pictures, everyone(evidence.parts))
+        made_of = evidence.study.made_of(name, note)
+        command.draw_all(partial(picture, found), out / name, pictures, everyone(evidence.parts), made_of)
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},

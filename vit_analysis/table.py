@@ -44,10 +44,18 @@ ABANDONED = 3600.0  # seconds
 @cache
 def code() -> str:
     """Sixteen hexadecimal digits that change with the code that tables come from: all but pictures, commands and words."""
+    return _digest_of_code("plot", "study", "report", "shell")
+
+
+@cache
+def code_of_pictures() -> str:
+    """Sixteen hexadecimal digits that change with the code that pictures and verdicts come from, commands aside."""
+    return _digest_of_code("shell")
+
+
+def _digest_of_code(*but: str) -> str:
     package = Path(__file__).parent
-    files = sorted(
-        file for file in package.rglob("*.py") if file.parent.name not in ("plot", "study", "report", "shell")
-    )
+    files = sorted(file for file in package.rglob("*.py") if file.parent.name not in but)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -139,13 +147,24 @@ def facts(path: Path) -> dict[str, Any]:
         return {}
 
 
-def write_picture(figure: Any, path: Path) -> None:
-    """Write a figure of matplotlib as png, pdf or svg, with this package's name in it, by which `is_ours` knows it again."""
+def write_picture(figure: Any, path: Path, stamp: str = "") -> None:
+    """Write a figure of matplotlib as png, pdf or svg, with this package's name in it, by which `is_ours` knows it again.
+
+    Args:
+        figure: the figure.
+        path: where to.
+        stamp: of all that it was drawn from, by which `is_stamped` knows whether it has to be drawn again.
+    """
     from vit_analysis.plot.saving import (
         save,
     )  # here, as whoever has a figure has loaded matplotlib, and others need not
 
-    write_whole(path, lambda part: save(figure, part, MAKER))
+    write_whole(path, lambda part: save(figure, part, MAKER, stamp))
+
+
+def is_stamped(path: Path, stamp: str) -> bool:
+    """Return whether a file is a picture that was drawn from the same tables, in the same style, by the same code."""
+    return bool(stamp) and is_ours(path) and stamp.encode() in path.read_bytes()
 
 
 def is_ours(path: Path) -> bool:

@@ -40,6 +40,7 @@ from vit_analysis.study.drawings import DRAWINGS
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
 from vit_analysis.study.passes import Cast
+from vit_analysis.typed import Pictures
 
 IMAGES = Images(limit=40, batch=20)
 FEW = Images(limit=8, batch=4)
@@ -558,3 +559,54 @@ def test_a_fault_that_shows_only_when_a_picture_is_written_names_the_figure(made
         figures.draw(Evidence(made), tmp_path, [drawing])
     assert is_told(caught, "in figure E.2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_and_verdicts_are_kept_until_a_table_the_style_or_the_code_changes(
+    made, tmp_path, monkeypatch
+):
+    drawn = []
+    chosen = [replace(own, draw=partial(noted, drawn, own.draw)) for own in figures.choose(["E.2", "C.3"])]
+
+    def again(study: Study, **style) -> list[str]:
+        drawn.clear()
+        found = figures.draw(Evidence(study), tmp_path, chosen, Pictures(**style))
+        assert [found[own.id] == tmp_path / f"figure_{own.id}.png" for own in chosen] == [True, False]
+        return list(drawn)
+
+    assert again(made) == ["drawn", "refused"]
+    assert again(made) == ["refused"]  # what lacks a model has no picture that could be kept
+    assert again(made, width=4.0) == ["drawn", "refused"]
+    assert again(made, width=4.0, names=("lab/vit@random=ViT",)) == ["drawn", "refused"]
+    assert again(made) == ["drawn", "refused"]
+    with monkeypatch.context() as patched:
+        patched.setattr("vit_analysis.study.evidence.code_of_pictures", lambda: "other code")
+        assert again(made) == ["drawn", "refused"]
+    other = made.tables["skip"].copy()
+    other.attrs = {**other.attrs, "key": "other"}
+    assert again(made._replace(tables={**made.tables, "skip": other})) == ["drawn", "refused"]
+    other.attrs = {name: fact for name, fact in other.attrs.items() if name != "key"}
+    unknown = made._replace(tables={**made.tables, "skip": other})
+    assert again(unknown) == again(unknown) == ["drawn", "refused"]
+
+
+def noted(drawn: list[str], draw, evidence: Evidence):
+    try:
+        figure = draw(evidence)
+    except Refusal:
+        drawn.append("refused")
+        raise
+    drawn.append("drawn")
+    return figure
+
+
+def test_verdicts_are_computed_again_only_for_other_tables_or_another_note(made, tmp_path, monkeypatch):
+    out = tmp_path / "findings"
+    found = findings.of(made, out, "of this")
+    findings.write(found, out)
+    with monkeypatch.context() as patched:
+        patched.setattr(findings, "number", lambda *_: pytest.fail("a claim was measured"))
+        again = findings.of(made, out, "of this")
+        with pytest.raises(pytest.fail.Exception, match="a claim was measured"):
+            findings.of(made, out, "of that")
+    pd.testing.assert_frame_equal(again, found, check_dtype=False)
+    assert findings.markdown(again) == findings.markdown(found)

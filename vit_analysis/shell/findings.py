@@ -38,7 +38,7 @@ def main(
     command.named(out, ".parquet", ".md")
     command.replacing(*findings.files(out), *passes.files(out.parent))
     made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
-    found = findings.measure(made, note)
+    found = findings.of(made, out, note)
     findings.write(found, out)
     command.tell(
         [*verdicts.table(found), *verdicts.differences(found), f"every claim: {command.beside(out, '.md')}"]

@@ -5,6 +5,7 @@ computes and of however many tables: tables of the same images lose the same ima
 Probes also vary with their examples; draws of examples are groups of their own, and the two variances add up.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from copy import copy
@@ -17,7 +18,7 @@ from jaxtyping import Float64
 
 from vit_analysis.spelling import Refusal
 from vit_analysis.study.parts import Parts, parts_wanted
-from vit_analysis.table import WITHOUT
+from vit_analysis.table import WITHOUT, code_of_pictures
 
 DRAW = "draw"
 
@@ -34,6 +35,14 @@ class Study(NamedTuple):
     parts: Parts
     tables: dict[str, pd.DataFrame]
     missing: dict[str, str]
+
+    def made_of(self, *more: str) -> str:
+        """Return a digest of the tables, the parts, the code and whatever else is named; empty where a table has no key."""
+        keys = {name: own.attrs.get("key") for name, own in self.tables.items()}
+        if not all(keys.values()):
+            return ""
+        facts = [keys, repr(self.parts), self.missing, code_of_pictures(), *more]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Matrix(NamedTuple):
