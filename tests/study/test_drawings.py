@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 
 from vit_analysis import plot
 from vit_analysis.spelling import Refusal
-from vit_analysis.study.drawings import DRAWINGS, Drawing, with_runs
+from vit_analysis.study.draw import with_runs
+from vit_analysis.study.drawings import DRAWINGS, Drawing
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
 
