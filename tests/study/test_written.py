@@ -146,3 +146,15 @@ def test_a_text_of_a_user_is_kept(tmp_path, name, contents):
     if file.stem == "findings":
         findings.write(claims(), Path(tmp_path / "findings"))
         assert (tmp_path / "findings.1.tex").read_text() == contents
+
+
+def test_findings_begin_with_who_plays_v_and_r_and_not_with_every_model():
+    found = pd.DataFrame()
+    found.attrs = {"models": dict.fromkeys("abcde", "0"), "parts": {"vit": [["b", "c"]], "cnn": [["a"]]}}
+    assert written._of_whom(found) == (
+        "Of b (V) and a (R), with 3 more models, training runs and untrained twins included."
+    )
+    found.attrs["parts"] = {"vit": [], "cnn": [["a"]]}
+    assert written._of_whom(found).startswith("Of a (R), with 4 more models")
+    del found.attrs["parts"]
+    assert written._of_whom(found) == "Of a, b, c, d, e."

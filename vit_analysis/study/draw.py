@@ -1,7 +1,7 @@
 """How each figure is drawn from the evidence: which models, which rows, which picture.
 
-Each function takes the evidence, or returns a function that does; `drawings` lists the figures that are drawn so. A `Refusal` says what
-a figure would need.
+Each function takes the evidence, or returns a function that does; `drawings` lists the figures that are drawn so. A `Refusal`
+says what a figure would need.
 """
 
 from collections.abc import Callable, Collection

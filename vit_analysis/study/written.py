@@ -51,6 +51,17 @@ FIRST = ("id", "figure", "claim", "paper", "statistic", "value", "low", "high", 
 """The first columns of the flat table, by which it is known again."""
 
 
+def _of_whom(found: pd.DataFrame) -> str:
+    """Say who plays V and R, and how many models there are besides."""
+    parts, models = found.attrs.get("parts", {}), list(found.attrs.get("models", {}))
+    main = {letter: parts[part][0][0] for letter, part in (("V", "vit"), ("R", "cnn")) if parts.get(part)}
+    if not main:
+        return f"Of {', '.join(models)}."
+    more = len(set(models) - set(main.values()))
+    told = " and ".join(f"{model} ({letter})" for letter, model in main.items())
+    return f"Of {told}, with {more} more {'model' if more == 1 else 'models'}, training runs and untrained twins included."
+
+
 def in_digits(row: Any) -> str:
     """The value and its interval, to three significant digits; empty where there is no value."""
     if math.isnan(row.value):
@@ -65,7 +76,7 @@ def markdown(found: pd.DataFrame, differences: Sequence[Difference]) -> str:
         "",
         "<!-- made by vit_analysis -->",
         "",
-        f"Of {', '.join(found.attrs.get('models', {}))}.",
+        _of_whom(found),
         "",
     ]
     lines += [line for note in found.attrs.get("notes", ()) for line in (f"*{note}.*", "")]
