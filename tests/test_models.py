@@ -244,3 +244,15 @@ def test_what_is_no_model_is_answered_with_the_line_to_write():
         assert f"got {kind}. Write measure(['lab/vit', models.load('resnet50')], images)" in said[what]
     for sentence in said.values():
         assert sentence.startswith("models are names, loaded models or modules under names of your own; got")
+
+
+def test_what_tables_call_models_is_known_before_they_are_loaded(tmp_path):
+    (tmp_path / "a").mkdir()
+    files = [str(tmp_path / name) for name in ("one.safetensors", "two.safetensors", "a/one.safetensors")]
+    for file in files:
+        safetensors.torch.save_file(models.load("resnet10t@random").module.state_dict(), file)
+    names = ["lab/vit", "resnet10t@random", *(f"resnet10t@{file}" for file in files)]
+    for few in (names[:4], names):  # the last one has the same short name as another
+        assert models.called(few) == [model.name for model in models.load_all(few, device="cpu")]
+    assert models.called(names[:4]) == ["lab/vit", "resnet10t@random", "resnet10t@one", "resnet10t@two"]
+    assert models.called(names) == names

@@ -187,12 +187,18 @@ def _shaped(maker: Maker, request: Request) -> tuple[nn.Module, Mapping[str, Ten
 
 
 def load_all(names: Sequence[str], *, device: str | None = None) -> list[Model]:
-    """Load several models; if two short names would be the same, all models keep the names as given."""
+    """Load several models, which tables call what `called` says."""
     loaded = [load(name, device=device) for name in names]
-    short = [model.name for model in loaded]
-    if len(set(short)) == len(short):
-        return loaded
-    return [replace(model, name=name) for name, model in zip(names, loaded, strict=True)]
+    return [replace(model, name=name) for name, model in zip(called(names), loaded, strict=True)]
+
+
+def called(names: Sequence[str]) -> list[str]:
+    """What tables call the models of these names: short ones or, if two of those would be the same, the names as given.
+
+    Nothing is loaded.
+    """
+    short = [Request.of(name).short(name) for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def own(

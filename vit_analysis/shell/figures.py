@@ -35,7 +35,7 @@ def main(
         pictures: how pictures are written.
         device: cpu, cuda ...; the GPU if there is one.
     """
-    from vit_analysis import command, figures
+    from vit_analysis import command, figures, models
     from vit_analysis.shell import verdicts
     from vit_analysis.study import needs, passes
     from vit_analysis.study.evidence import Evidence
@@ -50,7 +50,8 @@ def main(
         *(few.parts, images, train, out), labelled=labelled, wanted=wanted, twins=few.twins, device=device
     )
     evidence = Evidence(made)
-    drawn = figures.draw(evidence, out, chosen, pictures, figures.everyone(cast))
+    names = dict(zip(cast.runs(), models.called(cast.runs()), strict=True))
+    drawn = figures.draw(evidence, out, chosen, pictures, figures.everyone(cast.change(names.get)))
     if only:
         command.tell(verdicts.drawn(drawn))
     else:
