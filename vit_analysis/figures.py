@@ -126,17 +126,22 @@ def judge(
     for name, picture in VERDICTS.items():
         made_of = evidence.study.made_of(name, note)
         command.draw_all(partial(picture, found), out / name, pictures, everyone(evidence.parts), made_of)
+    page = out / "report.html"
+    made_of = evidence.study.made_of("report", note, command.line(), repr(pictures))
+    if table.is_stamped(page, made_of):
+        logger.info("kept %s", page)
+        return found
     facts: dict[str, Any] = {
         "command": command.line(),
         **{key: found.attrs.get(key) for key in ("notes", "models", "images")},
     }
-    facts |= {"versions": table.versions()}
+    facts |= {"versions": table.versions(), "made of": made_of or "tables without a key"}
     line = f"{command.line().partition(' --only')[0]}"
-    command.make_room(out / "report.html")
+    command.make_room(page)
     with plot.style(pictures.called):
         shown = places(evidence, drawn, found, line)
-    report.write(out / "report.html", shown, found, findings.differences(found), facts, pictures.called)
-    logger.info("wrote %s", out / "report.html")
+    report.write(page, shown, found, findings.differences(found), facts, pictures.called)
+    logger.info("wrote %s", page)
     return found
 
 

@@ -55,7 +55,10 @@ def code_of_pictures() -> str:
 
 def _digest_of_code(*but: str) -> str:
     package = Path(__file__).parent
-    files = sorted(file for file in package.rglob("*.py") if file.parent.name not in but)
+    kinds = (".py", ".html", ".css", ".js")
+    files = sorted(
+        file for file in package.rglob("*.*") if file.suffix in kinds and file.parent.name not in but
+    )
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
@@ -163,7 +166,7 @@ def write_picture(figure: Any, path: Path, stamp: str = "") -> None:
 
 
 def is_stamped(path: Path, stamp: str) -> bool:
-    """Return whether a file is a picture that was drawn from the same tables, in the same style, by the same code."""
+    """Return whether a file is a picture or page that was made from the same tables, in the same style, by the same code."""
     return bool(stamp) and is_ours(path) and stamp.encode() in path.read_bytes()
 
 

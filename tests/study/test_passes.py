@@ -610,3 +610,20 @@ def test_verdicts_are_computed_again_only_for_other_tables_or_another_note(made,
             findings.of(made, out, "of that")
     pd.testing.assert_frame_equal(again, found, check_dtype=False)
     assert findings.markdown(again) == findings.markdown(found)
+
+
+def test_the_report_is_written_again_only_where_something_changed(made, tmp_path):
+    evidence, page = Evidence(made), tmp_path / "report.html"
+    drawn = dict.fromkeys((own.id for own in DRAWINGS), "nothing is drawn here")
+
+    def written(note: str, **style) -> int:
+        figures.judge(evidence, tmp_path, drawn, note, Pictures(**style))
+        return page.stat().st_ino  # a file that is written is another one, renamed
+
+    first = written("of this")
+    assert written("of this") == first
+    assert (second := written("of that")) != first
+    assert written("of that", names=("lab/vit@random=ViT",)) != second
+    page.write_text("my own")
+    written("of that")
+    assert (tmp_path / "report.1.html").read_text() == "my own"
