@@ -76,6 +76,8 @@ def alone(main: Callable[..., None]) -> None:
     try:
         tyro.cli(_with_manner(main), prog=typed.program())
     except Refusal as meaningless:  # of the line itself; those of a run have ended it by then
+        if os.environ.get("VIT_ANALYSIS_TRACEBACK"):
+            raise
         sys.stderr.write(f"error: {meaningless}\n")
         sys.exit(MISTAKE)
 
