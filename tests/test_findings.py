@@ -740,3 +740,18 @@ def test_the_registry_is_whole():
     assert {claim.figure for claim in CLAIMS} <= {drawing.id for drawing in DRAWINGS}
     for claim in CLAIMS:
         assert set(claim.tables) <= set(passes.TABLES), claim.id
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"), [(0, "from one batch"), (2, "over 2 groups"), (4, "over 4 groups"), (5, "")]
+)
+def test_too_few_groups_of_images_are_said_to_decide_little(groups, said):
+    table = pd.DataFrame({"cka": [0.5], "cka_without": [np.zeros(groups)]})
+    note = findings.few_groups(Study(PARTS, {"cka": table}, {}))
+    assert said in note
+    assert bool(note) == (groups < findings.ENOUGH)
+    assert not note or "--images.limit" in note
+
+
+def test_without_a_table_nothing_is_said_of_groups():
+    assert findings.few_groups(Study(PARTS, {}, {})) == ""

@@ -39,6 +39,8 @@ from vit_analysis.study.written import in_digits as in_digits  # here too, as be
 
 logger = logging.getLogger(__name__)
 
+ENOUGH = 5  # groups of images: a t quantile of 4.3 with three of them makes every interval wide
+
 
 class Found(NamedTuple):
     """A claim and all that was measured of it.
@@ -86,7 +88,11 @@ def measure(made: Study, note: str = "") -> pd.DataFrame:
     facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
     own = {part.name: [list(runs) for runs in made.parts.members(part.name)] for part in fields(made.parts)}
-    facts |= {"parts": own, "models": digests, "notes": [note for note in (note, *weak_twins(whole)) if note]}
+    facts |= {
+        "parts": own,
+        "models": digests,
+        "notes": [note for note in (note, few_groups(made), *weak_twins(whole)) if note],
+    }
     facts["differences"] = {str(one.number): one.verdict for one in differences(found)}
     return tables.with_provenance(found, "findings", **facts)
 
@@ -100,6 +106,16 @@ def of(made: Study, out: Path, note: str = "") -> pd.DataFrame:
     found = measure(made, note)
     found.attrs["key"] = key
     return found
+
+
+def few_groups(made: Study) -> str:
+    """Say that intervals are over too few groups of images to decide much; empty where they are not."""
+    column = f"cka{tables.WITHOUT}"
+    held = [len(own[column].iloc[0]) for own in made.tables.values() if column in own and len(own)]
+    if not held or max(held) >= ENOUGH:
+        return ""
+    groups = f"over {max(held)} groups of images" if max(held) > 1 else "not known from one batch of images"
+    return f"Intervals are {groups}, which decides little: take more images, smaller batches (--images.limit, --images.batch)"
 
 
 def weak_twins(evidence: Evidence) -> list[str]:
