@@ -134,9 +134,15 @@ class Tab:
         self.click_at(x, y)
 
     def click_at(self, x: float, y: float) -> None:
-        """Click at a point of the window."""
+        """Click at a point of the window, as it is drawn now: a click on a frame before the last finds what was there then."""
+        self.drawn()
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.drawn()
+
+    def drawn(self) -> None:
+        """Wait until the page is drawn as it is: two frames from now."""
+        self("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
 
     def printed(self) -> bytes:
         """The page as a PDF of A4."""
