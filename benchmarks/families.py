@@ -32,9 +32,9 @@ import torch
 from timm.models.vision_transformer import ParallelThingsBlock
 
 from vit_analysis import models
-from vit_analysis.analyses import ANALYSES, Analysis
 from vit_analysis.images import Images
 from vit_analysis.probe import Shots
+from vit_analysis.shell.analyses import ANALYSES, Analysis
 from vit_analysis.spelling import Refusal
 
 HERE = Path(__file__).parent

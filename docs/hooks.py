@@ -33,7 +33,7 @@ PAGES = {
 }
 """Files of the repository that are pages of the site, under the site's names for them."""
 FLOORS = {
-    "What a person imports": ["models", "images", "layers", "plot", "table", "spelling", "analyses"],
+    "What a person imports": ["models", "images", "layers", "plot", "table", "spelling"],
     "Analyses": [],  # filled from the list of analyses
     "Commands": ["figures", "findings", "train", "command", "typed", "shell"],
     "The study": ["study"],
@@ -80,7 +80,7 @@ def on_files(files: Files, config: Any) -> Files:
 @cache
 def chapters() -> dict[str, list[str]]:
     """The public modules of the package by chapter, each by its full name."""
-    from vit_analysis.analyses import ANALYSES
+    from vit_analysis.shell.analyses import ANALYSES
 
     tops = FLOORS | {"Analyses": [analysis.name for analysis in ANALYSES]}
     package = ROOT / "vit_analysis"

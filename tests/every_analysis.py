@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 
 from vit_analysis import attention_distance, cka, command, models, receptive_field
-from vit_analysis.analyses import ANALYSES
 from vit_analysis.images import Images
 from vit_analysis.models import Model
 from vit_analysis.probe import Shots
 from vit_analysis.shell import running
+from vit_analysis.shell.analyses import ANALYSES
 from vit_analysis.study import passes
 from vit_analysis.study.parts import Parts
 

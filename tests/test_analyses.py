@@ -12,8 +12,8 @@ import pytest
 import vit_analysis
 from vit_analysis import __main__ as commands
 from vit_analysis import plot
-from vit_analysis.analyses import ANALYSES
 from vit_analysis.images import Images, given
+from vit_analysis.shell.analyses import ANALYSES
 from vit_analysis.typed import Choice, single
 
 PACKAGE = Path(vit_analysis.__file__).parent
@@ -115,7 +115,12 @@ def test_listing_commands_imports_nothing_heavy():
     loaded = set(ran.stdout.splitlines()[-1].split())
     assert loaded.isdisjoint({"torch", "timm", "numpy", "pandas", "matplotlib", "tyro"})
     assert {name for name in loaded if name.startswith("vit_analysis.")} == {
-        *("vit_analysis.__main__", "vit_analysis.analyses", "vit_analysis.spelling")
+        *(
+            "vit_analysis.__main__",
+            "vit_analysis.shell",
+            "vit_analysis.shell.analyses",
+            "vit_analysis.spelling",
+        )
     }
 
 

@@ -33,11 +33,11 @@ from vit_analysis import (
     soft_nearest_neighbor,
     table,
 )
-from vit_analysis.analyses import ANALYSES
 from vit_analysis.images import Images, Preprocessing, as_rgb
 from vit_analysis.lab import zoo
 from vit_analysis.layers import Tap
 from vit_analysis.makers.request import HUBS
+from vit_analysis.shell.analyses import ANALYSES
 from vit_analysis.spelling import Refusal
 
 SMALL = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)

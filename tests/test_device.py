@@ -10,13 +10,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from vit_analysis import attention_distance, cka, models
-from vit_analysis.analyses import ANALYSES
 from vit_analysis.images import Images
 from vit_analysis.layers import Branch
 from vit_analysis.models import Model
 from vit_analysis.probe import Shots
 from vit_analysis.reading import measure, stream
 from vit_analysis.reading.measure import Measurement
+from vit_analysis.shell.analyses import ANALYSES
 from vit_analysis.spelling import Refusal
 from vit_analysis.study.controls import VIEWS
 from vit_analysis.tensors import similarity

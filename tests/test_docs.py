@@ -171,9 +171,10 @@ def read(line: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_line_is_read_by_its_command(page):
     text = of_page(page)
-    for block in blocks(text):
-        for line in command_lines(block) if block.language == "sh" else ():
-            read(line)
+    lines = [line for block in blocks(text) if block.language == "sh" for line in command_lines(block)]
+    assert lines or "```sh" not in text, "a block of the shell without a line that could be read"
+    for line in lines:
+        read(line)
     prose = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
     for span in re.findall(r"`([^`\n]+)`", prose):
         if CALL.fullmatch(span) and not re.search(r"\b(NAME|COMMAND|X)\b|vit_analysis\.$", span):

@@ -14,9 +14,9 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch import Tensor, nn
 
 from vit_analysis import attention_distance, cka, layers, lesions, localization, receptive_field, skip
-from vit_analysis.analyses import ANALYSES
 from vit_analysis.layers import Branch, Tap
 from vit_analysis.reading.capture import Capture
+from vit_analysis.shell.analyses import ANALYSES
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import tokens
 

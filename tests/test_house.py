@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from vit_analysis import table
-from vit_analysis.analyses import ANALYSES
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +32,7 @@ def test_no_name_is_undefined():
 
 def test_what_stands_at_the_top_is_what_a_person_types_or_imports():
     modules = {file.stem for file in (ROOT / "vit_analysis").glob("[!_]*.py")}
-    assert len(modules - {analysis.name for analysis in ANALYSES}) <= 12
+    assert len(modules) <= 20
     named = re.findall(r"`(\w+)\.py`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert modules <= set(named)
 

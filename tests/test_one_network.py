@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from vit_analysis import models
-from vit_analysis.analyses import ANALYSES, Analysis
 from vit_analysis.images import Images, Preprocessing
 from vit_analysis.layers import representation
 from vit_analysis.loading import fitting
 from vit_analysis.loading.conventions import renamed
 from vit_analysis.probe import Shots
+from vit_analysis.shell.analyses import ANALYSES, Analysis
 
 MAKERS = {"torchvision": networks.torchvision_vit, "transformers": networks.transformers_vit}
 POOL = Images(limit=400, batch=50, seed=1)

@@ -8,7 +8,7 @@ import runpy
 import sys
 
 from vit_analysis import __version__
-from vit_analysis.analyses import ANALYSES, OTHERS
+from vit_analysis.shell.analyses import ANALYSES, OTHERS
 from vit_analysis.spelling import did_you_mean
 
 

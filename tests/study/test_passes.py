@@ -26,7 +26,6 @@ from vit_analysis import (
     soft_nearest_neighbor,
     table,
 )
-from vit_analysis.analyses import ANALYSES, Analysis
 from vit_analysis.images import Images, Preprocessing, given
 from vit_analysis.models import Model
 from vit_analysis.reading import measure
@@ -34,6 +33,7 @@ from vit_analysis.reading.state import Sums
 from vit_analysis.reading.stream import Pass
 from vit_analysis.shell import figures as figures_command
 from vit_analysis.shell import findings as findings_command
+from vit_analysis.shell.analyses import ANALYSES, Analysis
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes
 from vit_analysis.study.drawings import DRAWINGS

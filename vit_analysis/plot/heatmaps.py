@@ -171,9 +171,7 @@ def corresponding(
     """
     if "control" in table:  # of the same pairs in several ways
         table = table[table["control"] == "all"]
-    if pairs is None:
-        held = dict.fromkeys(zip(table["model"], table["other_model"], strict=True))
-        pairs = [pair for pair in held if pair[0] != pair[1]]
+    pairs = _of_different_models(table) if pairs is None else pairs
     if labels and len(labels) != len(pairs):
         raise Undrawable(f"{len(labels)} labels for {len(pairs)} pairs of models")
     wide = page_width(PANEL + 1)
@@ -193,17 +191,28 @@ def corresponding(
         band(ax, own["cka"], own["low"], own["high"], label=called[number], **look)
         for run in further.get((model, other), ()):
             ax.plot(_same_blocks(table, *run)["cka"], **THIN, color=colours[number])
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("block", fontsize=points(9))
     whose = f" of {display_name(pairs[0][0])}" if one else ""
-    ax.set_ylabel(f"CKA with the same block{whose}{token_note(table)}", fontsize=points(9))
-    least = float(ax.dataLim.y0)
-    ax.set_ylim(HALF if least > HALF else min(0.0, 1.05 * least), 1.02)
-    ax.tick_params(labelsize=points(8))
+    _by_block(ax, f"CKA with the same block{whose}{token_note(table)}")
     legend_below([ax], figure.get_figwidth())
     apart = "Ceiling: models that differ by nothing but chance." if ceiling else ""
     caption(figure, table, apart, TOLD if any(further.values()) else "", bands="Bands")
     return figure
+
+
+def _of_different_models(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """The pairs of different models that a table compares."""
+    held = dict.fromkeys(zip(table["model"], table["other_model"], strict=True))
+    return [pair for pair in held if pair[0] != pair[1]]
+
+
+def _by_block(ax: Axes, what: str) -> None:
+    """Label a panel of similarities by block; its scale begins at 0, or at one half where all that it shows lies above."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("block", fontsize=points(9))
+    ax.set_ylabel(what, fontsize=points(9))
+    least = float(ax.dataLim.y0)
+    ax.set_ylim(HALF if least > HALF else min(0.0, 1.05 * least), 1.02)
+    ax.tick_params(labelsize=points(8))
 
 
 def _same_blocks(table: pd.DataFrame, model: str, other: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The list of all analyses, which commands, the study's tests and benchmarks go through. Imports nothing heavy."""
+"""The list of all analyses, which the list of commands, tests and benchmarks go through. It imports nothing heavy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Analysis:
 
     @property
     def command(self) -> Callable[..., None]:
-        """What runs when its name is typed; it imports little."""
+        """The function that runs when its name is typed; importing it loads little."""
         return import_module(f"vit_analysis.shell.{self.name}").main
 
 
