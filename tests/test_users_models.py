@@ -17,7 +17,7 @@ from vit_analysis import attention_distance, cka, layers, lesions, localization,
 from vit_analysis.images import Images, Preprocessing
 from vit_analysis.layers import Anatomy
 from vit_analysis.spelling import Refusal
-from vit_analysis.tensors.similarity import full_float32
+from vit_analysis.tensors.precision import full_float32
 
 ANALYSES = (cka, attention_distance, receptive_field, skip, lesions, localization)
 PIXELS = torch.randn(96, 3, 32, 32, generator=torch.Generator().manual_seed(0))

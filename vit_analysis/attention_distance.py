@@ -42,7 +42,7 @@ from vit_analysis.reading.stream import Activation, Pass, Reading, prepared
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import with_provenance
 from vit_analysis.tensors import similarity
-from vit_analysis.tensors.similarity import full_float32
+from vit_analysis.tensors.precision import full_float32
 
 SUBSET = 4  # heads in a subset of figure 5
 # How many attention weights are computed at once. On a CPU that is mostly one image: half a megabyte stays in a core's cache

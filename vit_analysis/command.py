@@ -16,7 +16,7 @@ from vit_analysis import plot, table, typed
 from vit_analysis.models import Model, load_all
 from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal
-from vit_analysis.typed import Pictures, line
+from vit_analysis.typed import Machine, Pictures, line
 
 logger = logging.getLogger(__name__)
 answers = logging.getLogger("vit_analysis.told")
@@ -27,13 +27,13 @@ MEANWHILE = (
 )
 
 
-def loaded(names: Sequence[str], device: str | None, pictures: Pictures) -> list[Model]:
+def loaded(names: Sequence[str], machine: Machine, pictures: Pictures) -> list[Model]:
     """Load models by name, and make sure that those which get names in pictures are among them.
 
     Raises:
         Refusal: one is not, or cannot be loaded.
     """
-    found = load_all(names, device=device)
+    found = load_all(names, device=machine.device, precision=machine.precision)
     named_in(pictures, found)
     return found
 

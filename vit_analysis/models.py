@@ -20,6 +20,7 @@ from vit_analysis.makers import of_lab, of_timm, of_torchvision, of_transformers
 from vit_analysis.makers.making import Maker, seeded
 from vit_analysis.makers.request import RANDOM, Request, twin
 from vit_analysis.spelling import Refusal
+from vit_analysis.typed import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Model:
         digest: digest of names and values of its weights.
         told: what its user says of its anatomy.
         assumed: whether the preprocessing is not known but assumed.
+        precision: of its products, see `tensors.precision.computing`; None is as torch is set.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Model:
     digest: str
     told: Anatomy = field(default_factory=Anatomy)
     assumed: bool = False
+    precision: Precision | None = None
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +91,13 @@ Models = str | Model | Sequence[str | Model] | Mapping[str, str | Model | nn.Mod
 """What every analysis takes as its models, see `named`."""
 
 
-def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) -> Model:
+def load(
+    name: str,
+    *,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    precision: Precision | None = None,
+) -> Model:
     """Load the model that ``[SOURCE/]NAME[,KEY=VALUE...][@WEIGHTS]`` names.
 
     Args:
@@ -100,13 +109,14 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
             source has.
         seed: random seed of an untrained twin's weights, where the name gives none.
         device: where to put it; None is the GPU if there is one.
+        precision: of its products, see `tensors.precision.computing`; None is as torch is set.
 
     Raises:
         Refusal: unknown name, settings that the network does not take, or weights that do not fit.
         FileNotFoundError: no such checkpoint.
         OSError: trained weights cannot be had, or the file is no checkpoint.
     """
-    place = usable(device)
+    place = usable(device, precision)
     request = Request.of(name, seed)
     if request.name.startswith(zoo.PREFIX):
         module, preprocessing = of_lab.make(request)
@@ -115,42 +125,49 @@ def load(name: str, *, seed: int = 0, device: str | torch.device | None = None) 
         module = _made(maker, request)
         preprocessing = maker.preprocessing(request.name, module)
     module = module.eval().requires_grad_(False)
-    return Model(request.short(name), module.to(place), preprocessing, digest(module))
+    return Model(request.short(name), module.to(place), preprocessing, digest(module), precision=precision)
 
 
-def load_twin(name: str, *, device: str | torch.device | None = None) -> Model:
+def load_twin(
+    name: str, *, device: str | torch.device | None = None, precision: Precision | None = None
+) -> Model:
     """Load the untrained twin of a model: the same network, built as the model's weights show, without them.
 
     Args:
         name: the model's name, as `load` takes it.
         device: where to put it; None is the GPU if there is one.
+        precision: of its products, as in `load`.
     """
     request = Request.of(name)
     if request.file is None or request.name.startswith(zoo.PREFIX):
-        return load(twin(name), device=device)
-    place = usable(device)
+        return load(twin(name), device=device, precision=precision)
+    place = usable(device, precision)
     maker = _maker(request)
     module, _, _ = _shaped(maker, request)
     module = module.eval().requires_grad_(False)
-    return Model(twin(name), module.to(place), maker.preprocessing(request.name, module), digest(module))
+    prepared = maker.preprocessing(request.name, module)
+    return Model(twin(name), module.to(place), prepared, digest(module), precision=precision)
 
 
 def _maker(request: Request) -> Maker:
     return next((own for start, own in MAKERS.items() if request.name.startswith(start)), of_timm.Timm())
 
 
-def usable(device: str | torch.device | None) -> torch.device:
-    """Make sure that there is such a device, and return it; None is the GPU if there is one.
+def usable(device: str | torch.device | None, precision: Precision | None = None) -> torch.device:
+    """Make sure that there is such a device, which has such a precision, and return it; None is the GPU if there is one.
 
     Raises:
-        Refusal: there is none.
+        Refusal: there is none, or it has not.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # of torch, one kind for each device
         raise Refusal(f"cannot compute on --device {str(device)!r}: {str(error).splitlines()[0]}") from error
-    return torch.device(device)
+    place = torch.device(device)
+    if precision == "tf32" and place.type != "cuda":
+        raise Refusal(f"there is no tf32 on {str(place)!r}, it is of NVIDIA's GPUs; choose float32 or bf16")
+    return place
 
 
 def _made(maker: Maker, request: Request) -> nn.Module:
@@ -186,9 +203,11 @@ def _shaped(maker: Maker, request: Request) -> tuple[nn.Module, Mapping[str, Ten
     return module, named.tensors, told
 
 
-def load_all(names: Sequence[str], *, device: str | None = None) -> list[Model]:
+def load_all(
+    names: Sequence[str], *, device: str | None = None, precision: Precision | None = None
+) -> list[Model]:
     """Load several models, which tables call what `called` says."""
-    loaded = [load(name, device=device) for name in names]
+    loaded = [load(name, device=device, precision=precision) for name in names]
     return [replace(model, name=name) for name, model in zip(called(names), loaded, strict=True)]
 
 

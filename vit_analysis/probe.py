@@ -44,7 +44,7 @@ from vit_analysis.reading.stream import Activation, Pass, Reading, gather, one_i
 from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import WITHOUT, placed, with_provenance
 from vit_analysis.tensors import ridge
-from vit_analysis.tensors.similarity import full_float32
+from vit_analysis.tensors.precision import full_float32
 from vit_analysis.tensors.tokens import Layout, aligned, as_tokens, channels_first
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,8 @@ Scaling = Literal["all", "normalized"]
 Measure = Literal["cka", "partial_cka", "rank_cka", "mutual_knn"]
 """The measures of similarity of two layers, see `cka.measure`."""
 Format = Literal["png", "pdf", "svg"]
+Precision = Literal["float32", "tf32", "bf16"]
+"""The precisions of a forward pass, see `tensors.precision.computing`."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,21 @@ class Pictures:
         for model in self.called:
             if model not in models:
                 raise Refusal(f"--names: no model is called {model!r}; {did_you_mean(model, models)}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where models run, and how precisely.
+
+    Attributes:
+        device: cpu, cuda ...; None is the GPU if there is one.
+        precision: of the models' own products: float32 in full; tf32, on NVIDIA's GPUs only; or bf16, by autocast. Whatever it
+            is, similarities are computed in float32 and summed in float64. What it changes is measured on the first batch and
+            said.
+    """
+
+    device: str | None = None
+    precision: Precision = "float32"
 
 
 def line() -> str:

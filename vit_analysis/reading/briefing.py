@@ -85,7 +85,8 @@ def _place(model: Model) -> str:
     of = processes.rank_and_size()[1]
     threads = f", {_counted(torch.get_num_threads(), 'thread')}" if model.device.type == "cpu" else ""
     name = f" ({torch.cuda.get_device_name(model.device)})" if model.device.type == "cuda" else ""
-    return f"{model.device}{name}{threads}{f', {of} processes' if of > 1 else ''}"
+    precision = f", {model.precision}" if model.precision not in (None, "float32") else ""
+    return f"{model.device}{name}{precision}{threads}{f', {of} processes' if of > 1 else ''}"
 
 
 def estimate(reading: Reading, kinds: Sequence[type[Any]]) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model
-from vit_analysis.reading import briefing, processes, progress
+from vit_analysis.reading import briefing, processes, progress, rounding
 from vit_analysis.reading import state as states
 from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.state import Sums, SumsType
@@ -94,6 +94,7 @@ class Measurement(Generic[SumsType]):
                 [str(tap) for tap in reading.taps[name]],
                 repr(model.preprocessing),
                 repr(model.told),
+                model.precision,
             ]
             for name, model in reading.models.items()
         }
@@ -144,6 +145,8 @@ def say(passes: Sequence[Mapping[str, Measurement[Any]]], results: str) -> None:
         settings = {name: value for one in different.values() for name, value in one.reading.settings.items()}
         told.append((title, replace(reading, settings=settings), [one.kind for one in different.values()]))
     briefing.say(told, results)
+    models = {name: own for _, reading, _ in told for name, own in reading.models.items()}
+    rounding.say(models, told[0][1].images)
 
 
 def titles(passes: Sequence[Mapping[str, Measurement[Any]]]) -> list[str]:

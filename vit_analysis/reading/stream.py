@@ -24,6 +24,7 @@ from vit_analysis.reading.intervene import channels_last
 from vit_analysis.reading.state import Sums
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.grams import Grams
+from vit_analysis.tensors.precision import computing
 from vit_analysis.tensors.tokens import Grid, Layout
 from vit_analysis.typed import as_they_are
 
@@ -128,7 +129,12 @@ class Reading:
     def facts(self) -> dict[str, Any]:
         """Return what a table's provenance says of models and images, and what decides whether saved sums fit."""
         models = {name: model.digest for name, model in self.models.items()}
-        return {"models": models, "images": self.images.facts()}
+        precision = {name: model.precision for name, model in self.models.items() if model.precision}
+        return {
+            "models": models,
+            "images": self.images.facts(),
+            **({"precision": precision} if precision else {}),
+        }
 
 
 def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
@@ -235,7 +241,8 @@ def look(
     The gradient mode is set here and not in `stream`: held across its ``yield``, it would leak to the caller.
     """
     # No inference mode, not even the caller's: what a module caches in it could never be trained with.
-    with torch.inference_mode(False), torch.set_grad_enabled(reading.differentiate is not None):
+    precise = computing(model.precision, model.device) if model.precision else nullcontext()
+    with torch.inference_mode(False), torch.set_grad_enabled(reading.differentiate is not None), precise:
         pixels = as_input_of(model, pixels)
         if not run.axes:
             run.learn_axes(pixels)

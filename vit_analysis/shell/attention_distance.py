@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from vit_analysis.spelling import Refusal
-from vit_analysis.typed import Choice, Pictures
+from vit_analysis.typed import Choice, Machine, Pictures
 
 
 def main(
@@ -17,7 +17,7 @@ def main(
     blocks: tuple[int, ...] = (),
     out: Path = Path("figures/attention_distance"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Measure how far attention heads look (figures 3, 4, C.5 and C.6 of Raghu et al. 2021); with CNNs, figure 5 too.
 
@@ -28,13 +28,13 @@ def main(
         blocks: numbers of blocks, negative ones from the last; all of them by default.
         out: path of the results without ending; .parquet and .png, or what --format says, are added.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import attention_distance, command, layers, plot
     from vit_analysis.shell import told
 
     command.ready(out, "_heads", pictures=pictures)
-    loaded = command.loaded(models, device, pictures)
+    loaded = command.loaded(models, machine, pictures)
     vits = [model for model in loaded if layers.attentions(model)]
     if not vits:
         raise Refusal(f"no attention in {', '.join(models)}; name a Vision Transformer")

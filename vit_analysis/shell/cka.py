@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from vit_analysis.typed import Choice, Measure, Pictures, Selection, single
+from vit_analysis.typed import Choice, Machine, Measure, Pictures, Selection, single
 
 
 def main(
@@ -18,7 +18,7 @@ def main(
     by: Annotated[Measure, tyro.conf.arg(name="measure")] = "cka",
     out: Path = Path("figures/cka"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """CKA of all pairs of layers of some models (figures 1, 2 and B.1 of Raghu et al. 2021).
 
@@ -30,13 +30,13 @@ def main(
         by: the measure of similarity: cka is the paper's, the others show what rests on that choice.
         out: path of the results without ending; .parquet and .png, or what --format says, are added.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import cka, command, plot
     from vit_analysis.shell import told
 
     command.ready(out, "_robustness", pictures=pictures)
-    loaded = command.loaded(models, device, pictures)
+    loaded = command.loaded(models, machine, pictures)
     table = cka.measure(loaded, images, layers=single(layers), tokens=tokens, measure=by, state=out)
     command.write(table, out)
     command.draw(table, out, plot.cka, pictures)

@@ -7,7 +7,7 @@ import tyro
 
 from vit_analysis.study import parts as study
 from vit_analysis.study.parts import Parts
-from vit_analysis.typed import Choice, Pictures
+from vit_analysis.typed import Choice, Machine, Pictures
 
 
 def main(
@@ -20,7 +20,7 @@ def main(
     note: str = "",
     out: Path = Path("figures"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """The figures of Raghu et al. (2021) for some models, with verdicts and a report; by default of the lab's.
 
@@ -33,7 +33,7 @@ def main(
         note: a sentence on these models and images that readers have to know, without its full stop.
         out: folder of pictures, tables, findings.md and report.html.
         pictures: how pictures are written.
-        device: cpu, cuda ...; the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, figures, models
     from vit_analysis.shell import verdicts
@@ -47,7 +47,7 @@ def main(
     cast = parts if parts.names() else passes.LAB_PARTS
     few = needs.of(chosen, cast) if only else needs.Needed(cast, twins=True)
     made = passes.of(
-        *(few.parts, images, train, out), labelled=labelled, wanted=wanted, twins=few.twins, device=device
+        *(few.parts, images, train, out), labelled=labelled, wanted=wanted, twins=few.twins, machine=machine
     )
     evidence = Evidence(made)
     names = dict(zip(cast.runs(), models.called(cast.runs()), strict=True))

@@ -7,7 +7,7 @@ import tyro
 
 from vit_analysis.study import parts as study
 from vit_analysis.study.parts import Parts
-from vit_analysis.typed import Choice
+from vit_analysis.typed import Choice, Machine
 
 
 def main(
@@ -18,7 +18,7 @@ def main(
     labelled: Choice = study.SAME,
     note: str = "",
     out: Path = Path("figures/findings"),
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Measure which findings of Raghu et al. (2021) and of the course notes hold for some models; by default the lab's.
 
@@ -29,7 +29,7 @@ def main(
         labelled: images with classes for probes and the soft nearest neighbour loss, in place of the others.
         note: a sentence on these models and images that readers have to know, without its full stop.
         out: path of the verdicts, to which .parquet, .md, .tex and .csv are added; tables are written beside.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, findings
     from vit_analysis.shell import verdicts
@@ -37,7 +37,7 @@ def main(
 
     command.named(out, ".parquet", ".md")
     command.replacing(*findings.files(out), *passes.files(out.parent))
-    made = passes.of(parts, images, train, out.parent, labelled=labelled, device=device)
+    made = passes.of(parts, images, train, out.parent, labelled=labelled, machine=machine)
     found = findings.of(made, out, note)
     findings.write(found, out)
     command.tell(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from vit_analysis.typed import Choice, Pictures
+from vit_analysis.typed import Choice, Machine, Pictures
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def main(
     trained: tuple[str, ...] | None = None,
     out: Path = Path("figures/lesions"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Measure what happens without the skip connections of a block (figure 8 of Raghu et al. 2021).
 
@@ -32,15 +32,15 @@ def main(
         out: path of the results without ending; .parquet and .png, or what --format says, are added. Those of models trained
             without skip connections get _trained in the name.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, lesions, plot
     from vit_analysis.models import load_all
     from vit_analysis.shell import told
 
     command.ready(out, "_trained", pictures=pictures)
-    loaded = load_all(models, device=device)
-    others = load_all(_trained(models[0], trained), device=device)
+    loaded = load_all(models, device=machine.device, precision=machine.precision)
+    others = load_all(_trained(models[0], trained), device=machine.device, precision=machine.precision)
     command.named_in(pictures, [*loaded, *others])
     removed = lesions.measure(loaded, images, state=out)
     command.write(removed, out)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from vit_analysis.typed import Choice, Pictures, Scaling, single
+from vit_analysis.typed import Choice, Machine, Pictures, Scaling, single
 
 
 def main(
@@ -17,7 +17,7 @@ def main(
     tokens: Scaling = "all",
     out: Path = Path("figures/localization"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """CKA of tokens with patches of the image (figures 9, 10 and D.1-D.3 of Raghu et al. 2021).
 
@@ -28,13 +28,13 @@ def main(
         tokens: all, or normalized: each scaled to norm 1.
         out: path of the results without ending; .parquet and .png, or what --format says, are added.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, localization, plot
     from vit_analysis.shell import told
 
     command.ready(out, pictures=pictures)
-    loaded = command.loaded(models, device, pictures)
+    loaded = command.loaded(models, machine, pictures)
     table = localization.measure(loaded, images, layers=single(layers), tokens=tokens, state=out)
     command.write(table, out)
     command.draw(table, out, plot.localization, pictures)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from vit_analysis.typed import Choice, Pictures, single
+from vit_analysis.typed import Choice, Machine, Pictures, single
 
 
 def main(
@@ -20,7 +20,7 @@ def main(
     draws: int = 5,
     out: Path = Path("figures/probe"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Accuracy of linear probes, layer by layer (figures 11, 13, D.4 and F.* of Raghu et al. 2021).
 
@@ -35,14 +35,14 @@ def main(
         out: path of the results without ending; .parquet and .png, or what --format says, are added, and before them _tokens,
             and _maps of each token.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, plot, probe
     from vit_analysis.images import Images
     from vit_analysis.shell import told
 
     command.ready(out, "_tokens", "_maps", pictures=pictures)
-    loaded = command.loaded(models, device, pictures)
+    loaded = command.loaded(models, machine, pictures)
     count = shots or (probe.FREE_SHOTS if train.endless else probe.FEW_SHOTS)
     examples = probe.Shots(Images.of(train), count, draws)
     table = probe.measure(loaded, images, examples, layers=single(layers), tokens=tokens, state=out)

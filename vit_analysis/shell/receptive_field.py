@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from vit_analysis.typed import Choice, Pictures, single
+from vit_analysis.typed import Choice, Machine, Pictures, single
 
 
 def main(
@@ -17,7 +17,7 @@ def main(
     channels: int | None = 32,
     out: Path = Path("figures/receptive_field"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Effective receptive fields (figures 6 and C.1-C.4 of Raghu et al. 2021).
 
@@ -29,13 +29,13 @@ def main(
         out: path of the results without ending; .parquet and .png, or what --format says, are added, and _maps before them
             for the fields.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, plot, receptive_field
     from vit_analysis.shell import told
 
     command.ready(out, "_maps", pictures=pictures)
-    loaded = command.loaded(models, device, pictures)
+    loaded = command.loaded(models, machine, pictures)
     table, maps = receptive_field.with_maps(
         loaded, images, layers=single(layers), channels=channels, state=out
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from vit_analysis.typed import Choice, Pictures
+from vit_analysis.typed import Choice, Machine, Pictures
 
 
 def main(
@@ -16,7 +16,7 @@ def main(
     first: int = 9,
     out: Path = Path("figures/skip"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Norm ratios and cosines of skip connections (figures 7, E.1 and E.2 of Raghu et al. 2021).
 
@@ -26,13 +26,13 @@ def main(
         first: how many tokens of a Vision Transformer are shown one by one.
         out: path of the results without ending; .parquet and .png, or what --format says, are added.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, plot, skip
     from vit_analysis.shell import told
 
     command.ready(out, pictures=pictures)
-    table = skip.measure(command.loaded(models, device, pictures), images, first=first, state=out)
+    table = skip.measure(command.loaded(models, machine, pictures), images, first=first, state=out)
     command.write(table, out)
     command.draw(table, out, plot.skip, pictures)
     command.tell(told.skip(table))

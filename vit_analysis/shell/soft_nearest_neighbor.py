@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from vit_analysis.typed import Choice, Pictures, Selection, single
+from vit_analysis.typed import Choice, Machine, Pictures, Selection, single
 
 
 def main(
@@ -18,7 +18,7 @@ def main(
     target: str | None = None,
     out: Path = Path("figures/soft_nearest_neighbor"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Soft nearest neighbour loss of each layer: high where classes are entangled, 0 where they are separated.
 
@@ -31,14 +31,14 @@ def main(
         out: path of the results without ending; .parquet and .png, or what --format says, are added, and where massive tokens
             dominate the same for normalized tokens, with _normalized in the name.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, plot
     from vit_analysis import soft_nearest_neighbor as entanglement
     from vit_analysis.shell import told
 
     command.ready(out, "_normalized", pictures=pictures)
-    loaded = command.loaded(models, device, pictures)
+    loaded = command.loaded(models, machine, pictures)
     table = entanglement.measure(
         loaded, images, layers=single(layers), tokens=tokens, target=target, state=out
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from vit_analysis.typed import Choice, Pictures, single
+from vit_analysis.typed import Choice, Machine, Pictures, single
 
 
 def main(
@@ -16,7 +16,7 @@ def main(
     layers: tuple[str, ...] = ("blocks",),
     out: Path = Path("figures/tokens"),
     pictures: Annotated[Pictures, tyro.conf.arg(name="")] = Pictures(),  # noqa: B008  (frozen)
-    device: str | None = None,
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Norms, massive tokens, cosines and ranks of tokens in each layer (beyond the paper).
 
@@ -26,13 +26,13 @@ def main(
         layers: blocks, paper, or glob patterns over module paths such as 'blocks.*.attn'.
         out: path of the results without ending; .parquet and .png, or what --format says, are added.
         pictures: how pictures are written.
-        device: cpu, cuda ...; by default the GPU if there is one.
+        machine: where models run, and how precisely.
     """
     from vit_analysis import command, plot, tokens
     from vit_analysis.shell import told
 
     command.ready(out, pictures=pictures)
-    loaded = command.loaded(models, device, pictures)
+    loaded = command.loaded(models, machine, pictures)
     table = tokens.measure(loaded, images, layers=single(layers), state=out)
     command.write(table, out)
     command.draw(table, out, plot.tokens, pictures)

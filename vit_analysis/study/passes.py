@@ -48,7 +48,7 @@ from vit_analysis.study.controls import ALL, VIEWS
 from vit_analysis.study.evidence import Study
 from vit_analysis.study.parts import LAB_PARTS, Parts, parts_wanted
 from vit_analysis.tensors import measures, similarity
-from vit_analysis.typed import Choice
+from vit_analysis.typed import Choice, Machine
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,10 @@ def of(
     labelled: Choice = SAME,
     wanted: Collection[str] | None = None,
     twins: bool = True,
-    device: str | None = None,
+    machine: Machine = Machine(),  # noqa: B008  (frozen)
 ) -> "Study":
     """Run the study of these models, or of the lab's where none is named, with their untrained twins or without; see `run`."""
-    cast = Cast.load(parts if parts.names() else LAB_PARTS, device, twins=twins)
+    cast = Cast.load(parts if parts.names() else LAB_PARTS, machine, twins=twins)
     return run(cast, Images.of(images), Images.of(train), out, wanted, Images.of(labelled))
 
 
@@ -89,15 +89,19 @@ class Cast:
     models: Mapping[str, Model]
 
     @classmethod
-    def load(cls, parts: Parts, device: str | None = None, *, twins: bool = True) -> "Cast":
+    def load(cls, parts: Parts, machine: Machine = Machine(), *, twins: bool = True) -> "Cast":  # noqa: B008  (frozen)
         """Load the models named, and the untrained twins of the first ones; lab models without weights are left out."""
         there = parts.change(_there)
         names = there.runs()
-        loaded = dict(zip(names, models.load_all(names, device=device), strict=True))
+        loaded = dict(
+            zip(
+                names, models.load_all(names, device=machine.device, precision=machine.precision), strict=True
+            )
+        )
         own = {model.name: model for model in loaded.values()}
         for name in (*there.names("vit")[:1], *there.names("cnn")[:1]) if twins else ():
             if models.twin(name) not in names:
-                twin = models.load_twin(name, device=device)
+                twin = models.load_twin(name, device=machine.device, precision=machine.precision)
                 own[models.twin(loaded[name].name)] = replace(twin, name=models.twin(loaded[name].name))
         return cls(there.change(lambda name: loaded[name].name), own)
 

@@ -15,15 +15,15 @@ float64. What float32 does not tolerate is a common offset, which centring cance
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
 from vit_analysis.spelling import Refusal
+from vit_analysis.tensors.precision import full_float32
 
 # With fewer images U-centring is undefined.
 SMALLEST_BATCH = 4
@@ -160,42 +160,6 @@ def cka(hsic: Float64[Tensor, "*group layer layer"]) -> Float64[Tensor, "*group 
 def piece(device: torch.device) -> int:
     """Return how many numbers to work on at once."""
     return GPU_PIECE if device.type == "cuda" else CPU_PIECE
-
-
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Compute matrix products in true float32: no TF32, no bf16 substitution, no autocast; the user's settings come back."""
-    newer = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-    with _newer_precision() if newer else _older_precision(), torch.autocast(device.type, enabled=False):
-        yield
-
-
-@contextmanager
-def _older_precision() -> Iterator[None]:
-    """Before torch 2.9 there is one setting."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-@contextmanager
-def _newer_precision() -> Iterator[None]:
-    """Since torch 2.9 each backend has its own, and asking for the older one is an error after a user has set these."""
-    every: Any = torch.backends
-    backends = [every.cuda.matmul, every.mkldnn.matmul]
-    before = [own.fp32_precision for own in backends]
-    try:
-        for own in backends:
-            own.fp32_precision = "ieee"
-        yield
-    finally:
-        for own, precision in zip(backends, before, strict=True):
-            own.fp32_precision = "none"  # as the more general setting says, if that is what it was
-            if own.fp32_precision != precision:
-                own.fp32_precision = precision
 
 
 def _rows(features: Float[Tensor, "image ..."]) -> Float[Tensor, "image feature"]:

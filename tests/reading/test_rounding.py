@@ -1,0 +1,108 @@
+"""The precision of the forward pass: set for the models alone, kept in the key, and what it changes is measured and said."""
+
+import contextlib
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vit_analysis import cka, models
+from vit_analysis.images import Images
+from vit_analysis.reading import rounding
+from vit_analysis.spelling import Refusal
+from vit_analysis.tensors.precision import computing, full_float32
+
+IMAGES = Images(limit=32, batch=32)
+CPU = torch.device("cpu")
+NEWER = hasattr(torch.backends, "fp32_precision")
+
+
+def settings() -> list[str | bool]:
+    """Of products and of convolutions, as a user would ask for them."""
+    if not NEWER:
+        return [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
+    own = torch.backends
+    return [own.cuda.matmul.fp32_precision, own.cudnn.conv.fp32_precision, own.mkldnn.matmul.fp32_precision]
+
+
+def test_float32_is_full_also_for_convolutions_and_settings_come_back():
+    before = settings()
+    with computing("float32", CPU):
+        assert settings() == (["ieee"] * 3 if NEWER else ["highest", False])
+    assert settings() == before
+    with computing("tf32", CPU):
+        assert settings() == (["tf32", "tf32", "ieee"] if NEWER else ["high", True])
+    assert settings() == before
+    with contextlib.suppress(ZeroDivisionError), computing("tf32", CPU):
+        raise ZeroDivisionError
+    assert settings() == before
+
+
+def test_bf16_is_autocast_and_sums_within_it_are_not():
+    x = torch.randn(8, 8)
+    with computing("bf16", CPU):
+        assert (x @ x).dtype == torch.bfloat16
+        with full_float32(CPU):
+            assert (x @ x).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+    assert (x @ x).dtype == torch.float32
+
+
+def test_a_model_runs_in_its_precision_and_the_others_in_theirs():
+    seen = {}
+    loaded = [
+        models.load(f"lab/vit@random:{number}", device="cpu", precision=own)
+        for number, own in enumerate(("bf16", None))
+    ]
+    for model in loaded:
+
+        def see(_module, _given, out, name=model.name) -> None:
+            seen.setdefault(name, out.dtype)
+
+        model.module.get_submodule("blocks.0.attn").register_forward_hook(see)
+    cka.measure(loaded, IMAGES)
+    assert list(seen.values()) == [torch.bfloat16, torch.float32]
+
+
+def test_tables_of_another_precision_have_another_key():
+    keys = set()
+    for precision in (None, "float32", "bf16"):
+        vit = models.load("lab/vit@random", device="cpu", precision=precision)
+        keys.add(cka.plan(vit, IMAGES).key())
+        assert cka.plan(vit, IMAGES).table().attrs.get("precision") == (
+            {vit.name: precision} if precision else None
+        )
+    assert len(keys) == 3
+
+
+def test_what_bf16_changes_is_what_two_tables_show():
+    vit = models.load("lab/vit", device="cpu", precision="bf16")
+    changed = rounding.changes({vit.name: vit}, IMAGES)
+    tables = [
+        cka.measure(own, IMAGES, layers="blocks")["cka"] for own in (vit, replace(vit, precision="float32"))
+    ]
+    expected = (tables[0] - tables[1]).abs()
+    assert 0 < expected.max() < 0.03
+    torch.testing.assert_close(changed.flatten(), torch.tensor(expected.to_numpy()), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(("precision", "told"), [("bf16", True), ("float32", False), (None, False)])
+def test_it_is_said_where_the_precision_is_lower(precision, told, caplog):
+    vit = models.load("lab/vit@random", device="cpu", precision=precision)
+    with caplog.at_level(logging.INFO, "vit_analysis"):
+        cka.measure(vit, IMAGES)
+    assert ("bf16 changes CKA of block outputs by" in caplog.text) == told
+
+
+def test_where_blocks_are_not_known_it_is_said_that_the_change_is_not(caplog):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    own = replace(models.own(module, "mine"), precision="bf16")
+    with caplog.at_level(logging.INFO, "vit_analysis"):
+        cka.measure(own, torch.rand(8, 3, 32, 32), layers="0")
+    assert "what bf16 changes is not known" in caplog.text
+
+
+def test_tf32_is_refused_where_there_is_none():
+    with pytest.raises(Refusal, match=r"no tf32 on 'cpu'.*choose float32 or bf16"):
+        models.load("lab/vit", device="cpu", precision="tf32")

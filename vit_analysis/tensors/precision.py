@@ -1,0 +1,61 @@
+"""The precision of matrix products and convolutions, whose settings belong to the user and come back as they were."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from vit_analysis.typed import Precision
+
+
+@contextmanager
+def computing(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute matrix products and convolutions in a precision, whatever is set outside; those settings come back.
+
+    Args:
+        precision: ``float32`` in full, which on a GPU torch's own default is not for convolutions; ``tf32``, its products with
+            ten bits of the mantissa, on NVIDIA's GPUs; ``bf16``, what autocast computes in bfloat16, and the rest in full.
+        device: where.
+    """
+    newer = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    of_products = "tf32" if precision == "tf32" else "ieee"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with _newer(of_products) if newer else _older(of_products), autocast:
+        yield
+
+
+def full_float32(device: torch.device) -> Any:
+    """Compute in true float32: no TF32, no bf16 substitution, no autocast."""
+    return computing("float32", device)
+
+
+@contextmanager
+def _older(precision: str) -> Iterator[None]:
+    """Before torch 2.9 there is one setting of products and one of convolutions."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def _newer(precision: str) -> Iterator[None]:
+    """Since torch 2.9 each backend has its own, and asking for the older ones is an error after a user has set these."""
+    every: Any = torch.backends
+    of_gpu = [every.cuda.matmul, every.cudnn.conv, every.cudnn.rnn]
+    backends = [*of_gpu, every.mkldnn.matmul, every.mkldnn.conv, every.mkldnn.rnn]
+    before = [own.fp32_precision for own in backends]
+    try:
+        for own in backends:
+            own.fp32_precision = precision if own in of_gpu else "ieee"
+        yield
+    finally:
+        for own, set_before in zip(backends, before, strict=True):
+            own.fp32_precision = "none"  # as the more general setting says, if that is what it was
+            if own.fp32_precision != set_before:
+                own.fp32_precision = set_before
