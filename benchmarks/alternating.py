@@ -47,7 +47,7 @@ class InMemory(Images):
         """Which: as many of another choice are other images."""
         return {
             **super().facts(),
-            "first": hashlib.sha256(self.pixels[:, 0, 0].numpy().tobytes()).hexdigest(),
+            "first": hashlib.sha256(self.pixels[:, 0, 0].cpu().numpy().tobytes()).hexdigest(),
         }
 
     def truth(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:

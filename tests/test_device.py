@@ -20,6 +20,7 @@ from vit_analysis.shell.analyses import ANALYSES
 from vit_analysis.spelling import Refusal
 from vit_analysis.study.controls import VIEWS
 from vit_analysis.tensors import similarity
+from vit_analysis.typed import Precision
 
 IMAGES = Images(limit=320, batch=160)
 # Outside the package, as autocast says it of any device that is not there.
@@ -65,8 +66,9 @@ def only_reads(measurement: Measurement) -> bool:
     return not measurement.alone and measurement.reading.differentiate is None
 
 
-def two(device: str, suffix: str = "") -> list[Model]:
-    return [models.load(f"{name}{suffix}", device=device) for name in ("lab/vit", "lab/resnet")]
+def two(device: str, suffix: str = "", precision: Precision = "float32") -> list[Model]:
+    own = {"device": device, "precision": precision}
+    return [models.load(f"{name}{suffix}", **own) for name in ("lab/vit", "lab/resnet")]
 
 
 READ = [
@@ -131,15 +133,44 @@ def test_what_waits_would_be_seen():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_cka_on_a_gpu_is_that_of_the_cpu(precision):
-    tables = {}
-    for device in ("cpu", "cuda"):
-        both = two(device)
-        with torch.autocast(device, precision, enabled=precision != torch.float32 and device == "cuda"):
-            tables[device] = cka.measure(both, Images(limit=640, batch=64))
-    worst = (tables["cuda"]["cka"] - tables["cpu"]["cka"]).abs().max()
-    assert worst < (1e-3 if precision == torch.float32 else 3e-2)
+@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-3), ("tf32", 3e-3), ("bf16", 3e-2)])
+def test_cka_on_a_gpu_is_that_of_the_cpu(precision, most):
+    images = Images(limit=640, batch=64)
+    exact = cka.measure(two("cpu"), images)
+    found = cka.measure(two("cuda", precision=precision), images)
+    assert (found["cka"] - exact["cka"]).abs().max() < most
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", READ)
+def test_nothing_waits_for_a_gpu_layer_by_layer(name):
+    measurement = plan(name, *two("cuda"))
+    measurement.prepare()
+    reading = measure.merged({"": measurement})
+    for model in reading.models.values():
+        pixels = torch.rand(160, 3, 32, 32, device="cuda")
+        with stream.hooked(reading, model) as run:
+            stream.look(reading, model, run, pixels, [])  # what is found out once
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                stream.look(reading, model, run, pixels, [])
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-5), (torch.float16, 1e-5)]
+)
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_gram_matrices_of_a_gpu_are_exact(dtype, most, offset):
+    x = (torch.randn(160, 40_000, device="cuda") + offset).to(dtype)
+    y = (x.float() + torch.randn(160, 40_000, device="cuda")).to(dtype)
+    found, exact = (
+        similarity.cka(similarity.hsic(torch.stack([similarity.centred(make(own)) for own in (x, y)])))[0, 1]
+        for make in (similarity.gram, lambda own: own.double() @ own.double().T)
+    )
+    assert abs(found - exact) < most
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

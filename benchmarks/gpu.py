@@ -1,0 +1,382 @@
+"""Everything that a GPU can tell, in one run of a few minutes, without a network or weights, as one Markdown file.
+
+    python benchmarks/gpu.py --out gpu.md              # on the GPU
+    python benchmarks/gpu.py --tiny --out gpu.md       # all of it on a CPU at toy size, in a minute
+
+Whether tables are those of the CPU; images/s of the forward pass, of CKA of all sublayers and of everything that only reads
+activations, with their ratios and memory, by model, precision and batch; kernels and waits per layer; Gram products by method
+(`gram_products`); what decoding keeps up with. Images lie on the device, but for decoding. What time does not allow
+(``--minutes``) is left out and said.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import alternating
+import gram_products
+import study
+import timm
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from vit_analysis import cka, models
+from vit_analysis.images import Images
+from vit_analysis.lab import scenes
+from vit_analysis.models import Model
+from vit_analysis.reading import measure
+from vit_analysis.study import passes
+from vit_analysis.study.parts import Parts
+from vit_analysis.tensors.precision import computing
+from vit_analysis.typed import Precision
+
+FULL = {
+    "models": ("vit_base_patch16_224", "vit_large_patch16_224", "resnet50"),
+    "pairs": (("vit_base_patch16_224", "resnet50"),),
+    "alike": ("vit_tiny_patch16_224", "resnet50"),
+    "batches": (64, 256, 1024),
+    "images": 1024,
+    "gram_images": (32, 64, 128, 256, 1024),
+    "features": (50_000, 151_296, 802_816),
+    "files": 2048,
+    "workers": (0, 4, 8, 16),
+}
+TINY = {
+    "models": ("lab/vit", "lab/resnet"),
+    "pairs": (("lab/vit", "lab/resnet"),),
+    "alike": ("lab/vit", "lab/resnet"),
+    "batches": (32, 40),
+    "images": 80,
+    "gram_images": (16, 32),
+    "features": (5_000,),
+    "files": 64,
+    "workers": (0, 1),
+}
+# Tables of a GPU may differ from those of a CPU by so much, in CKA.
+BOUNDS: dict[Precision, float] = {"float32": 1e-3, "tf32": 3e-3, "bf16": 3e-2}
+
+
+class Bench:
+    """The device, the sizes, and how long it may take."""
+
+    def __init__(self, sizes: Mapping[str, Any], device: torch.device, minutes: float) -> None:
+        self.sizes, self.device = sizes, device
+        self.end = time.monotonic() + 60 * minutes
+        self.precisions: list[Precision] = [
+            own for own in get_args(Precision) if device.type == "cuda" or own != "tf32"
+        ]
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, run: Callable[[], Any], repeats: int = 5) -> float:
+        """Median time of a run, after one that does not count."""
+        run()
+        taken = []
+        for _ in range(repeats):
+            self.wait()
+            start = time.perf_counter()
+            run()
+            self.wait()
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken)
+
+    def cell(self, run: Callable[[], str]) -> str:
+        """What a run says, or why it says nothing."""
+        if time.monotonic() > self.end:
+            return "no time left"
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            return "memory full"
+        except Exception as fault:
+            traceback.print_exception(fault)
+            return f"**{type(fault).__name__}**"
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def peak(self, run: Callable[[], Any]) -> float:
+        """GB that a run takes of the device beyond what is there before it; 0 where that is not told."""
+        if self.device.type != "cuda":
+            run()
+            return 0.0
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        self.wait()
+        return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+    def load(self, name: str, precision: Precision, device: torch.device | None = None) -> Model:
+        """An untrained model."""
+        return models.load(f"{name}@random", device=device or self.device, precision=precision)
+
+    @functools.cached_property
+    def drawn(self) -> torch.Tensor:
+        """Scenes of the size that the models take."""
+        return scenes.draw(range(self.sizes["images"]), size=32 if self.sizes is TINY else 224).image
+
+    def images(self, batch: int, count: int, device: torch.device | None = None) -> alternating.InMemory:
+        """The first of them, on the device."""
+        pixels = self.drawn[:count].to(device or self.device)
+        labels = torch.arange(count) % max(
+            2, min(10, batch // 16)
+        )  # as many of each class as some losses ask for
+        return alternating.InMemory(batch=batch, pixels=pixels, labels=labels)
+
+
+def main() -> None:
+    """Run all sections, each printed and written as soon as it is there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu.md"))
+    parser.add_argument("--minutes", type=float, default=6.5)
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() and not arguments.tiny else "cpu")
+    bench = Bench(TINY if arguments.tiny else FULL, device, arguments.minutes)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "a CPU"
+    told = [f"# {name}, torch {torch.__version__}, timm {timm.__version__}"]
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for section in (alike, waits, products, decoding, of_study, throughput, peers):
+        start = time.perf_counter()
+        told += ["", f"## {section.__doc__.splitlines()[0].rstrip('.')}", ""]
+        try:
+            told += section(bench)
+        except Exception as fault:  # the other sections are worth having
+            traceback.print_exception(fault)
+            told.append(f"**{type(fault).__name__}: {fault}**")
+        print(f"[{section.__name__}: {time.perf_counter() - start:.0f} s]", flush=True)
+        arguments.out.write_text("\n".join(told) + "\n")
+    print("\n".join(told))
+
+
+def alike(bench: Bench) -> Iterator[str]:
+    """Tables of the device beside those of the CPU in float32."""
+    names, images = bench.sizes["alike"], (64 if bench.sizes is FULL else 32)
+    cpu = torch.device("cpu")
+    exact = cka.measure(
+        [bench.load(name, "float32", cpu) for name in names], bench.images(images // 2, images, cpu)
+    )
+    yield f"CKA of all sublayers of {' and '.join(names)} with random weights, {images} images.\n"
+    yield "| precision | median | most | bound | |\n|---|--:|--:|--:|---|"
+    for precision in bench.precisions:
+        found = cka.measure(
+            [bench.load(name, precision) for name in names], bench.images(images // 2, images)
+        )
+        apart = (found["cka"] - exact["cka"]).abs()
+        good = "as it should be" if apart.max() < BOUNDS[precision] else "**TOO FAR**"
+        yield f"| {precision} | {apart.median():.0e} | {apart.max():.0e} | {BOUNDS[precision]:.0e} | {good} |"
+
+
+def forward(bench: Bench, model: Model, images: alternating.InMemory) -> None:
+    """Every batch through a model, nothing else."""
+    convolutional = "resnet" in model.name
+    module = model.module.to(memory_format=torch.channels_last) if convolutional else model.module
+    with torch.inference_mode(), computing(model.precision or "float32", bench.device):
+        for batch in images.pixels.split(images.batch):
+            module(batch.clone())
+
+
+def throughput(bench: Bench) -> Iterator[str]:
+    """The forward pass alone, and CKA of all sublayers."""
+    yield "| model | precision | batch | forward, images/s | CKA, images/s | ratio | forward, GB | CKA, GB |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    for name in bench.sizes["models"]:
+        for precision in reversed(bench.precisions):
+            model = bench.load(name, precision)
+            for batch in bench.sizes["batches"]:
+                images = bench.images(batch, bench.sizes["images"])
+
+                def one(model: Model = model, images: alternating.InMemory = images) -> str:
+                    repeats = 3 if model.precision == "bf16" else 1
+                    plan = cka.plan(model, images)
+                    runs = [lambda: forward(bench, model, images), lambda: measure.total({"": plan})]
+                    seconds = [bench.seconds(run, repeats) for run in runs]
+                    peaks = [bench.peak(run) for run in runs]
+                    rates = [f"{len(images.order) / own:.0f}" for own in seconds]
+                    cells = [*rates, f"{seconds[1] / seconds[0]:.2f}", *(f"{own:.1f}" for own in peaks)]
+                    return " | ".join(cells)
+
+                yield f"| {name} | {precision} | {batch} | {bench.cell(one)} |"
+
+
+def of_study(bench: Bench) -> Iterator[str]:
+    """Everything that only reads activations, in one pass, beside the forward passes of both models."""
+    yield "| models | precision | batch | forward, images/s | study, images/s | ratio | study, GB |"
+    yield "|---|---|--:|--:|--:|--:|--:|"
+    for names in bench.sizes["pairs"]:
+        for precision in reversed(bench.precisions):
+            loaded = [bench.load(name, precision) for name in names]
+            for batch in bench.sizes["batches"][:2]:
+                images = passes.balanced(bench.images(batch, bench.sizes["images"]))
+
+                def one(loaded: Sequence[Model] = loaded, images: Any = images) -> str:
+                    plans = everything(loaded, images)
+                    bare = bench.seconds(lambda: [forward(bench, own, images) for own in loaded], 1)
+                    whole = bench.seconds(lambda: measure.total(plans), 1)
+                    rates = [f"{len(images.order) / own:.0f}" for own in (bare, whole)]
+                    peak = bench.peak(lambda: measure.total(plans))
+                    return " | ".join([*rates, f"{whole / bare:.2f}", f"{peak:.1f}"])
+
+                yield f"| {' and '.join(names)} | {precision} | {batch} | {bench.cell(one)} |"
+
+
+def everything(loaded: Sequence[Model], images: Images) -> dict[str, Any]:
+    """The measurements of a study that share the pass over activations."""
+    vit, cnn = loaded
+    cast = passes.Cast(Parts(vit=(vit.name,), cnn=(cnn.name,)), {own.name: own for own in loaded})
+    plans = passes.plans(cast, images, images, images, images)
+    wanted = {name: plans[name]() for name in study.TABLES}
+    each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}
+    return {name: one for name, one in each.items() if one.reading.images.facts() == images.facts()}
+
+
+def waits(bench: Bench) -> Iterator[str]:
+    """Kernels, and waits for the device, of one batch."""
+    yield "| model | precision | what | layers | kernels | waits | copies to the host | on the device, ms | wall, ms |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
+    batch = bench.sizes["batches"][0]
+    for name in bench.sizes["models"]:
+        model = bench.load(name, "bf16")
+        images = bench.images(batch, batch)
+        plan = cka.plan(model, images)
+        layers = len(plan.reading.taps[model.name])
+        runs = {
+            "forward": lambda m=model, i=images: forward(bench, m, i),
+            "CKA": lambda p=plan: measure.total({"": p}),
+        }
+        for what, run in runs.items():
+            yield f"| {name} | bf16 | {what} | {layers} | {bench.cell(lambda run=run: traced(bench, run))} |"
+
+
+def traced(bench: Bench, run: Callable[[], Any]) -> str:
+    """Counts of one run from a profile, whose most costly kernels go to the log."""
+    wall = bench.seconds(run, 3)
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
+    with profile(activities=kinds) as seen:
+        run()
+        bench.wait()
+    events = seen.key_averages()
+    print(
+        events.table(sort_by=f"self_{bench.device.type}_time_total", row_limit=16, max_name_column_width=70)
+    )
+
+    def count(*parts: str) -> int:
+        return sum(own.count for own in events if any(part in own.key for part in parts))
+
+    device = sum(getattr(own, "self_device_time_total", 0) for own in events) / 1e3
+    kernels, synced = (
+        count("cudaLaunchKernel", "cuLaunchKernel"),
+        count("StreamSynchronize", "DeviceSynchronize"),
+    )
+    return f"{kernels} | {synced} | {count('Memcpy DtoH')} | {device:.1f} | {1e3 * wall:.1f}"
+
+
+def products(bench: Bench) -> Iterator[str]:
+    """Gram products by method: time, share of the roofline, and error of CKA against products in float64."""
+    sizes = bench.sizes["gram_images"], bench.sizes["features"]
+    yield from gram_products.rows(*sizes, lambda run: bench.seconds(run, 7), bench.device)
+
+
+def peers(bench: Bench) -> Iterator[str]:
+    """Peers asked for the same layers of one model, in float32."""
+    name, batch = bench.sizes["models"][0], bench.sizes["batches"][0]
+    images = bench.images(batch, 2 * batch)
+    model = bench.load(name, "float32")
+    paths = [path for path in model.module.state_dict() if path.endswith("attn.qkv.weight")]
+    layers = [path.removesuffix(".qkv.weight") for path in paths] or ["blocks.0"]
+    ours = bench.seconds(lambda: measure.total({"": cka.plan(model, images, layers=layers)}), 3)
+    yield f"{len(layers)} layers of {name}, {2 * batch} images in batches of {batch}.\n"
+    yield "| | images/s | of ours |\n|---|--:|--:|"
+    yield f"| ours | {2 * batch / ours:.0f} | 1 |"
+    for peer, run in {"pytorch-cka": pytorch_cka, "torch_cka": torch_cka}.items():
+        if there(peer):
+
+            def one(run: Callable[..., Any] = run) -> str:
+                taken = bench.seconds(lambda: run(bench, model, images, layers), 1)
+                return f"{2 * batch / taken:.0f} | {ours / taken:.3f}"
+
+            yield f"| {peer} | {bench.cell(one)} |"
+
+
+def there(distribution: str) -> bool:
+    """Return whether a distribution is installed."""
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def pytorch_cka(bench: Bench, model: Model, images: alternating.InMemory, layers: Sequence[str]) -> None:
+    """pytorch-cka 1.1.3, all pairs of layers of a model."""
+    import sys
+
+    here = str(Path(__file__).parent)  # where a file has the name of their package
+    sys.path[:] = [path for path in sys.path if path != here]
+    sys.modules.pop("cka", None)
+    from cka import compute_cka
+
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images.pixels), batch_size=images.batch
+    )
+    compute_cka(
+        model.module, model.module, loader, layers=layers, model2_layers=layers, device=str(bench.device)
+    )
+
+
+def torch_cka(bench: Bench, model: Model, images: alternating.InMemory, layers: Sequence[str]) -> None:
+    """torch_cka 0.21, all pairs of layers of a model; its hooks stay, so it gets a copy."""
+    import copy
+
+    from torch_cka import CKA
+
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images.pixels), batch_size=images.batch
+    )
+    own = [copy.deepcopy(model.module) for _ in range(2)]
+    with torch.inference_mode():
+        CKA(*own, "first", "second", layers, layers, device=str(bench.device)).compare(loader)
+
+
+def decoding(bench: Bench) -> Iterator[str]:
+    """JPEG files of 320 pixels, read alone and under CKA in bf16."""
+    from torchvision.transforms.functional import to_pil_image
+
+    name, count, batch = bench.sizes["models"][0], bench.sizes["files"], bench.sizes["batches"][-1] // 4
+    yield "| workers | read, images/s | CKA from files, images/s |\n|--:|--:|--:|"
+    with tempfile.TemporaryDirectory() as folder:
+        for number, scene in enumerate(scenes.draw(range(64), size=320).image):
+            to_pil_image(scene).save(first := Path(folder) / f"{number:05d}.jpg", quality=92)
+            for more in range(number + 64, count, 64):
+                shutil.copy(first, first.with_stem(f"{more:05d}"))
+        model = bench.load(name, "bf16")
+        for workers in bench.sizes["workers"]:
+            images = Images(source=folder, limit=count, batch=batch, workers=workers)
+
+            def one(images: Images = images) -> str:
+                start = time.perf_counter()
+                read = sum(len(own.labels) for own in images.read([model.preprocessing]))
+                middle = time.perf_counter()
+                measure.total({"": cka.plan(model, images)})
+                bench.wait()
+                return f"{read / (middle - start):.0f} | {count / (time.perf_counter() - middle):.0f}"
+
+            yield f"| {workers} | {bench.cell(one)} |"
+
+
+if __name__ == "__main__":
+    main()
