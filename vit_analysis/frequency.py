@@ -126,8 +126,7 @@ def _fold(batch: Pass) -> AmplitudeSums:
             "none of these layers is a map of more than one position; choose others (layers), such as 'blocks'"
         )
     names = [f"{str(layer)!r} of {model}" for model, layer, _ in kept]
-    for name, (*_, own) in zip(names, kept, strict=True):
-        batch.refuse_not_finite(own[None], [name])
+    batch.refuse_not_finite(torch.stack([own.sum() for *_, own in kept]), names)
     rows: list[Any] = [
         ([model, str(layer)], number / (len(own) - 1))
         for model, layer, own in kept

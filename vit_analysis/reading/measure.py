@@ -305,7 +305,8 @@ def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
                 raise
         return {name: value for name, value in kept.items() if value is not None} or None
 
-    return Reading(models, first.images, taps, reduce, _differentiate(readings))
+    steady = not any(one.alone for one in measurements.values())
+    return Reading(models, first.images, taps, reduce, _differentiate(readings), steady=steady)
 
 
 def _models(readings: Mapping[str, Reading]) -> dict[str, Model]:

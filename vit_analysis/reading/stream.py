@@ -18,7 +18,7 @@ from vit_analysis.anatomy.positions import positions
 from vit_analysis.images import AnyImages, Images, Listed, given
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model, Models, named
-from vit_analysis.reading import processes, progress
+from vit_analysis.reading import graphs, processes, progress
 from vit_analysis.reading.capture import Capture, Layer, trouble
 from vit_analysis.reading.intervene import channels_last
 from vit_analysis.reading.state import Sums
@@ -101,6 +101,7 @@ class Reading:
         differentiate: function from a model, the numbers of the images, its input and what was kept, to what is kept instead.
             Where it is given, models run with gradients with respect to their input.
         settings: what else the sums depend on, in types that JSON has, so that no run goes on from the sums of another.
+        steady: whether the same is done to every batch, so that a GPU may be told of it once (`graphs`).
     """
 
     models: Mapping[str, Model]
@@ -111,6 +112,7 @@ class Reading:
         None
     )
     settings: Mapping[str, Any] = field(default_factory=dict)
+    steady: bool = False
 
     @classmethod
     def of(
@@ -225,10 +227,12 @@ def hooked(reading: Reading, model: Model) -> Iterator[Capture]:
             raise
 
     tuned = layers.is_convolutional(model) and not as_they_are()
+    many = reading.steady and reading.images.batches >= graphs.WORTH
+    kind = graphs.Recorded if many and model.device.type == "cuda" and not as_they_are() else Capture
     with (
         evaluating(model.module),
         channels_last(model.module) if tuned else nullcontext(),
-        Capture(model.module, reading.taps[model.name], reduce) as run,
+        kind(model.module, reading.taps[model.name], reduce) as run,
     ):
         yield run
 
