@@ -33,14 +33,14 @@ from vit_analysis import cka, models
 from vit_analysis.images import Images
 from vit_analysis.lab import scenes
 from vit_analysis.models import Model
-from vit_analysis.reading import measure
+from vit_analysis.reading import graphs, measure
 from vit_analysis.study import passes
 from vit_analysis.study.parts import Parts
 from vit_analysis.tensors.precision import computing
 from vit_analysis.typed import Precision
 
 FULL = {
-    "models": ("vit_base_patch16_224", "vit_large_patch16_224", "resnet50"),
+    "models": ("vit_base_patch16_224", "resnet50", "vit_large_patch16_224"),
     "pairs": (("vit_base_patch16_224", "resnet50"),),
     "alike": ("vit_tiny_patch16_224", "resnet50"),
     "batches": (64, 256, 1024),
@@ -61,6 +61,7 @@ TINY = {
     "files": 64,
     "workers": (0, 1),
 }
+LARGE = 1024  # a batch that fills a GPU for long
 # Tables of a GPU may differ from those of a CPU by so much, in CKA.
 BOUNDS: dict[Precision, float] = {"float32": 1e-3, "tf32": 3e-3, "bf16": 3e-2}
 
@@ -128,8 +129,9 @@ class Bench:
         return scenes.draw(range(self.sizes["images"]), size=32 if self.sizes is TINY else 224).image
 
     def images(self, batch: int, count: int, device: torch.device | None = None) -> alternating.InMemory:
-        """The first of them, on the device."""
-        pixels = self.drawn[:count].to(device or self.device)
+        """The first of them, on the device, again and again where there are not as many."""
+        pixels = self.drawn.to(device or self.device)
+        pixels = pixels.repeat(-(-count // len(pixels)), 1, 1, 1)[:count]
         labels = torch.arange(count) % max(
             2, min(10, batch // 16)
         )  # as many of each class as some losses ask for
@@ -144,13 +146,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gpu.md"))
     parser.add_argument("--minutes", type=float, default=6.5)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=[own.__name__ for own in SECTIONS], help="some sections")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.tiny else "cpu")
     bench = Bench(TINY if arguments.tiny else FULL, device, arguments.minutes)
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "a CPU"
     told = [f"# {name}, torch {torch.__version__}, timm {timm.__version__}"]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    for section in (alike, waits, products, decoding, of_study, throughput, peers):
+    for section in [own for own in SECTIONS if own.__name__ in (arguments.only or own.__name__)]:
         start = time.perf_counter()
         told += ["", f"## {section.__doc__.splitlines()[0].rstrip('.')}", ""]
         try:
@@ -194,50 +197,72 @@ def throughput(bench: Bench) -> Iterator[str]:
     """The forward pass alone, and CKA of all sublayers."""
     yield "| model | precision | batch | forward, images/s | CKA, images/s | ratio | forward, GB | CKA, GB |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
-    for name in bench.sizes["models"]:
-        for precision in reversed(bench.precisions):
+    for precision in reversed(bench.precisions):
+        for name in bench.sizes["models"]:
             model = bench.load(name, precision)
             for batch in bench.sizes["batches"]:
-                images = bench.images(batch, bench.sizes["images"])
-
-                def one(model: Model = model, images: alternating.InMemory = images) -> str:
-                    repeats = 3 if model.precision == "bf16" else 1
-                    plan = cka.plan(model, images)
-                    runs = [lambda: forward(bench, model, images), lambda: measure.total({"": plan})]
-                    seconds = [bench.seconds(run, repeats) for run in runs]
-                    peaks = [bench.peak(run) for run in runs]
-                    rates = [f"{len(images.order) / own:.0f}" for own in seconds]
-                    cells = [*rates, f"{seconds[1] / seconds[0]:.2f}", *(f"{own:.1f}" for own in peaks)]
-                    return " | ".join(cells)
-
-                yield f"| {name} | {precision} | {batch} | {bench.cell(one)} |"
+                cells = bench.cell(
+                    lambda model=model, batch=batch: beside_forward(bench, [model], batch, cka_of)
+                )
+                yield f"| {name} | {precision} | {batch} | {cells} |"
 
 
 def of_study(bench: Bench) -> Iterator[str]:
     """Everything that only reads activations, in one pass, beside the forward passes of both models."""
-    yield "| models | precision | batch | forward, images/s | study, images/s | ratio | study, GB |"
-    yield "|---|---|--:|--:|--:|--:|--:|"
-    for names in bench.sizes["pairs"]:
-        for precision in reversed(bench.precisions):
+    yield "| models | precision | batch | forward, images/s | study, images/s | ratio | forward, GB | study, GB |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    for precision in reversed(bench.precisions):
+        for names in bench.sizes["pairs"]:
             loaded = [bench.load(name, precision) for name in names]
             for batch in bench.sizes["batches"][:2]:
-                images = passes.balanced(bench.images(batch, bench.sizes["images"]))
+                cells = bench.cell(
+                    lambda own=loaded, batch=batch: beside_forward(bench, own, batch, everything)
+                )
+                yield f"| {' and '.join(names)} | {precision} | {batch} | {cells} |"
 
-                def one(loaded: Sequence[Model] = loaded, images: Any = images) -> str:
-                    plans = everything(loaded, images)
-                    bare = bench.seconds(lambda: [forward(bench, own, images) for own in loaded], 1)
-                    whole = bench.seconds(lambda: measure.total(plans), 1)
-                    rates = [f"{len(images.order) / own:.0f}" for own in (bare, whole)]
-                    peak = bench.peak(lambda: measure.total(plans))
-                    return " | ".join([*rates, f"{whole / bare:.2f}", f"{peak:.1f}"])
 
-                yield f"| {' and '.join(names)} | {precision} | {batch} | {bench.cell(one)} |"
+def beside_forward(
+    bench: Bench,
+    loaded: Sequence[Model],
+    batch: int,
+    plans: Callable[[Sequence[Model], Images], dict[str, Any]],
+) -> str:
+    """Images/s of the forward pass and of measurements in the middle of a long run, their ratio, and memory.
+
+    What a run does once, such as recording its passes (`reading.graphs`), is taken away: it is the time of the batches by
+    which one run is longer than another. Batches that fill a GPU for long are run as they are.
+    """
+    short, more = (graphs.WORTH, 8) if batch < LARGE and bench.device.type == "cuda" else (0, 2)
+
+    def once(count: int) -> float:
+        images = bench.images(batch, count * batch)
+        bench.wait()
+        start = time.perf_counter()
+        measure.total(plans(loaded, images))
+        bench.wait()
+        return time.perf_counter() - start
+
+    images = bench.images(batch, 4 * batch)
+    bare = bench.seconds(lambda: [forward(bench, own, images) for own in loaded], 3) / 4
+    memory = [
+        bench.peak(lambda: [forward(bench, own, images) for own in loaded]),
+        bench.peak(lambda: once(1)),
+    ]
+    whole = (once(short + more) - (once(short) if short else 0)) / more
+    rates = [f"{batch / own:.0f}" for own in (bare, whole)]
+    return " | ".join([*rates, f"{whole / bare:.2f}", *(f"{own:.1f}" for own in memory)])
+
+
+def cka_of(loaded: Sequence[Model], images: Images) -> dict[str, Any]:
+    """CKA of all sublayers."""
+    return {"": cka.plan(loaded, images)}
 
 
 def everything(loaded: Sequence[Model], images: Images) -> dict[str, Any]:
     """The measurements of a study that share the pass over activations."""
     vit, cnn = loaded
     cast = passes.Cast(Parts(vit=(vit.name,), cnn=(cnn.name,)), {own.name: own for own in loaded})
+    images = passes.balanced(images)
     plans = passes.plans(cast, images, images, images, images)
     wanted = {name: plans[name]() for name in study.TABLES}
     each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}
@@ -245,7 +270,7 @@ def everything(loaded: Sequence[Model], images: Images) -> dict[str, Any]:
 
 
 def waits(bench: Bench) -> Iterator[str]:
-    """Kernels, and waits for the device, of one batch."""
+    """Kernels, and waits for the device, of one batch run plainly; and the same batch recorded."""
     yield "| model | precision | what | layers | kernels | waits | copies to the host | on the device, ms | wall, ms |"
     yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
     batch = bench.sizes["batches"][0]
@@ -271,18 +296,17 @@ def traced(bench: Bench, run: Callable[[], Any]) -> str:
         bench.wait()
     events = seen.key_averages()
     print(
-        events.table(sort_by=f"self_{bench.device.type}_time_total", row_limit=16, max_name_column_width=70)
+        events.table(sort_by=f"self_{bench.device.type}_time_total", row_limit=24, max_name_column_width=70)
     )
 
     def count(*parts: str) -> int:
         return sum(own.count for own in events if any(part in own.key for part in parts))
 
-    device = sum(getattr(own, "self_device_time_total", 0) for own in events) / 1e3
-    kernels, synced = (
-        count("cudaLaunchKernel", "cuLaunchKernel"),
-        count("StreamSynchronize", "DeviceSynchronize"),
-    )
-    return f"{kernels} | {synced} | {count('Memcpy DtoH')} | {device:.1f} | {1e3 * wall:.1f}"
+    kernels = [own for own in events if "CUDA" in str(own.device_type)]
+    device = sum(own.self_device_time_total for own in kernels) / 1e3
+    synced = count("StreamSynchronize", "DeviceSynchronize")
+    launched = count("cudaLaunchKernel", "cuLaunchKernel")
+    return f"{launched} | {synced} | {count('Memcpy DtoH')} | {device:.1f} | {1e3 * wall:.1f}"
 
 
 def products(bench: Bench) -> Iterator[str]:
@@ -376,6 +400,9 @@ def decoding(bench: Bench) -> Iterator[str]:
                 return f"{read / (middle - start):.0f} | {count / (time.perf_counter() - middle):.0f}"
 
             yield f"| {workers} | {bench.cell(one)} |"
+
+
+SECTIONS = (alike, waits, throughput, of_study, products, peers, decoding)
 
 
 if __name__ == "__main__":
