@@ -4,6 +4,8 @@ Without a GPU this is seen with fake tensors, which know their device, refuse to
 anyone could wait for; what is sent to the device layer by layer is not seen. With a GPU, tables are those of the CPU.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -161,18 +163,17 @@ def test_nothing_waits_for_a_gpu_layer_by_layer(name):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(
-    ("dtype", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-5), (torch.float16, 1e-5)]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_gram_matrices_of_a_gpu_are_exact(dtype, most, offset):
+def test_gram_matrices_of_a_gpu_are_exact(dtype, offset):
     x = (torch.randn(160, 40_000, device="cuda") + offset).to(dtype)
     y = (x.float() + torch.randn(160, 40_000, device="cuda")).to(dtype)
     found, exact = (
         similarity.cka(similarity.hsic(torch.stack([similarity.centred(make(own)) for own in (x, y)])))[0, 1]
         for make in (similarity.gram, lambda own: own.double() @ own.double().T)
     )
-    assert abs(found - exact) < most
+    # What bfloat16 makes of 30 + x is apart from that of x by 0.06 in every feature.
+    assert abs(found - exact) < (1e-3 if dtype == torch.bfloat16 and offset else 1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -209,14 +210,13 @@ class Odd(nn.Module):
 def test_recorded_passes_give_the_tables_of_plain_ones(odd, monkeypatch):
     if odd:
         torch.manual_seed(0)
-        chosen = {"models": {"odd": Odd(odd == "waits").cuda()}, "layers": ["first", "second"]}
+        own = replace(models.own(Odd(odd == "waits").cuda(), "odd"), precision="float32")
+        chosen = {"models": own, "layers": ["first", "second"]}
     else:
         chosen = {"models": two("cuda")}
     tables = {}
     for plain in ("0", "1"):
         monkeypatch.setenv("VIT_ANALYSIS_PLAIN", plain)
-        for own in chosen["models"].values() if odd else ():
-            own.calls = 0
         tables[plain] = cka.measure(images=Images(limit=32 * 8 + 7, batch=32), **chosen)["cka"]
     # What alternates has no table of its own: it also ran to be recorded and checked.
     if odd != "alternates":

@@ -133,8 +133,7 @@ class Machine:
     Attributes:
         device: cpu, cuda ...; None is the GPU if there is one.
         precision: of the models' own products: float32 in full; tf32, on NVIDIA's GPUs only; or bf16, by autocast. Whatever it
-            is, similarities are computed in float32 and summed in float64. What it changes is measured on the first batch and
-            said.
+            is, similarities are at least as precise. What it changes is measured on the first batch and said.
     """
 
     device: str | None = None

@@ -11,7 +11,7 @@ from vit_analysis import cka, models
 from vit_analysis.images import Images
 from vit_analysis.reading import rounding
 from vit_analysis.spelling import Refusal
-from vit_analysis.tensors.precision import computing, full_float32
+from vit_analysis.tensors.precision import as_precise_as_features, computing, full_float32
 
 IMAGES = Images(limit=32, batch=32)
 CPU = torch.device("cpu")
@@ -106,3 +106,17 @@ def test_where_blocks_are_not_known_it_is_said_that_the_change_is_not(caplog):
 def test_tf32_is_refused_where_there_is_none():
     with pytest.raises(Refusal, match=r"no tf32 on 'cpu'.*choose float32 or bf16"):
         models.load("lab/vit", device="cpu", precision="tf32")
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available.*")
+@pytest.mark.parametrize(
+    ("forward", "device", "expected"),
+    [("float32", "cuda", False), ("tf32", "cuda", True), ("bf16", "cuda", True), ("bf16", "cpu", False)],
+)
+def test_products_of_features_are_as_precise_as_these(forward, device, expected):
+    inside = "tf32" if NEWER else "high"
+    with computing(forward, CPU), as_precise_as_features(torch.device(device)):
+        assert (settings()[0] == inside) == expected
+        assert not torch.is_autocast_enabled(device)
+    with as_precise_as_features(torch.device("cuda")):  # where nobody has said how models compute
+        assert settings()[0] != inside
