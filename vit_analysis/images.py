@@ -27,7 +27,7 @@ from vit_analysis.sources.decoded import as_rgb
 from vit_analysis.sources.given import Data
 from vit_analysis.sources.items import refuse_no_input
 from vit_analysis.sources.lab import UNSEEN
-from vit_analysis.sources.preprocessing import Batch, Preprocessing, as_input
+from vit_analysis.sources.preprocessing import Batch, Inputs, Preprocessing, as_input
 from vit_analysis.sources.source import Named, Source
 from vit_analysis.spelling import Refusal
 from vit_analysis.typed import Choice
@@ -38,6 +38,7 @@ __all__ = [
     "Batch",
     "Given",
     "Images",
+    "Inputs",
     "Listed",
     "Preprocessing",
     "as_input",

@@ -143,7 +143,7 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
         for batch in images.read(wanted, rank=rank, of=size, start=start):
             seen = {}
             for name, model in models.items():
-                pixels = batch.inputs[wanted.index(model.preprocessing)]
+                pixels = batch.on(model.device, wanted.index(model.preprocessing))
                 seen[name] = look(reading, model, runs[name], pixels, batch.images)
             yield Pass(batch.number, len(batch.labels), seen, batch.labels, batch.images)
 
