@@ -179,7 +179,8 @@ def _say_assumed(models: Iterable[Model]) -> None:
 
 def one_image(images: Images, model: Model) -> Tensor:
     """The first of some images, as a model's input: for what has to be found out before all of them are read."""
-    batch = next(iter(images.read([model.preprocessing])))
+    wanted, of = [model.preprocessing], images.batches  # batch by batch, as worker processes would read ahead
+    batch = next(batch for rank in range(of) for batch in images.read(wanted, rank=rank, of=of))
     with torch.inference_mode(False):
         return as_input_of(model, batch.inputs[0][:1])
 
