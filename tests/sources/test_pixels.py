@@ -175,7 +175,7 @@ def test_a_gpu_makes_the_same_floats_of_bytes(folder):
         assert own.device.type == "cuda"
         if one.channels == 3:
             assert torch.equal(own.cpu(), batch.inputs[place])
-        torch.testing.assert_close(own.cpu(), batch.inputs[place], rtol=2**-23, atol=0)
+        torch.testing.assert_close(own.cpu(), batch.inputs[place], rtol=0, atol=2**-21)  # sums of three
 
 
 class Mixed(Dataset):
