@@ -1,4 +1,4 @@
-"""How much of this machine a process may use: what affinity, control groups and its siblings leave it, not what is built in."""
+"""How much of this machine a process may use: what affinity, control groups and its siblings leave it, not what there is."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,10 @@ ROOT = Path("/")
 def processors(root: Path = ROOT) -> int:
     """The number of processors that this process may keep busy, at least one.
 
-    Fewer than the machine has where a scheduler, taskset or a container holds it to some of them (affinity) or to a share of their
-    time (the CPU quota of a control group, version 1 or 2, its own or one around it), and where torchrun, or whoever sets
-    LOCAL_WORLD_SIZE, has started several processes here, which get equal shares. What is left over in a division is not used.
+    Fewer than the machine has where a scheduler, taskset or a container holds it to some of them (affinity) or to a share of
+    their time (the CPU quota of a control group, version 1 or 2, its own or one around it), and where torchrun, or
+    whoever sets LOCAL_WORLD_SIZE, has started several processes here, which get equal shares. What is left over in a division
+    is not used.
 
     Args:
         root: the folder in which /proc and /sys lie.
@@ -32,7 +33,7 @@ def cores(root: Path = ROOT) -> int:
 
 
 def quota(root: Path = ROOT) -> float | None:
-    """The CPU quota of this process, in processors: the least of its control groups and of those around them; None for none."""
+    """The CPU quota of this process, in processors: the least of its control groups and those around them; None for none."""
     limits = [limit for folder in _groups(root) if (limit := _limit(folder)) is not None]
     return min(limits, default=None)
 
@@ -53,8 +54,8 @@ def _allowed() -> set[int]:
 def _groups(root: Path) -> list[Path]:
     """Folders of the control groups that may limit this process.
 
-    Inside a container the path may be that of the host, while what is mounted begins at the container's own group: so all folders
-    upwards are taken that are there.
+    Inside a container the path may be that of the host, while what is mounted begins at the container's own group: so all
+    folders upwards are taken that are there.
     """
     folders = []
     for line in _read(root / "proc/self/cgroup").splitlines():
