@@ -13,8 +13,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from vit_analysis import cka, models, skip
+from vit_analysis import images as images_module
 from vit_analysis.images import UNSEEN, Images, Preprocessing, as_input, as_rgb, given
 from vit_analysis.lab import scenes
+from vit_analysis.reading import stream
 from vit_analysis.spelling import Refusal
 
 SMALL = Preprocessing(input_size=(3, 16, 16), mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=1.0)
@@ -196,6 +198,21 @@ def test_images_have_names_and_an_origin(folder, tmp_path):
     assert Images(str(tmp_path / "link"), seed=3).origin() == images.origin() == images.only([1]).origin()
     assert Images(seed=1).origin() != Images(seed=2).origin() == Images(seed=2, limit=3).origin()
     assert (Images().endless, images.endless, given(torch.zeros(4, 3, 8, 8)).endless) == (True, False, False)
+
+
+def test_the_first_image_is_found_without_reading_ahead(folder, monkeypatch):
+    for number in range(40, 120):
+        coloured(number).save(folder / "class0" / f"{number:03d}.png")
+    before = Images(str(folder), batch=1)
+    (folder / before.name(before.order[0])).write_bytes(b"no image")
+    images, model, made = Images(str(folder), batch=1), models.load(VIT), []
+    with monkeypatch.context() as own:
+        loader = lambda *args, **options: made.append(options) or DataLoader(*args, **options)  # noqa: E731
+        own.setattr(images_module, "DataLoader", loader)
+        first = stream.one_image(images, model)
+    assert [(options["num_workers"], len(options["batch_sampler"])) for options in made] == [(0, 1)] * 2
+    (expected, *_) = replace(images, workers=0).read([model.preprocessing])
+    assert torch.equal(first, expected.inputs[0])
 
 
 def test_an_image_asked_for_twice_comes_twice(folder):

@@ -7,11 +7,11 @@ measured.
 
 import hashlib
 import logging
-import os
 import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vit_analysis.sources import identity, opening
+from vit_analysis.sources import identity, opening, workers
 from vit_analysis.sources.decoded import as_rgb
 from vit_analysis.sources.given import Data
 from vit_analysis.sources.items import refuse_no_input
 from vit_analysis.sources.lab import UNSEEN
-from vit_analysis.sources.preprocessing import Batch, Preprocessing, as_input
+from vit_analysis.sources.preprocessing import Batch, Inputs, Preprocessing, as_input, framings
 from vit_analysis.sources.source import Named, Source
 from vit_analysis.spelling import Refusal
 from vit_analysis.typed import Choice
@@ -38,6 +38,7 @@ __all__ = [
     "Batch",
     "Given",
     "Images",
+    "Inputs",
     "Listed",
     "Preprocessing",
     "as_input",
@@ -143,7 +144,7 @@ class Images(Choice):
             self._source.batches(wanted),
             batch_sampler=parts,
             collate_fn=_as_is,
-            num_workers=self._workers,
+            num_workers=self._workers(parts, wanted),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or it would draw from the user's random numbers
         )
@@ -186,11 +187,13 @@ class Images(Choice):
         """Facts that change whenever a file, a label or the order of the source does."""
         return self._source.contents()
 
-    @property
-    def _workers(self) -> int:
+    def _workers(self, parts: Sequence[list[int]], wanted: Sequence[Preprocessing]) -> int:
         if self.workers is not None:
             return self.workers
-        return 0 if self._source.at_hand else min(8, max(1, (os.cpu_count() or 1) - 1))
+        if self._source.at_hand:
+            return 0
+        bytes_of_image = sum(prod(one.input_size) for one in framings(wanted))
+        return workers.chosen(len(parts), max(map(len, parts), default=0) * bytes_of_image)
 
     @cached_property
     def _source(self) -> Source:

@@ -151,7 +151,7 @@ class FileData:
             if new:
                 self.images.refuse_unreadable(new, len(self.unreadable))
             if batch.images:
-                yield batch.inputs[0].to(self.device), batch.labels.to(self.device)
+                yield batch.on(torch.device(self.device), 0), batch.labels.to(self.device)
             else:
                 yield None
 

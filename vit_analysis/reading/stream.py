@@ -151,7 +151,7 @@ def stream(reading: Reading, start: int = 0) -> Iterator[Pass]:
         for batch in images.read(wanted, rank=rank, of=size, start=start):
             seen = {}
             for name, model in models.items():
-                pixels = batch.inputs[wanted.index(model.preprocessing)]
+                pixels = batch.on(model.device, wanted.index(model.preprocessing))
                 seen[name] = look(reading, model, runs[name], pixels, batch.images)
             yield Pass(batch.number, len(batch.labels), seen, batch.labels, batch.images)
 
@@ -187,7 +187,8 @@ def _say_assumed(models: Iterable[Model]) -> None:
 
 def one_image(images: Images, model: Model) -> Tensor:
     """The first of some images, as a model's input: for what has to be found out before all of them are read."""
-    batch = next(iter(images.read([model.preprocessing])))
+    wanted, of = [model.preprocessing], images.batches  # batch by batch, as worker processes would read ahead
+    batch = next(batch for rank in range(of) for batch in images.read(wanted, rank=rank, of=of))
     with torch.inference_mode(False):
         return as_input_of(model, batch.inputs[0][:1])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vit_analysis.sources.labels import Labels
-from vit_analysis.sources.preprocessing import Batch, Preprocessing, coloured, normalisation
+from vit_analysis.sources.preprocessing import Batch, Inputs, Preprocessing, framings, normalised
 from vit_analysis.spelling import Refusal
 
 SIXTEEN_BITS = 2**16 - 1
@@ -99,18 +99,16 @@ class Decoded(ABC):
 
 
 class Decoder(Dataset[Any]):
-    """Images as batches: one decoding per image, one transform per preprocessing."""
+    """Images as batches of bytes: one decoding per image, one resize and crop for all models that want the same.
+
+    Tensors are a model's input, and stay as they are.
+    """
 
     def __init__(self, wanted: tuple[Preprocessing, ...], source: Decoded) -> None:
         self.wanted = wanted
-        # Images keep three colours until they are normalised; only then are they averaged to grey.
+        self.framings = framings(wanted)
         self.transforms = [
-            create_transform(
-                **vars(one) | {"input_size": (3, *one.input_size[1:]), "mean": mean, "std": std},
-                is_training=False,
-            )
-            for one in wanted
-            for mean, std in [normalisation(one)]
+            create_transform(**vars(one), is_training=False, normalize=False) for one in self.framings
         ]
         self.source = source
 
@@ -132,19 +130,37 @@ class Decoder(Dataset[Any]):
         shapes = {" x ".join(map(str, rows[number][0].shape)): None for number in read}
         if len(shapes) > 1:
             raise Refusal(f"the data set gives tensors of {' and '.join(shapes)}; all have to be of one size")
-        inputs = [torch.stack([rows[number][place] for number in read]) for place in self._places(read)]
+        inputs = self._inputs([rows[number] for number in read])
         classes = torch.tensor([labels[number] for number in read], dtype=torch.long)
         return Batch(-1, inputs, classes, read, [unreadable[one] for one in numbers if one in unreadable])
 
     def _row(self, number: int) -> tuple[list[Tensor], int]:
+        """The bytes of an image for each framing, or a tensor as it is."""
         image, label = self.source.image(number)
         if isinstance(image, Tensor):
-            return [image] * len(self.wanted), label
-        made = zip(self.wanted, self.transforms, strict=True)
-        return [coloured(transform(image), one) for one, transform in made], label
+            return [image], label
+        return [transform(image) for transform in self.transforms], label
 
-    def _places(self, read: list[int]) -> range:
-        return range(len(self.wanted) if read else 0)
+    def _inputs(self, rows: list[list[Tensor]]) -> Inputs | list[Tensor]:
+        pictures = [row[0].dtype == torch.uint8 for row in rows]
+        if not any(pictures):
+            return [torch.stack([row[0] for row in rows])] * len(self.wanted) if rows else []
+        if all(pictures):
+            # In the order in which they lie in memory, colours innermost, each is copied as a whole.
+            stacked = (
+                torch.stack([pixels.permute(1, 2, 0) for pixels in own]) for own in zip(*rows, strict=True)
+            )
+            return Inputs([pixels.permute(0, 3, 1, 2) for pixels in stacked], self.wanted)
+        places = [(one, self.framings.index(one.framing)) for one in self.wanted]
+        return [
+            torch.stack(
+                [
+                    normalised(row[place], one) if picture else row[0]
+                    for row, picture in zip(rows, pictures, strict=True)
+                ]
+            )
+            for one, place in places
+        ]
 
 
 def decoded(file: BufferedIOBase) -> Image.Image:
@@ -177,4 +193,4 @@ def as_rgb(image: Image.Image) -> Image.Image:
                 f"known; save it with 8 or 16 bits"
             )
         return Image.fromarray((pixels / SIXTEEN_BITS * 255).round().astype(np.uint8)).convert("RGB")
-    return image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
