@@ -100,6 +100,7 @@ class Reading:
         differentiate: function from a model, the numbers of the images, its input and what was kept, to what is kept instead.
             Where it is given, models run with gradients with respect to their input.
         settings: what else the sums depend on, in types that JSON has, so that no run goes on from the sums of another.
+        whole: whether it asks for Gram matrices of whole batches, of which others can then cut out what they need.
     """
 
     models: Mapping[str, Model]
@@ -110,6 +111,7 @@ class Reading:
         None
     )
     settings: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
     @classmethod
     def of(
