@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 from vit_analysis import cka
-from vit_analysis.command import keep_memory
 from vit_analysis.lab import scenes
+from vit_analysis.shell.running import keep_memory
 
 TASKS = {"resnets": (("resnet18", "resnet18"), 4), "pair": (("vit_tiny_patch16_224", "resnet50"), 2)}
 BATCH = 32

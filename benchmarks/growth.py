@@ -14,9 +14,10 @@ import alternating
 import timm
 import torch
 
-from vit_analysis import cka, command, layers
+from vit_analysis import cka, layers
 from vit_analysis.lab import scenes
 from vit_analysis.reading.intervene import channels_last
+from vit_analysis.shell.running import keep_memory
 
 SIZE = 96
 SWEEPS: dict[str, list[dict[str, int]]] = {
@@ -71,7 +72,7 @@ def measure(contender: str, images: int, batch: int, every: int) -> None:
     """One contender."""
     modules = models()
     pixels = scenes.draw(range(images), size=SIZE).image
-    command.keep_memory()
+    keep_memory()
     taps = [tap for own in chosen(every).values() for tap in own]
     given = alternating.InMemory(batch=batch, pixels=pixels)
     parts = pixels.split(batch)

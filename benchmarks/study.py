@@ -60,9 +60,10 @@ def evenly(labels: torch.Tensor, count: int) -> list[int]:
 
 def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None:
     """One contender."""
-    from vit_analysis import command, models
+    from vit_analysis import models
     from vit_analysis.lab import scenes
     from vit_analysis.reading.measure import tables
+    from vit_analysis.shell.running import keep_memory
     from vit_analysis.study import passes
     from vit_analysis.study.parts import Parts
 
@@ -76,7 +77,7 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
     if settings == "plain":
         os.environ["VIT_ANALYSIS_PLAIN"] = "1"
     elif (kind, settings) != ("forward", ""):
-        command.keep_memory()
+        keep_memory()
     if settings == "tuned":
         modules[cnn] = modules[cnn].to(memory_format=torch.channels_last)
 

@@ -15,7 +15,8 @@ from vit_analysis.reading import intervals, measure
 from vit_analysis.reading.capture import Capture
 from vit_analysis.spelling import Refusal
 from vit_analysis.study.controls import VIEWS
-from vit_analysis.tensors import measures, similarity
+from vit_analysis.tensors import grams, measures, similarity
+from vit_analysis.tensors.tokens import SELECTIONS, Layout
 
 FEATURES = 192  # 3 x 8 x 8
 
@@ -89,9 +90,89 @@ def test_permuted_images_are_not_similar(gaussian):
 
 
 def test_order_within_a_batch_does_not_matter(gaussian):
-    order = torch.cat([start + torch.randperm(128) for start in range(0, 2560, 128)])
-    table = measured(pair(), Given(batch=128, pixels=gaussian.pixels[order]))
-    assert cell(table, "x", "y") == pytest.approx(cell(measured(pair(), gaussian), "x", "y"), abs=1e-6)
+    order = torch.cat([start + torch.randperm(64) for start in range(0, 2560, 64)])
+    shuffled, plain = (Given(batch=64, pixels=pixels) for pixels in (gaussian.pixels[order], gaussian.pixels))
+    assert cell(measured(pair(), shuffled), "x", "y") == pytest.approx(
+        cell(measured(pair(), plain), "x", "y"), abs=1e-6
+    )
+
+
+# Parts of batches ------------------------------------------------------------------------------------------------------
+
+
+def correlated(images: int) -> torch.Tensor:
+    """Features with an offset, far fewer than images."""
+    return (torch.randn(images, 6) @ torch.randn(6, 2 * 3 * 4 * 4) + 2).view(images, 2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("images", "batch"), [(320, 160), (297, 160), (421, 200), (137, 512)])
+def test_similarities_are_of_the_parts_of_batches_by_the_three_term_formula(images, batch):
+    pixels, module = correlated(images), pair(torch.relu)
+    table = measured(module, Given(batch=batch, pixels=pixels))
+    parts = [part for whole in pixels.split(batch) for part in whole.split(grams.sizes(len(whole)))]
+    assert len(parts) > -(-images // batch)
+    assert sum(map(len, parts)) == images
+    for row in table.itertuples():
+        x, y = ([module.functions[name](part) for part in parts] for name in (row.layer, row.other_layer))
+        assert row.cka == pytest.approx(oracle_cka(x, y), abs=1e-6)
+
+
+@pytest.mark.parametrize("view", [View(), View("normalized"), View(measure="rank_cka"), View(given="pixels")])
+def test_parts_of_a_batch_are_what_batches_of_their_size_are(view):
+    pixels, views = correlated(480), {"one": view}
+    one, other = (
+        measure.total(
+            {
+                "": cka.plan_controls(
+                    {"m": pair()}, Given(batch=batch, pixels=pixels), views, layers=["x", "y"]
+                )
+            }
+        )[""]
+        for batch in (160, 80)
+    )
+    torch.testing.assert_close(one.total.hsic, other.total.hsic, rtol=1e-5, atol=0)
+    assert one.images.sum() == other.images.sum() == 480
+    assert (len(one.held), len(other.held)) == (3, 6)  # groups are of whole batches
+
+
+@pytest.mark.parametrize("view", [View(measure="mutual_knn"), View(measure="biased"), View("typical")])
+def test_what_depends_on_the_number_of_images_is_of_the_whole_batch(view):
+    module, images = pair(torch.relu), Given(batch=160, pixels=correlated(160))
+    table = cka.plan_controls({"m": module}, images, {"one": view}, layers=["x", "y"]).table()
+    rows = [module.functions[name](images.pixels) for name in "xy"]
+    chosen = [SELECTIONS[view.tokens](own, Layout()) for own in rows]
+    x, y = (cka.VECTORS[view.measure](similarity.gram(own)).double() for own in chosen)
+    assert len(x) >= 160 * 159 / 2
+    assert cell(table, "x", "y") == pytest.approx(float(x @ y / (x.norm() * y.norm())), abs=1e-5)
+
+
+def test_only_parts_are_made_unless_somebody_needs_the_whole(monkeypatch):
+    made, own = [], {"mine": Layers(x=lambda pixels: pixels)}
+    gram = similarity.gram
+    monkeypatch.setattr(similarity, "gram", lambda x: made.append(len(x)) or gram(x))
+    images = Given(batch=160, pixels=torch.randn(160, 5, 8))
+    plain = cka.plan(own, images, layers="x")
+    alone = plain.table()
+    assert made == [80, 80]
+    made.clear()
+    whole = cka.plan_controls(own, images, {"near": View(measure="mutual_knn"), "all": View()}, layers="x")
+    together = measure.tables({"plain": plain, "whole": whole})  # whoever needs the whole is asked first
+    assert made == [160]
+    np.testing.assert_allclose(together["plain"]["cka"], alone["cka"], atol=1e-6)
+
+
+def test_massive_tokens_are_watched_in_a_quarter_of_a_large_batch():
+    shares = []
+    for batch in (160, 640):
+        pixels = torch.randn(640, 9, 16)
+        pixels[::2, 4] *= 100
+        plan = cka.plan({"m": Layers(x=lambda x: x)}, Given(batch=batch, pixels=pixels), layers="x")
+        sums = measure.total({"": plan})[""]
+        assert 0.2 * 640 * 9 <= float(sums.massive[0, 0]) <= 0.4 * 640 * 9
+        shares.append(cka.massive_shares(sums).iloc[0])
+    for share in shares:
+        assert share["tokens"] == pytest.approx(1 / 18)
+        assert share["hsic"] > 0.9
 
 
 def test_every_pair_within_and_across_is_the_three_term_formula():

@@ -5,7 +5,9 @@ Raghu et al. (2021, section 3) after Nguyen et al. (2020):
     CKA(K, L) = sum_b HSIC(K_b, L_b) / sqrt(sum_b HSIC(K_b, K_b) sum_b HSIC(L_b, L_b))
 
 over batches b, with the unbiased HSIC of Song et al. (2012). Batches are weighted by their number of images, so an
-incomplete last batch counts for what it holds. Intervals are a delete-one-group jackknife over batches.
+incomplete last batch counts for what it holds. What is unbiased does not depend on their size, but large ones cost more:
+a batch of 120 images or more that runs through the models is several of these b, its parts (`grams.PART`). Intervals are a
+delete-one-group jackknife over whole batches, as those of other tables of the same images, with which they are combined.
 
     python -m vit_analysis.cka
     python -m vit_analysis.cka vit_base_patch16_224 resnet50 --images.source ~/imagenet/val --out figures/cka
@@ -22,6 +24,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +57,8 @@ Shared = Literal["", "pixels", "pixels and twins"]
 ROBUST: tuple[Selection, ...] = ("all", "normalized", "standardized", "inliers")
 # What turns a Gram matrix into a vector; the biased estimator serves as a control only.
 VECTORS = {**measures.MEASURES, "biased": similarity.biased}
+# Measures whose value depends on how many images are compared, which are all of a batch; and so do `tokens.DOMINANT_IMAGES`.
+OF_BATCH: tuple[str, ...] = ("mutual_knn", "biased")
 
 
 class View(NamedTuple):
@@ -77,10 +82,15 @@ class View(NamedTuple):
         """The measure, as tables name it."""
         return f"partial_{self.measure}" if self.given else self.measure
 
+    @property
+    def whole(self) -> bool:
+        """Whether it compares all images of a batch at once, and not those of each part of it."""
+        return self.measure in OF_BATCH or self.tokens == "typical"
 
-# Massive tokens are looked for in this share of every batch, the watched images: it costs little, and all batches add up. From
-# 8 images the HSIC of a few tokens is too noisy to show that they dominate, so at least 16 are watched.
-WATCHED, LEAST_WATCHED = 0.25, 16
+
+# Massive tokens are looked for in one image of so many, the watched images: it costs little, and all batches add up. From 8
+# images the HSIC of a few tokens is too noisy to show that they dominate, so at least 16 are watched.
+WATCHED, LEAST_WATCHED = 4, 16
 # Where massive tokens make up more than this share of a layer's HSIC with itself, its CKA describes them and little else.
 DOMINANT = 0.5
 CONSTANT = 2  # layers that are constant over images and told by name
@@ -273,7 +283,7 @@ def _reading(
     if any(view.given for view in views):  # the pixels, as the first model receives them
         name, own = next(iter(reading.taps.items()))
         reading = replace(reading, taps={**reading.taps, name: [INPUT, *own]})
-    return reading
+    return replace(reading, whole=any(view.whole for view in views))
 
 
 def _summed(views: Sequence[View]) -> list[View]:
@@ -286,26 +296,41 @@ def _reducer(
 ) -> Callable[[Activation], tuple[list[Tensor], Tensor | None] | None]:
     """Return a reducer: an activation to a vector per view and, if watched, a row of `PairSums.massive`."""
 
-    def vector(view: View, activation: Activation) -> Tensor | None:
-        found = activation.grams.all if _is_input(activation.layer) else activation.grams.of(view.tokens)
-        if found is None:
-            return None
-        if (
-            view.measure == "mutual_knn" and len(found) < measures.NEAR
-        ):  # the last batch of a run: it counts for nothing
-            return torch.zeros(len(found) ** 2, device=found.device)
-        return VECTORS[view.measure](_reordered(found, view, activation))
-
     def reduce(activation: Activation) -> tuple[list[Tensor], Tensor | None] | None:
         if len(activation.values) < SMALLEST_BATCH:
             return [], None
-        found = [vector(view, activation) for view in views]
-        vectors = [one for one in found if one is not None]
+        # Of whole batches first, as parts can be cut out of them.
+        found = {view: _vector(view, activation) for view in sorted(views, key=lambda view: not view.whole)}
+        vectors = [vector for view in views if (vector := found[view]) is not None]
         if len(vectors) < len(views):
             return None
         return vectors, _watch(activation.grams) if watched and activation.values.ndim == 3 else None
 
     return reduce
+
+
+def _vector(view: View, activation: Activation) -> Tensor | None:
+    """What a view makes of an activation, such that the inner product of two layers is their similarity in this batch.
+
+    That of the parts of a batch is their mean, weighted by images. None where there are no such tokens.
+    """
+    own, tokens = activation.grams, "all" if _is_input(activation.layer) else view.tokens
+    if activation.values.is_cuda:
+        own.of(tokens)  # one product, of which parts are cut out, fills a GPU better than several
+    found = [part.of(tokens) for part in ([own] if view.whole else own.parts)]
+    grams = [_reordered(gram, view, activation) for gram in found if gram is not None]
+    if len(grams) < len(found):
+        return None
+    if view.measure == "mutual_knn" and len(grams[0]) < measures.NEAR:
+        return grams[0].new_zeros(len(grams[0]) ** 2).float()  # a small last batch counts for nothing
+    vectors = []
+    for size, same in groupby(grams, len):
+        share = (size / len(activation.values)) ** 0.5
+        if view.measure == "cka":  # of all parts at once
+            vectors.append(share * similarity.centred(torch.stack(list(same))).flatten())
+        else:
+            vectors += [share * VECTORS[view.measure](gram) for gram in same]
+    return torch.cat(vectors)
 
 
 def _is_input(layer: Layer) -> bool:
@@ -330,10 +355,15 @@ def _shuffle(place: str, images: int, device: torch.device) -> Int[Tensor, " ima
 
 
 def _watch(own: Grams) -> Float64[Tensor, "4"]:
-    some = own.first(max(LEAST_WATCHED, int(WATCHED * len(own.activation))))
+    """Return the row of `PairSums.massive` of an activation, of one part of its batch in so many."""
+    most = max(LEAST_WATCHED, len(own.activation) // WATCHED)
+    return torch.stack([_watched(part.first(most)) for part in own.parts[::WATCHED]]).sum(0)
+
+
+def _watched(some: Grams) -> Float64[Tensor, "4"]:
     ordinary = some.of("inliers")
     assert ordinary is not None  # every activation has it
-    both = torch.stack([similarity.centred(gram) for gram in (some.all, ordinary)])
+    both = similarity.centred(torch.stack([some.all, ordinary]))
     massive = some.massive
     count = torch.full((), float(massive.numel()), dtype=torch.float64, device=massive.device)
     return torch.stack([count, massive.sum().double(), *both.double().square().sum(1)])

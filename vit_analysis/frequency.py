@@ -35,6 +35,7 @@ from vit_analysis.reading.state import Grouped
 from vit_analysis.reading.stream import Activation, Pass, Reading
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import placed, with_provenance
+from vit_analysis.tensors import similarity
 from vit_analysis.tensors.tokens import on_grid
 
 
@@ -86,17 +87,46 @@ def plan(
 def amplitudes(maps: Float[Tensor, "image row col channel"]) -> Float64[Tensor, "image frequency"]:
     """Mean amplitude over channels at the frequencies of the half diagonal, from 0 to 1 (in units of pi).
 
-    Only these are computed, by two products with cosines and sines, instead of all rows x columns of a Fourier transform.
+    Only these are computed, with products with cosines and sines, instead of all rows x columns of a Fourier transform.
     """
     rows, columns = maps.shape[1:3]
-    down, across = (_waves(side, min(rows, columns) // 2 + 1, maps.device) for side in (rows, columns))
-    # Along rows: [image, channel, row, wave, frequency]; then along columns, at equal frequencies: (a + ib)(c + id).
+    count = min(rows, columns) // 2 + 1
+    parts = (_of_square if rows == columns else _of_any)(
+        maps, *(_waves(side, count, maps.device) for side in (rows, columns))
+    )
+    return torch.hypot(*parts).double().mean(1)
+
+
+def _of_square(
+    maps: Float[Tensor, "image side side channel"], waves: Float[Tensor, "2 side frequency"], _: Tensor
+) -> tuple[Float[Tensor, "image channel frequency"], Float[Tensor, "image channel frequency"]]:
+    """Real and imaginary part along the diagonal of a square map: a wave there is equal wherever row + column is.
+
+    So positions are added up by that number first, and each is looked at but once.
+    """
+    side = maps.shape[1]
+    sums = maps.new_zeros(len(maps), side, maps.shape[3], dtype=torch.float32)
+    size = max(1, similarity.piece(maps.device) // sums[0].numel())
+    for some, total in zip(maps.split(size), sums.split(size), strict=True):
+        for row, values in enumerate(some.unbind(1)):
+            total[:, row:] += values[:, : side - row]
+            total[:, :row] += values[:, side - row :]
+    cosine, sine = (sums.mT @ wave for wave in waves)
+    return cosine, sine
+
+
+def _of_any(
+    maps: Float[Tensor, "image row col channel"],
+    down: Float[Tensor, "2 row frequency"],
+    across: Float[Tensor, "2 col frequency"],
+) -> tuple[Float[Tensor, "image channel frequency"], Float[Tensor, "image channel frequency"]]:
+    """Real and imaginary part: along rows, then along columns at equal frequencies, (a + ib)(c + id)."""
     partial = (maps.float().permute(0, 3, 1, 2) @ across.movedim(0, 1).flatten(1)).unflatten(-1, (2, -1))
     even, odd = partial.unbind(-2)
     cosine, sine = down
     real = torch.einsum("icrf,rf->icf", even, cosine) - torch.einsum("icrf,rf->icf", odd, sine)
     imaginary = torch.einsum("icrf,rf->icf", even, sine) + torch.einsum("icrf,rf->icf", odd, cosine)
-    return torch.hypot(real, imaginary).double().mean(1)
+    return real, imaginary
 
 
 @lru_cache(maxsize=256)  # copying them to a GPU anew for each layer and batch would stall it

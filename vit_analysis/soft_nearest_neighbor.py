@@ -30,7 +30,7 @@ if __name__ == "__main__":  # before anything heavy is imported
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,7 +143,7 @@ def plan(
     target = _target(images, target)
     images = balanced(images, target)
     settings = {"tokens": tokens, "target": target}
-    reading = Reading.of(models, images, layers, partial(_distances, tokens), **settings)
+    reading = replace(Reading.of(models, images, layers, partial(_distances, tokens), **settings), whole=True)
 
     def finish(sums: Curves) -> pd.DataFrame:
         facts = {**settings, "layers": layers, "dropped": int(sums.dropped.sum()), "massive": _massive(sums)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vit_analysis.tensors import similarity
+from vit_analysis.tensors import grams, similarity
 from vit_analysis.tensors.grams import Grams
 from vit_analysis.tensors.tokens import SELECTIONS, Layout
 
@@ -115,7 +115,8 @@ def test_the_first_images_are_those_of_a_shorter_batch():
 
 @pytest.mark.parametrize("piece", [1, 100, 10**6])
 def test_normalized_tokens_may_come_in_pieces(monkeypatch, piece):
-    monkeypatch.setattr(similarity, "CPU_PIECE", piece)
+    monkeypatch.setattr(similarity, "CPU_PIECE", 1)
+    monkeypatch.setattr(grams, "SCALED", piece)
     x = activation("tokens").half()
     assert_same_when_centred(Grams(x, VIT).of("normalized"), by_definition("normalized", x))
 
@@ -132,3 +133,40 @@ def test_whoever_asks_again_gets_what_was_made_and_nothing_stays():
     del own, grams
     assert gone() is None
     assert not torch.equal(Grams(2 * x, VIT).of("all"), Grams(x, VIT).of("all"))
+
+
+def test_parts_are_nearly_equal_and_lose_no_image():
+    for images in range(1, 1500):
+        own = grams.sizes(images)
+        assert sum(own) == images
+        assert max(own) - min(own) <= 1
+        assert min(own) >= min(images, 2 * grams.PART // 3)
+    assert grams.sizes(160) == [80, 80]
+    assert grams.sizes(100) == [100]
+    assert grams.sizes(37) == [37]
+
+
+@pytest.mark.parametrize("selection", list(SELECTIONS))
+@pytest.mark.parametrize("first", ["whole", "parts"])
+def test_parts_are_what_their_images_alone_give_whether_or_not_the_whole_was_made(
+    selection, first, monkeypatch
+):
+    monkeypatch.setattr(grams, "PART", 13)
+    x = activation("tokens", massive=True)
+    own = Grams(x, VIT)
+    if first == "whole":
+        own.of(selection)
+    assert [len(part.activation) for part in own.parts] == [14, 13, 13]
+    for part, images in zip(own.parts, x.split([14, 13, 13]), strict=True):
+        assert_same_when_centred(part.of(selection), by_definition(selection, images))
+    assert_same_when_centred(own.of(selection), by_definition(selection, x))
+
+
+@pytest.mark.parametrize("selection", ["all", "normalized"])
+def test_parts_are_cut_out_of_the_whole_without_a_product(selection, monkeypatch):
+    monkeypatch.setattr(grams, "PART", 13)
+    own = Grams(activation("tokens"), VIT)
+    whole = own.of(selection)
+    monkeypatch.setattr(similarity, "gram", None)
+    assert torch.equal(own.parts[1].of(selection), whole[14:27, 14:27])
+    assert torch.equal(own.parts[1].norms, own.norms[14:27])

@@ -290,7 +290,8 @@ def merged(measurements: Mapping[str, Measurement[Any]]) -> Reading:
 
     @cache
     def asking(model: str, tap: Tap) -> list[str]:
-        return [name for name, reading in readings.items() if tap in reading.taps.get(model, ())]
+        own = [name for name, reading in readings.items() if tap in reading.taps.get(model, ())]
+        return sorted(own, key=lambda name: not readings[name].whole)
 
     def reduce(activation: Activation) -> dict[str, Any] | None:
         asked = asking(activation.model.name, activation.layer.tap)

@@ -102,6 +102,7 @@ class Reading:
             Where it is given, models run with gradients with respect to their input.
         settings: what else the sums depend on, in types that JSON has, so that no run goes on from the sums of another.
         steady: whether the same is done to every batch, so that a GPU may be told of it once (`graphs`).
+        whole: whether it asks for Gram matrices of whole batches, of which others can then cut out what they need.
     """
 
     models: Mapping[str, Model]
@@ -113,6 +114,7 @@ class Reading:
     )
     settings: Mapping[str, Any] = field(default_factory=dict)
     steady: bool = False
+    whole: bool = False
 
     @classmethod
     def of(
