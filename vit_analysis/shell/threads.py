@@ -1,9 +1,10 @@
 """How many threads a command computes with, and how long they wait awake: said before torch is loaded, which asks only then.
 
-torch has as many threads as the machine has cores, and its OpenMP lets a thread that is done spin for some 10 milliseconds, in
-case there is more to do. Where other processes want the cores as well, that keeps the other threads from the very work that is
-waited for, after each of thousands of small products: beside one busy process a command took five times as long. A thread that
-sleeps takes nothing from anybody, but waking it costs as much as a small product does. So they spin, but briefly.
+torch has as many threads as the machine has cores, and its OpenMP lets a thread that is done spin for milliseconds, in case
+there is more to do. Where other processes want the cores as well, that keeps the other threads from the very work that is
+waited for, after each of thousands of small products: beside one busy process a command took five times as long. A thread
+that sleeps takes nothing from anybody, but has to be woken. So they spin for about as long as waking takes, and then sleep
+(benchmarks/busy.py).
 """
 
 import os
@@ -12,11 +13,8 @@ from collections.abc import Mapping
 
 from vit_analysis.sources.cores import cores
 
-SPIN = "10000"
-"""Rounds of waiting awake in GNU's OpenMP, which torch's wheels bring: a millisecond at most, and 300,000 by default.
-
-Measured by benchmarks/busy.py.
-"""
+SPIN = "1000"
+"""Rounds of waiting awake in GNU's OpenMP, which torch's wheels bring: 10 to 50 microseconds; 300,000 by default."""
 BLOCK = "1"
 """Milliseconds of the same in LLVM's and Intel's OpenMP, which other builds of torch bring: 200 by default."""
 
