@@ -58,6 +58,18 @@ def test_every_command_tells_its_version_whatever_else_it_needs(name):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [([], 0, "Commands:"), (["ckaa"], 2, "did you mean 'cka'"), (["cka", "--devise"], 2, "--devise")],
+    ids=str,
+)
+def test_the_list_of_commands_and_a_misspelt_one_load_nothing_heavy(arguments, status, said):
+    ran, loaded = typed("", *arguments)
+    assert ran.returncode == status
+    assert said in ran.stdout + ran.stderr
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--images.limit", "0"], "images.limit must be at least 1, got 0"),

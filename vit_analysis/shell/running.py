@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 from vit_analysis import __version__, typed
+from vit_analysis.shell import threads
 from vit_analysis.spelling import Refusal
 
 logger = logging.getLogger(__name__)
@@ -116,8 +117,11 @@ def speak(manner: Manner) -> None:
 @contextmanager
 def _joined() -> Iterator[None]:
     """The processes of this run, each knowing of the others' failures, with what sums need to be kept."""
-    keep_memory()  # before torch is imported, which reads one of these settings then
+    threads.settle()  # this and the next before torch is imported, which reads some of these settings then
+    keep_memory()
     from vit_analysis.reading import processes, state
+
+    threads.between_operations()
 
     company = processes.company
     try:
