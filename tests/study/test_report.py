@@ -235,6 +235,7 @@ def test_p_is_never_0(page):
         "threshold_from",
         "because",
         "reason",
+        "substitution",
     ],
 )
 def test_every_text_of_a_finding_is_escaped(tmp_path, column):

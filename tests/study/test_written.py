@@ -75,6 +75,10 @@ def claims() -> pd.DataFrame:
     found["controls"] = [{"untrained twins": control}, {}]
     found = found.assign(figure="1", paper="so", statistic="x", because="", threshold="> 0", reason="")
     found = found.assign(threshold_from="the paper", difference=[1, 0], in_size=True, models="lab/vit")
+    found = found.assign(
+        paper_low=[20.0, np.nan], paper_high=[40.0, np.nan], paper_unit="px", paper_of="the paper: ViT-L"
+    )
+    found = found.assign(here=[-31.41, np.nan], substitution=["direction only: a_b for ViT-L", ""])
     return table.with_provenance(found, "findings", models={"lab/vit_a": "1", "100%": "2"}, notes=[])
 
 
