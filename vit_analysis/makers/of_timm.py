@@ -88,7 +88,7 @@ def preprocessing(module: nn.Module) -> Preprocessing:
     config = resolve_model_data_config(module)
     known = {field.name for field in fields(Preprocessing)}
     channels, *size = config["input_size"]
-    embed = getattr(module, "patch_embed", None)
+    embed = getattr(module, "patch_embed", getattr(module, "stem", None))  # a Mixer's is its stem
     if getattr(embed, "strict_img_size", True) and isinstance(own := getattr(embed, "img_size", None), tuple):
         size = list(own)
     first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
