@@ -62,7 +62,7 @@ def main() -> None:
     own = parser.parse_args()
     names = casts.CASTS[own.cast].parts.runs()
     parts = casts.CASTS[own.cast].parts.change(lambda name: small(name, names.index(name) + 1))
-    passes.SHOTS, passes.SINGLE, passes.LESIONED, passes.FIELDS, passes.CHANNELS = 3, 3, 24, 8, 2
+    passes.SHOTS, passes.SINGLE, passes.LESIONED, passes.FIELDS, passes.CHANNELS = 3, 3, 8, 8, 2
     of_timm.preprocessing = less_to_read(of_timm.preprocessing)
     running.speak(running.Manner())
     figures.main(
