@@ -47,15 +47,15 @@ def lines(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: s
     needed = max(estimate(reading, kinds) for _, reading, kinds in passes)
     weights = sum(_bytes(model) for model in {id(own.module): own for own in models.values()}.values())
     return [
-        *_listed("models", told),
-        *_listed("images", images),
-        *_listed("on", [_place(next(iter(models.values())))]),
-        *_listed("passes", [title for title, _, _ in passes]),
-        *_listed(
+        *listed("models", told),
+        *listed("images", images),
+        *listed("on", [_place(next(iter(models.values())))]),
+        *listed("passes", [title for title, _, _ in passes]),
+        *listed(
             "memory",
             [f"about {_size(needed + weights)}: {_size(weights)} of weights, the rest sums and activations"],
         ),
-        *(_listed("results", [results]) if results else []),
+        *(listed("results", [results]) if results else []),
     ]
 
 
@@ -63,7 +63,8 @@ def _taps(reading: Reading, model: str) -> str:
     return ", ".join(map(str, reading.taps.get(model, ())))
 
 
-def _listed(name: str, told: Sequence[str]) -> list[str]:
+def listed(name: str, told: Sequence[str]) -> list[str]:
+    """Lines that stand below each other, the first behind a name."""
     return [f"{name + ':' if not number else '':9}{one}" for number, one in enumerate(told)]
 
 
