@@ -38,7 +38,9 @@ def main() -> None:
         contenders = [{"contender": name, **settings} for name in CONTENDERS]
         results = alternating.rounds(__file__, contenders, arguments.rounds)
         told = {json.loads(name)["contender"]: own for name, own in results.items()}
-        print(f"\n{model}, {arguments.images} images in batches of {arguments.batch}: {compared(**settings)}\n")
+        print(
+            f"\n{model}, {arguments.images} images in batches of {arguments.batch}: {compared(**settings)}\n"
+        )
         print("| | CPU s | ratio | extra MB | ratio |\n|---|--:|--:|--:|--:|")
         print("\n".join(alternating.rows(told, "anew")))
 

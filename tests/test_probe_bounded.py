@@ -39,7 +39,7 @@ def labelled(images: int, seed: int) -> Labelled:
 
 def measured() -> tuple[pd.DataFrame, int]:
     network = Network()
-    anatomy = Anatomy(prefix=0, class_token=False, grid=Grid(3, 3, 2, 2), reads="mean")
+    anatomy = Anatomy(prefix=0, class_token=False, grid=Grid(3, 3, 2.0, 2.0), reads="mean")
     model = models.own(network, "m", anatomy=anatomy)
     shots = probe.Shots(labelled(300, seed=1), 5, 3)
     tokens = [*probe.AGGREGATES, probe.EACH]

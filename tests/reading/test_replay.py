@@ -55,9 +55,10 @@ class Remembers(Part):
         self.shared = shared
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.mix(self.norm1(x))
+        x = x + self.mix(self.norm1(x) + self.shared["sum"])
+        x = x + self.mlp(self.norm2(x))
         self.shared["sum"] = self.shared["sum"] + x.mean()
-        return (x + self.mlp(self.norm2(x))) * self.shared["sum"].cos()
+        return x
 
 
 class Network(nn.Module):
@@ -75,7 +76,7 @@ class Network(nn.Module):
         before = []
         for block in self.blocks:
             if self.across and len(before) * 2 >= len(self.blocks):
-                x = x + before[-1 - len(before) % len(self.blocks)]
+                x = x + before[len(self.blocks) - 1 - len(before)]
             x = block(x + 0.1 * stem)
             before.append(x)
         if self.noise:
@@ -88,8 +89,9 @@ def own(block: type[Part] = Part, count: int = 4, **more: bool) -> Model:
     network = Network(**more)
     made = [Remembers(network.shared) if block is Remembers else block() for _ in range(count)]
     network.blocks.extend(made)
-    anatomy = Anatomy(kinds=(KIND,), blocks=[f"blocks.{number}" for number in range(count)])
-    return models.own(network.eval(), "m", anatomy=anatomy)
+    anatomy = Anatomy(kinds=(KIND,), blocks=tuple(f"blocks.{number}" for number in range(count)))
+    loaded = models.own(network.eval(), "m", anatomy=anatomy)
+    return replace(loaded, preprocessing=replace(loaded.preprocessing, input_size=(3, 32, 32)))
 
 
 def of(name: str, size: int = 64, **config: object) -> Model:
@@ -216,7 +218,7 @@ def test_a_model_is_left_as_it_was():
 
 def test_records_are_of_known_containers_alone():
     one, other = torch.zeros(2), torch.ones(2)
-    assert mapped({"a": [one, None, (other, 3)]}, lambda own: own.sum()) == {"a": [0, None, (1, 3)]}
+    assert mapped({"a": [one, None, (other, 3)]}, lambda own: own.sum()) == {"a": [0, None, (2, 3)]}
     with pytest.raises(TypeError, match="what a object holds is not known"):
         mapped([object()], torch.clone)
 
