@@ -160,6 +160,13 @@ def test_a_network_that_draws_numbers_runs_anew():
     assert tape(plan) is None
 
 
+def test_blocks_that_run_twice_have_no_before_and_after():
+    model = own(count=2)
+    model.module.blocks.append(model.module.blocks[0])
+    with pytest.raises(Refusal, match=r"'blocks\.0' of m runs several times for an image"):
+        planned(model, 32).table()
+
+
 def runs(plan: Measurement, pixels: Tensor) -> Counter[str]:
     """How often each module that computes runs in one batch."""
     (repeated,) = plan.reading.models.values()

@@ -5,6 +5,7 @@ time, or where a block returns something unknown. Then every run is a run of the
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +21,7 @@ from vit_analysis.reading.capture import Capture, attach, floating_tensors
 from vit_analysis.reading.intervene import Repeated
 from vit_analysis.reading.replay import Place, Tape
 from vit_analysis.reading.stream import Reading, hooked, one_image
+from vit_analysis.spelling import Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ def prove(repeated: Model, reading: Reading, model: Model, changed: Sequence[Seq
         reading: what is read of it.
         model: the model itself.
         changed: the branches that each change but the first is confined to, those of one block.
+
+    Raises:
+        Refusal: a block runs several times for an image.
     """
     module = repeated.module
     assert isinstance(module, Repeated)
@@ -47,6 +52,7 @@ def prove(repeated: Model, reading: Reading, model: Model, changed: Sequence[Seq
     with hooked(replace(reading, taps={repeated.name: []}), repeated) as run:
         module.tape = None
         anew = _seen(run, reading.taps[repeated.name], few)
+        _refuse_twice(model, anew, len(module.changes))
         for places in (within, [Place(place.block) for place in within]):
             module.tape = Tape(network, list(blocks.values()), places)
             try:
@@ -56,6 +62,15 @@ def prove(repeated: Model, reading: Reading, model: Model, changed: Sequence[Seq
                 logger.debug("%s does not resume: %s", model.name, error)
             module.tape = None
     logger.info("%s cannot resume in the middle, so it runs as a whole for each block", model.name)
+
+
+def _refuse_twice(model: Model, seen: Sequence[tuple[str, Tensor]], runs: int) -> None:
+    counts = Counter(name for name, _ in seen)
+    if twice := [name.removeprefix("model.") for name, count in counts.items() if count > runs]:
+        raise Refusal(
+            f"{twice[0].partition(':')[0]!r} of {model.name} runs several times for an image, so what is before it and what after is not known; "
+            f"choose a model that runs each of its blocks once"
+        )
 
 
 def _seen(run: Capture, taps: Sequence[Tap], pixels: Tensor) -> list[tuple[str, Tensor]]:
