@@ -66,9 +66,10 @@ def prove(repeated: Model, reading: Reading, model: Model, changed: Sequence[Seq
 
 def _refuse_twice(model: Model, seen: Sequence[tuple[str, Tensor]], runs: int) -> None:
     counts = Counter(name for name, _ in seen)
-    if twice := [name.removeprefix("model.") for name, count in counts.items() if count > runs]:
+    if twice := [name for name, count in counts.items() if count > runs]:
+        block = twice[0].removeprefix("model.").partition(":")[0]
         raise Refusal(
-            f"{twice[0].partition(':')[0]!r} of {model.name} runs several times for an image, so what is before it and what after is not known; "
+            f"{block!r} of {model.name} runs several times for an image, so what is before it and what after is not known; "
             f"choose a model that runs each of its blocks once"
         )
 
