@@ -367,20 +367,13 @@ def _fold(size: int, batch: Pass) -> FieldSums:
         images=nothing[:, 0, 0].index_add(0, group, moments.new_ones(batch.size)),
         maps=maps,
         scores=scores,
-        places=[
-            list(
-                Place(
-                    model,
-                    str(layer),
-                    field.total.shape[0],
-                    field.total.shape[1],
-                    *field.middle,
-                    field.uniform,
-                )
-            )
-            for model, layer, field in fields
-        ],
+        places=[list(_place(model, layer, field)) for model, layer, field in fields],
     )
+
+
+def _place(model: str, layer: Layer, field: Field) -> Place:
+    (rows, columns), (row, column) = field.total.shape, field.middle
+    return Place(model, str(layer), rows, columns, row, column, field.uniform)
 
 
 def _sizes(squares: Sequence[Squares], sums: FieldSums) -> Float64[Tensor, "layer size"]:

@@ -25,7 +25,7 @@ def smallest(field: np.ndarray, place: tuple[float, float], share: float) -> tup
 
 
 @pytest.mark.parametrize(
-    "shape, place",
+    ("shape", "place"),
     [
         *[((9, 9), (4.0, 4.0)), ((8, 8), (4.0, 4.0)), ((8, 8), (3.5, 3.5)), ((12, 12), (7.5, 7.5))],
         *[((10, 14), (5.0, 7.0)), ((14, 10), (5.5, 3.5)), ((11, 11), (2.0, 9.0))],
