@@ -129,6 +129,11 @@ def radii(models: dict[str, int]) -> pd.DataFrame:
         depth=table.groupby(["model", "branch"]).cumcount() / 10, centre_share=0.5, centre_low=0.4
     )
     table = table.assign(low=table["radius_px"] - 1, high=table["radius_px"] + 1, centre_high=0.6)
+    for number, share in enumerate((20, 30, 50, 99)):
+        side = 2 * (table["radius_px"] + 5 * number) + 1
+        table = table.assign(
+            **{f"side_{share}_px": side, f"side_{share}_low": side - 3, f"side_{share}_high": side + 2}
+        )
     table.attrs = {"analysis": "receptive_field", "images": IMAGES}
     return table.assign(uniform_centre_share=0.01)
 

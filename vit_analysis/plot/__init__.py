@@ -21,6 +21,8 @@ from vit_analysis.plot.fields import (
     radius_over_depth,
     receptive_field,
     receptive_field_maps,
+    side_over_depth,
+    squares,
 )
 from vit_analysis.plot.heatmaps import cka, corresponding, heatmap, heatmaps
 from vit_analysis.plot.lesioned import lesions, without_skip, without_skips
@@ -76,8 +78,10 @@ __all__ = [
     "radius_over_depth",
     "receptive_field",
     "receptive_field_maps",
+    "side_over_depth",
     "skip",
     "soft_nearest_neighbor",
+    "squares",
     "style",
     "subset_similarity",
     "token_norm_ratios",
@@ -93,7 +97,7 @@ LAYOUTS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Figure]]] = {
     "cka_controls": {"corresponding": corresponding},
     "attention_distance": {"attention_distance": attention_distance},
     "head_subsets": {"head_subsets": head_subsets},
-    "receptive_field": {"receptive_field": receptive_field},
+    "receptive_field": {"receptive_field": receptive_field, "squares": squares},
     "receptive_field_maps": {
         "receptive_field_maps": receptive_field_maps,
         "after_addition": partial(fields, branch="residual", steps=None),
