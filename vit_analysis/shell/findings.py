@@ -20,7 +20,6 @@ def main(
     labelled: Choice = study.SAME,
     note: str = "",
     out: Path = Path("runs/figures/findings"),
-    device: str | None = None,
 ) -> None:
     """Measure which findings of Raghu et al. (2021) and of the course notes hold for some models; by default the lab's.
 
