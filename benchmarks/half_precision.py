@@ -14,9 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import tyro
 
-from vit_analysis import cka, command
+from vit_analysis import cka
 from vit_analysis.images import Images
 from vit_analysis.models import load_all
+from vit_analysis.shell.running import keep_memory
 
 
 def main(
@@ -33,7 +34,7 @@ def main(
         images: which.
         device: cpu or cuda.
     """
-    command.keep_memory()
+    keep_memory()
     loaded = load_all(models, device=device)
     clock = time.process_time if device == "cpu" else time.perf_counter
     tables, seconds = [], []
