@@ -28,6 +28,7 @@ SWINS = {
     "patches of another size": ("swin_tiny_patch4_window7_224", STAGES | {"img_size": 32, "window_size": 4, "patch_size": 2}),
     "padded": ("swin_tiny_patch4_window7_224", STAGES | {"img_size": 24, "window_size": 4}),
     "oblong": ("swin_tiny_patch4_window7_224", STAGES | {"img_size": (32, 64), "window_size": 4}),
+    "merged with padding": ("swin_tiny_patch4_window7_224", STAGES | {"img_size": (20, 28), "window_size": 3}),
     "norm after": ("swinv2_tiny_window8_256", STAGES | {"img_size": 32, "window_size": 4}),
     "norm after, padded": ("swinv2_tiny_window8_256", STAGES | {"img_size": 24, "window_size": 4}),
 }  # fmt: skip
@@ -138,10 +139,8 @@ def test_it_is_the_attention_of_the_whole_image_with_all_windows_and_masks(name)
         shifted = 0
         for block, tap in zip(blocks, taps, strict=True):
             maps, own = seen[tap], module.get_submodule(block)
-            stride = tuple(
-                pixels / side
-                for pixels, side in zip(module.patch_embed.img_size, maps.shape[1:3], strict=True)
-            )
+            patch, stage = module.patch_embed.patch_size, int(block.split(".")[1])
+            stride = patch[0] * 2.0**stage, patch[1] * 2.0**stage
             rows = table[table["block"] == block]
             found = rows[["distance_px", "prefix_mass", "raw_distance_px", "entropy", "nmi"]].to_numpy()
             np.testing.assert_allclose(found, expected(own, maps, stride), rtol=2e-4, atol=2e-4)
@@ -185,6 +184,11 @@ def test_uniform_attention_in_windows_knows_the_window_and_no_more():
     distance = 10 * (2 + 2**0.5) / 4
     for row in found.flatten(0, 1).tolist():
         assert row == pytest.approx([distance, 0, distance, np.log(4), 0.5], abs=1e-5)
+
+
+def test_a_map_that_is_not_one_of_merged_patches_is_refused():
+    with pytest.raises(Refusal, match="a map of 9 tokens is not one of 8 x 8 patches merged two by two"):
+        of_windows(layers.Grid(8, 8, 4.0, 4.0), torch.arange(9)[None])
 
 
 def test_padding_is_neither_query_nor_key():

@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vit_analysis import layers
+from vit_analysis.anatomy.positions import merged
 from vit_analysis.anatomy.windows import Partition, windows
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model
@@ -49,21 +50,26 @@ def _windows(model: Model, partitions: Mapping[str, Partition]) -> dict[str, Ten
 
 
 def of_windows(grid: Grid, numbers: Int[Tensor, "window token"]) -> Scale:
-    """Return the distances between the tokens of each window of a map that has whole cells of a grid of patches.
+    """Return the distances between the tokens of each window of a map of patches, or of patches merged two by two.
+
+    Args:
+        grid: the patches.
+        numbers: of the tokens in each window, row by row of the map; -1 for padding.
 
     Raises:
-        Refusal: it has not.
+        Refusal: the map has another number of tokens than such maps have.
     """
     real, count = numbers >= 0, int((numbers >= 0).sum())
-    side = max(1, round((grid.rows * grid.columns / count) ** 0.5))
-    rows, columns = grid.rows // side, grid.columns // side
-    if (rows * side, columns * side) != (grid.rows, grid.columns) or rows * columns != count:
+    maps = [merged(grid, 2**step) for step in range(max(grid.rows, grid.columns).bit_length())]
+    own = next((own for own in maps if own.rows * own.columns == count), None)
+    if own is None:
         raise Refusal(
-            f"a map of {count} tokens is not made of whole squares of {grid.rows} x {grid.columns} patches (merged with "
-            f"padding?), so where they lie is not known; choose a size of image that the model divides without padding"
+            f"a map of {count} tokens is not one of {grid.rows} x {grid.columns} patches merged two by two, so where they "
+            f"lie is not known; choose another model"
         )
-    own = Grid(rows, columns, grid.height * side, grid.width * side)
-    place = torch.stack([numbers // columns * own.height, numbers % columns * own.width], dim=-1).double()
+    place = torch.stack(
+        [numbers // own.columns * own.height, numbers % own.columns * own.width], dim=-1
+    ).double()
     pixels = torch.linalg.vector_norm(place[:, :, None] - place[:, None], dim=-1)
     if real.all():
         same = bool((pixels == pixels[:1]).all())
