@@ -11,7 +11,14 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vit_analysis.plot.attention import attention_distance, head_distances, head_subsets, subset_similarity
+from vit_analysis.plot.attention import (
+    attention_distance,
+    attention_spread,
+    head_distances,
+    head_subsets,
+    heads_over_depth,
+    subset_similarity,
+)
 from vit_analysis.plot.depths import by_frequency, finest, frequency, over_depth, tokens
 from vit_analysis.plot.entangled import entanglement, soft_nearest_neighbor
 from vit_analysis.plot.fields import (
@@ -52,6 +59,7 @@ __all__ = [
     "accuracy_map",
     "accuracy_maps",
     "attention_distance",
+    "attention_spread",
     "by_frequency",
     "centre_over_depth",
     "cka",
@@ -65,6 +73,7 @@ __all__ = [
     "frequency",
     "head_distances",
     "head_subsets",
+    "heads_over_depth",
     "heatmap",
     "heatmaps",
     "lesions",
@@ -95,7 +104,7 @@ __all__ = [
 LAYOUTS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Figure]]] = {
     "cka": {"cka": cka},
     "cka_controls": {"corresponding": corresponding},
-    "attention_distance": {"attention_distance": attention_distance},
+    "attention_distance": {"attention_distance": attention_distance, "attention_spread": attention_spread},
     "head_subsets": {"head_subsets": head_subsets},
     "receptive_field": {"receptive_field": receptive_field, "squares": squares},
     "receptive_field_maps": {
