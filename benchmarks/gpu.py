@@ -267,7 +267,7 @@ def everything(loaded: Sequence[Model], images: Images) -> dict[str, Any]:
     cast = passes.Cast(Parts(vit=(vit.name,), cnn=(cnn.name,)), {own.name: own for own in loaded})
     images = passes.balanced(images)
     plans = passes.plans(cast, images, images, images, images)
-    wanted = {name: plans[name]() for name in study.TABLES}
+    wanted = {name: plans[name]() for name in study.TABLES["study"]}
     each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}
     return {name: one for name, one in each.items() if one.reading.images.facts() == images.facts()}
 

@@ -20,6 +20,7 @@ def main(
     labelled: Choice = study.SAME,
     note: str = "",
     out: Path = Path("runs/figures/findings"),
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008  (frozen)
 ) -> None:
     """Measure which findings of Raghu et al. (2021) and of the course notes hold for some models; by default the lab's.
 
