@@ -71,7 +71,7 @@ def of_windows(grid: Grid, numbers: Int[Tensor, "window token"]) -> Scale:
         [numbers // own.columns * own.height, numbers % own.columns * own.width], dim=-1
     ).double()
     pixels = torch.linalg.vector_norm(place[:, :, None] - place[:, None], dim=-1)
-    if real.all():
+    if count == numbers.numel():
         same = bool((pixels == pixels[:1]).all())
         return Scale(pixels[0] if same else pixels, 0, len(numbers), None, own.uniform())
-    return Scale(pixels, 0, len(numbers), real, own.uniform())
+    return Scale(pixels, 0, len(numbers), real, own.uniform(), numbers.numel() - count)

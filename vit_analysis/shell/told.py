@@ -44,7 +44,10 @@ def attention_distance(table: pd.DataFrame) -> list[str]:
         )
 
     def spread(rows: pd.DataFrame) -> str:
-        own = [rows[rows["block"] == block].mean(numeric_only=True) for block in rows["block"].iloc[[0, -1]]]
+        own = [
+            rows[rows["block"] == block].mean(numeric_only=True)
+            for block in dict.fromkeys(rows["block"].iloc[[0, -1]])
+        ]
         part = " and ".join(f"{100 * one['entropy'] / one['uniform_entropy']:.0f} %" for one in own)
         told = " and ".join(f"{one['nmi']:.2f}" for one in own)
         return f"{part} of the entropy of uniform attention, mutual information {told}"

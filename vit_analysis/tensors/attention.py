@@ -21,6 +21,7 @@ class Scale(NamedTuple):
         windows: into how many windows an image is divided; 1 where each query may attend to the whole image.
         real: which tokens of each window lie in the image, where others pad it; None where all do.
         uniform: the distance of uniform attention to all tokens with a place.
+        padding: how many tokens of an image's windows do not lie in the image.
     """
 
     pixels: Float64[Tensor, "*window query key"]
@@ -28,11 +29,12 @@ class Scale(NamedTuple):
     windows: int = 1
     real: Bool[Tensor, "window query"] | None = None
     uniform: float = math.nan
+    padding: int = 0
 
     @property
     def places(self) -> int:
         """The number of an image's tokens that have a place in it."""
-        return self.windows * self.pixels.shape[-1] if self.real is None else int(self.real.sum())
+        return self.windows * self.pixels.shape[-1] - self.padding
 
     def to(self, device: torch.device) -> "Scale":
         """The same on another device."""
