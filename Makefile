@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 	touch $@
 
 figures: .venv/ready
-	$(BIN)/python -m vit_analysis.figures --out runs/figures
+	$(BIN)/python -m vit_analysis.figures
 
 # The same into figures/, whose pictures and verdicts are part of the repository.
 gallery: .venv/ready

@@ -8,7 +8,7 @@ import tyro
 from vit_analysis.study import parts as study
 from vit_analysis.study.casts import Named
 from vit_analysis.study.parts import Parts
-from vit_analysis.typed import Choice
+from vit_analysis.typed import Choice, Machine
 
 
 def main(
