@@ -57,18 +57,15 @@ class Recorded(Capture):
 
     def _recorded(self, pixels: Tensor) -> Seen:
         try:
-            with (
-                _waiting_refused()
-            ):  # sooner than by a recording, which would leave torch's allocator in the middle of it
+            # Sooner than by a recording, which would leave torch's allocator in the middle of it.
+            with _waiting_refused():
                 plain = super().__call__(pixels.clone())
             self._given, self._graph = pixels.clone(), torch.cuda.CUDAGraph()
             # Threads that load images may do what a recording may not.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._kept = super().__call__(self._given)
             return plain
-        except (
-            Exception
-        ) as reason:  # of any kind: what models do is theirs, and a plain run shows if it is wrong
+        except Exception as reason:  # what models do is theirs, and a plain run shows whether it is wrong
             self._refuse(reason)
             return super().__call__(pixels)
 
