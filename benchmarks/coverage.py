@@ -30,6 +30,7 @@ from vit_analysis.study.claims import CLAIMS
 from vit_analysis.study.controls import ALL, VIEWS
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import LAB_PARTS
+from vit_analysis.typed import Machine
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def main(
         out: folder of what is kept.
     """
     passes.VIEWS = {ALL: VIEWS[ALL]}  # controls have no coverage of their own
-    cast = passes.Cast.load(LAB_PARTS.each_run()[0], "cpu")
+    cast = passes.Cast.load(LAB_PARTS.each_run()[0], Machine("cpu"))
     kept, total = out / "sets.json", out / "sums"
     done: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
     whole: dict[str, Any] | None = None

@@ -292,4 +292,22 @@ DRAWINGS = (
         lambda e: plot.frequency(draw.of_models(e.table("frequency"), [*e.parts.names("vit", "cnn"), *e.parts.twins()])),
         "Lines of log amplitude by frequency, one per layer, and of the finest pattern over depth, trained and untrained.",
     ),
+    Drawing(
+        "entropy", "Beyond the paper: how spread attention is, and how alike for all queries",
+        "Not in the paper. Entropy says over how many patches a head spreads its attention; mutual information of queries and keys is 0 "
+        "where every query attends to the same patches (Park et al. 2023).",
+        ("attention_distance",),
+        lambda e: plot.attention_spread(
+            draw.of_models(e.table("attention_distance"), [e.one("vit"), *e.parts.twins()[:1]])
+        ),
+        "Points for heads and lines for their means over depth: distance, entropy and mutual information, trained and untrained.",
+    ),
+    Drawing(
+        "squares", "Beyond the paper: squares that hold shares of a receptive field",
+        "Not in the paper. The smallest centred square that holds a share of log10(x + 1) of the contribution scores, as tables of "
+        "effective receptive fields report it (Ding et al. 2022).",
+        ("receptive_field",),
+        lambda e: plot.squares(draw.of_models(e.table("receptive_field"), e.parts.names("vit", "cnn"))),
+        "Side of the square over depth, a panel for each share.",
+    ),
 )  # fmt: skip
