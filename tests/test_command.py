@@ -15,7 +15,7 @@ from vit_analysis import cka, command, skip, table
 from vit_analysis.images import Images
 from vit_analysis.shell import running
 from vit_analysis.spelling import Refusal
-from vit_analysis.typed import Pictures
+from vit_analysis.typed import Machine, Pictures
 
 TWIN = ["lab/vit@random", "--images.limit", "24", "--images.batch", "8", "--layers", "blocks"]
 
@@ -301,7 +301,7 @@ def test_a_picture_is_written_in_every_format_with_the_names_that_were_asked_for
         images=Images(limit=8, batch=4),
         out=tmp_path / "a",
         pictures=pictures,
-        device="cpu",
+        machine=Machine("cpu"),
     )
     assert {file.name for file in tmp_path.iterdir()} == {"a.parquet", "a.png", "a.svg"}
     drawing = (tmp_path / "a.svg").read_text()

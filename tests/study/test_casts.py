@@ -23,7 +23,7 @@ from vit_analysis.study.announced import Asked
 from vit_analysis.study.casts import CASTS, LAB, PAPER, SMALL, Named
 from vit_analysis.study.claims import CLAIMS
 from vit_analysis.study.parts import LAB_PARTS, Parts
-from vit_analysis.typed import Choice
+from vit_analysis.typed import Choice, Machine
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "cast.py"
 EVERY = [one for cast in CASTS.values() for own in cast.members.values() for one in own]
@@ -279,7 +279,7 @@ def test_figures_of_the_papers_cast_are_drawn_untrained_at_small_size(benchmark,
     own = {part: getattr(parts, part) for part in ("vit", "less_data", "tuned", "other_seed")}
     shell.main(
         cast=Named("paper"), parts=Parts(**own), only=("3", "4", "C.6"),
-        images=Choice(limit=32, batch=16), out=tmp_path, device="cpu",
+        images=Choice(limit=32, batch=16), out=tmp_path, machine=Machine("cpu"),
     )  # fmt: skip
     assert {file.name for file in tmp_path.glob("*.png")} == {
         "figure_3.png",

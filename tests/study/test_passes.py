@@ -82,7 +82,7 @@ def out(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch, coarse:
         shrink(patch)
         patch.setattr(passes, "LAB_PARTS", UNTRAINED)
-        figures_command.main(images=IMAGES, train=TRAIN, out=folder, device="cpu")
+        figures_command.main(images=IMAGES, train=TRAIN, out=folder, machine=Machine("cpu"))
     return folder
 
 

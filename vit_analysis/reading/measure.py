@@ -145,8 +145,8 @@ def say(passes: Sequence[Mapping[str, Measurement[Any]]], results: str) -> None:
         settings = {name: value for one in different.values() for name, value in one.reading.settings.items()}
         told.append((title, replace(reading, settings=settings), [one.kind for one in different.values()]))
     briefing.say(told, results)
-    models = {name: own for _, reading, _ in told for name, own in reading.models.items()}
-    rounding.say(models, told[0][1].images)
+    for _, first, _ in told[:1]:
+        rounding.say(first.models, first.images)
 
 
 def titles(passes: Sequence[Mapping[str, Measurement[Any]]]) -> list[str]:
