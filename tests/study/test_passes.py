@@ -81,8 +81,7 @@ def out(tmp_path_factory) -> Path:
     coarse = mpl.rc_context({"savefig.dpi": 50})  # half of the time goes into drawing
     with pytest.MonkeyPatch.context() as patch, coarse:
         shrink(patch)
-        patch.setattr(passes, "LAB_PARTS", UNTRAINED)
-        figures_command.main(images=IMAGES, train=TRAIN, out=folder, machine=Machine("cpu"))
+        figures_command.main(parts=UNTRAINED, images=IMAGES, train=TRAIN, out=folder, machine=Machine("cpu"))
     return folder
 
 
