@@ -60,7 +60,7 @@ def main() -> None:
         counts = " x ".join(str(len(layers_of(model(name)))) for name in (first, second))
         print(f"\n{first} x {second}, {counts} layers, {batches} x {BATCH} images, {asked}\n")
         print("| | CPU s | ratio | extra MB | ratio |\n|---|--:|--:|--:|--:|")
-        print("\n".join(alternating.rows(told, "forward")))
+        print("\n".join(alternating.rows(told, arguments.contenders[0])))
 
 
 def measure(contender: str, task: str, cross: bool) -> None:

@@ -2,27 +2,34 @@
 
     python benchmarks/study.py      # ViT-Ti/16 and ResNet-50, 160 images in batches of 32 and 160
     python benchmarks/study.py --models vit_base_patch16_224 resnet50 --batches 64 --images 64
+    python benchmarks/study.py --contenders "forward, tuned" similarity paper study --batches 160
 
-CKA of all pairs (seven layers of every ResNet unit, six of every transformer block) with massive tokens watched and seven
-controls, attention distances, head subsets, skip connections, localization (three ways) and soft nearest neighbour loss (two
-ways), each with its intervals, as `figures` measures them. "tuned" is a forward pass with the same settings: channels last
-and an allocator that keeps memory. See `alternating` for how it is measured.
+"study" is every table of `figures` that shares the pass in which activations are only read: CKA of all pairs (seven layers of
+every ResNet unit, six of every transformer block) with massive tokens watched; CKA of block outputs under every control, and
+the second measures of similarity (given the pixels, ranks, nearest neighbours, each with normalised tokens too); attention
+distances, head subsets, skip connections, localization (four ways), soft nearest neighbour loss (two ways, in batches that
+hold enough of every class), statistics of tokens and frequencies; each with its intervals. "paper" is all of it but the last
+two, "similarity" CKA with its controls and second measures alone. "tuned" is a forward pass with the same settings: channels
+last and an allocator that keeps memory. Ratios are to the first contender. See `alternating` for how it is measured.
 """
 
 import argparse
 import json
 import os
+from functools import partial
 
 import alternating
 import timm
 import torch
 
-CONTENDERS = ("forward", "forward, tuned", "study", "study, plain")
-TABLES = (
-    *("cka", "cka_controls", "attention_distance", "head_subsets", "skip", "localization"),
-    *("localization_penultimate", "localization_normalized"),
+CONTENDERS = ("forward", "forward, tuned", "study", "study, plain", "similarity", "paper")
+SIMILARITY = ("cka", "cka_controls")
+PAPER = (
+    *(*SIMILARITY, "attention_distance", "head_subsets", "skip"),
+    *("localization", "localization_penultimate", "localization_units", "localization_normalized"),
     *("soft_nearest_neighbor", "soft_nearest_neighbor_normalized"),
 )
+TABLES = {"similarity": SIMILARITY, "paper": PAPER, "study": (*PAPER, "tokens", "frequency")}
 
 
 def main() -> None:
@@ -36,6 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 160])
     parser.add_argument("--images", type=int, default=160)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS[:4])
     parser.add_argument("--one", type=json.loads)
     arguments = parser.parse_args()
     if arguments.one:
@@ -44,12 +52,12 @@ def main() -> None:
     vit, cnn = arguments.models
     for batch in arguments.batches:
         settings = {"vit": vit, "cnn": cnn, "batch": batch, "images": arguments.images}
-        contenders = [{"contender": name, **settings} for name in CONTENDERS]
+        contenders = [{"contender": name, **settings} for name in arguments.contenders]
         results = alternating.rounds(__file__, contenders, arguments.rounds)
         told = {json.loads(name)["contender"]: own for name, own in results.items()}
         print(f"\n{vit} and {cnn}, {arguments.images} images in batches of {batch}\n")
         print("| | CPU s | ratio | extra MB | ratio |\n|---|--:|--:|--:|--:|")
-        print("\n".join(alternating.rows(told, "forward")))
+        print("\n".join(alternating.rows(told, arguments.contenders[0])))
 
 
 def evenly(labels: torch.Tensor, count: int) -> list[int]:
@@ -88,12 +96,12 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
         cast = passes.Cast(Parts(vit=(vit,), cnn=(cnn,)), models.named(modules))
         plans = passes.plans(cast, given, given, given, given)
         # In small batches the loss has images of its own: batches with enough of some classes.
-        wanted = {name: plans[name]() for name in TABLES}
+        wanted = {name: plans[name]() for name in TABLES[kind]}
         each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}
         tables({name: one for name, one in each.items() if one.reading.images.facts() == given.facts()})
 
-    run = everything if kind == "study" else lambda: alternating.forward(list(modules.values()), parts)
-    alternating.one(run, warm_up, given.pixels)
+    forward = partial(alternating.forward, list(modules.values()), parts)
+    alternating.one(forward if kind == "forward" else everything, warm_up, given.pixels)
 
 
 if __name__ == "__main__":

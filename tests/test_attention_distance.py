@@ -73,10 +73,26 @@ def unfused(module: nn.Module, pixels: torch.Tensor) -> list[np.ndarray]:
     return seen
 
 
+def spread(scaled: np.ndarray) -> tuple[float, float]:
+    """Mean entropy of the rows of a joint distribution of queries and keys, and its NMI, from the definition."""
+    joint = scaled / len(scaled)
+    of_query, of_key = joint.sum(1), joint.sum(0)
+    mutual = entropy = 0.0
+    for query, row in enumerate(joint):
+        for key, chance in enumerate(row):
+            if chance > 0:
+                mutual += chance * np.log(chance / (of_query[query] * of_key[key]))
+                entropy -= chance * np.log(chance / of_query[query])
+    marginal = [-sum(chance * np.log(chance) for chance in own if chance > 0) for own in (of_query, of_key)]
+    return entropy, mutual / np.sqrt(marginal[0] * marginal[1])
+
+
 def looped(attention: np.ndarray, prefix: int, side: int, patch: float) -> list[float]:
-    """Distance, attention to prefix tokens and unscaled distance of one head, token by token, from the definition."""
-    found = []
+    """The five statistics of one head, token by token, from their definitions."""
+    found, told = [], []
     for image in attention:
+        scaled = image[prefix:, prefix:] / image[prefix:, prefix:].sum(1, keepdims=True)
+        told.append(spread(scaled))
         for query in range(side**2):
             row = image[prefix + query]
             far = [
@@ -85,19 +101,18 @@ def looped(attention: np.ndarray, prefix: int, side: int, patch: float) -> list[
             ]
             raw = sum(weight * pixels for weight, pixels in zip(row[prefix:], far, strict=True))
             found.append((raw / row[prefix:].sum(), row[:prefix].sum(), raw))
-    return np.mean(found, axis=0).tolist()
+    return [*np.mean(found, axis=0).tolist(), *np.mean(told, axis=0).tolist()]
 
 
 @pytest.mark.parametrize(("side", "pixels", "uniform", "window"), GRIDS)
 def test_uniform_identity_and_window_attention_are_what_a_hand_computes(side, pixels, uniform, window):
     scale, count = place(side, pixels), side**2
     assert scale.pixels.mean().item() == pytest.approx(uniform, abs=0.05)
-    assert head_distances(attend(torch.zeros(count, count)), scale)[0, 0, 0].item() == pytest.approx(
-        uniform, abs=0.05
-    )
-    assert head_distances(attend(1000 * torch.eye(count)), scale)[0, 0].tolist() == pytest.approx(
-        [0, 0, 0], abs=1e-6
-    )
+    found = head_distances(attend(torch.zeros(count, count)), scale)[0, 0].tolist()
+    assert found == pytest.approx([uniform, 0, uniform, np.log(count), 0], abs=0.05)
+    assert found[3:] == pytest.approx([np.log(count), 0], abs=1e-5)
+    found = head_distances(attend(1000 * torch.eye(count)), scale)[0, 0].tolist()
+    assert found == pytest.approx([0, 0, 0, 0, 1], abs=1e-6)
     near = scale.pixels < 1.5 * pixels
     found = head_distances(attend(torch.where(near, 0.0, -1e4).float()), scale)
     assert found[0, 0, 0].item() == pytest.approx(window, abs=0.05)
@@ -113,7 +128,8 @@ def test_attention_to_the_class_token_is_scaled_away_and_told(mass):
     scale = place(14, 16, prefix=1)
     scores = torch.zeros(197, 197)
     scores[:, 0] = np.log(mass / (1 - mass) * 196) if mass else -1e4
-    distance, told, raw = head_distances(attend(scores), scale)[0, 0].tolist()
+    distance, told, raw, entropy, nmi = head_distances(attend(scores), scale)[0, 0].tolist()
+    assert (entropy, nmi) == (pytest.approx(np.log(196), abs=1e-5), pytest.approx(0, abs=1e-5))
     assert (distance, told) == (pytest.approx(116.5, abs=0.05), pytest.approx(mass, abs=1e-5))
     assert raw == pytest.approx(
         116.5 * (1 - mass), abs=0.05
@@ -133,9 +149,12 @@ def test_it_is_the_loop_over_the_attention_that_timm_spells_out(name, fused):
     assert table["block"].tolist() == ["blocks.0"] * 4 + ["blocks.1"] * 4
     for row in table.itertuples():
         expected = looped(maps[int(row.block[-1])][:, row.head], prefix, 4, 16)
-        assert [row.distance_px, row.prefix_mass, row.raw_distance_px] == pytest.approx(expected, abs=1e-4)
-        assert row.uniform_px == pytest.approx(uniform)
+        found = [row.distance_px, row.prefix_mass, row.raw_distance_px, row.entropy, row.nmi]
+        assert found == pytest.approx(expected, abs=1e-4)
+        assert (row.uniform_px, row.uniform_entropy) == pytest.approx((uniform, np.log(16)))
+    assert table["depth"].tolist() == [0.0] * 4 + [1.0] * 4
     assert table["distance_px"].std() > 0.1
+    assert table["nmi"].std() > 1e-3
 
 
 def test_the_lab_vit_agrees_with_its_own_attention_weights():
@@ -154,8 +173,9 @@ def test_a_head_that_looks_at_the_class_token_alone_has_no_distance_yet_no_query
     scale = place(2, 1, prefix=1)
     scores = torch.zeros(5, 5)
     scores[1, 0] = 1e4  # one query of four
-    distance, mass, _ = head_distances(attend(scores), scale)[0, 0].tolist()
+    distance, mass, _, entropy, nmi = head_distances(attend(scores), scale)[0, 0].tolist()
     assert distance == pytest.approx(scale.pixels.mean().item())
+    assert (entropy, nmi) == (pytest.approx(np.log(4)), pytest.approx(0, abs=1e-5))
     assert mass == pytest.approx(1 / 4 + 3 / 4 / 5)
 
 
@@ -166,7 +186,44 @@ def test_pieces_and_half_precision_do_not_matter(monkeypatch):
     monkeypatch.setattr(attention_distance, "CPU_PIECE", 1)
     torch.testing.assert_close(head_distances(Heads(query, key, value, None, 0.4), scale), whole)
     half = head_distances(Heads(query.bfloat16(), key.bfloat16(), value, None, 0.4), scale)
-    torch.testing.assert_close(half, whole, atol=0.2, rtol=0)
+    torch.testing.assert_close(half[..., 0], whole[..., 0], atol=0.2, rtol=0)
+    torch.testing.assert_close(half[..., 3:], whole[..., 3:], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "entropy", "nmi"),
+    [
+        (
+            torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]]),
+            0,
+            0,
+        ),  # all queries on one key: nothing to tell
+        (torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]), 0, 1),
+        (torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]), np.log(2) / 2, None),
+        (torch.tensor([[0.0, -1e4], [300.0, 300.0 - 1e4]]), 0, 0),
+    ],
+    ids=["one key", "own key", "between", "far below"],
+)
+@pytest.mark.parametrize("times", [1, 3])
+def test_entropy_and_information_of_few_keys(scores, entropy, nmi, times):
+    count = 2 * times
+    whole = scores.repeat_interleave(times, 0).repeat_interleave(times, 1)  # each key split into equal ones
+    heads = Heads(torch.zeros(1, 1, count, 1), torch.zeros(1, 1, count, 1), None, whole, 1.0)
+    found = head_distances(heads, Scale(torch.rand(count, count).double(), 0))[0, 0].tolist()
+    assert found[3] == pytest.approx(entropy + np.log(times), abs=1e-5)
+    expected = spread(whole.softmax(1).double().numpy())[1] if nmi is None or times > 1 else nmi
+    assert found[4] == pytest.approx(0 if np.isnan(expected) else expected, abs=1e-5)
+
+
+def test_attention_that_half_precision_cannot_hold_is_measured():
+    scores = torch.zeros(1, 1, 16, 16, dtype=torch.bfloat16)
+    scores[..., 0] = 200
+    heads = Heads(scores, torch.eye(16, dtype=torch.bfloat16)[None, None], None, None, 1.0)
+    assert head_distances(heads, place(4, 1))[0, 0, 3:].tolist() == pytest.approx([0, 0], abs=1e-6)
+    weights = torch.full((1, 2, 4, 4), 0.25)
+    weights[:, 1] = torch.eye(4)
+    found = head_distances(Heads.of_weights(weights), place(2, 1))[0, :, 3:]
+    torch.testing.assert_close(found, torch.tensor([[np.log(4), 0], [0, 1]]).double(), atol=1e-5, rtol=0)
 
 
 def test_turning_queries_and_keys_together_changes_nothing():
@@ -184,12 +241,13 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge(tmp_path):
     module, given = vit("plain"), images(20, 4)
     table = measure({"m": module}, given)
     other = measure({"m": module}, Given(batch=7, pixels=given.pixels.flip(0)))
-    np.testing.assert_allclose(other["distance_px"], table["distance_px"], rtol=1e-5)
+    for name in ("distance_px", "entropy", "nmi"):
+        np.testing.assert_allclose(other[name], table[name], rtol=1e-4)
     parts = [
         HeadSums.of_batch(
             batch,
             images=torch.tensor(5.0).double(),
-            totals=torch.rand(4, 3).double(),
+            totals=torch.rand(4, 5).double(),
             places=[["m", "blocks.0", head] for head in range(4)],
         )
         for batch in range(3)
@@ -206,13 +264,15 @@ def test_neither_order_nor_batches_of_images_matter_and_sums_merge(tmp_path):
 def test_the_interval_is_that_of_the_mean_over_groups():
     module, given = vit("plain"), images(20, 2)
     table = measure({"m": module}, given)
-    means = [
-        measure({"m": module}, Given(batch=2, pixels=given.pixels[at : at + 2]))["distance_px"].to_numpy()
-        for at in range(0, 20, 2)
+    parts = [
+        measure({"m": module}, Given(batch=2, pixels=given.pixels[at : at + 2])) for at in range(0, 20, 2)
     ]
-    half = 2.2621572 * np.std(means, axis=0, ddof=1) / 10**0.5  # Student's t with 9 degrees of freedom
-    np.testing.assert_allclose(table["high"] - table["distance_px"], half, rtol=1e-4)
-    np.testing.assert_allclose(table["distance_px"] - table["low"], half, rtol=1e-4)
+    for name, ends in (("distance_px", ""), ("entropy", "entropy_"), ("nmi", "nmi_")):
+        means = [part[name].to_numpy() for part in parts]
+        half = 2.2621572 * np.std(means, axis=0, ddof=1) / 10**0.5  # Student's t with 9 degrees of freedom
+        np.testing.assert_allclose(table[f"{ends}high"] - table[name], half, rtol=1e-3)
+        np.testing.assert_allclose(table[name] - table[f"{ends}low"], half, rtol=1e-3)
+        assert np.stack(table[f"{name}_without"].to_list()).shape == (8, 10)
 
 
 def test_blocks_are_chosen_by_number_from_either_end():
@@ -231,13 +291,8 @@ def test_blocks_are_chosen_by_number_from_either_end():
             32,
             "MlpMixer has no fixed grid of patches",
         ),
-        (
-            timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1), embed_dim=24, num_heads=(2, 2)),
-            224,
-            "'layers.0.blocks.0.attn:heads' of m has 49 queries and 49 keys, not the 3136 tokens of the model's grid: windows",
-        ),
     ],
-    ids=["CNN", "Mixer", "windows"],
+    ids=["CNN", "Mixer"],
 )
 def test_what_has_no_distance_says_why(module, size, message):
     with pytest.raises(Refusal, match=message):
@@ -332,11 +387,12 @@ def test_the_lab_by_default_and_pictures_on_one_scale():
     loaded = [models.load(name, device="cpu") for name in ("lab/vit@random", "lab/resnet@random")]
     given = Images(limit=24, batch=8)
     table = measure(loaded[:1], given)
-    assert list(table.columns) == [
+    assert [*sorted(table.columns, key=lambda name: name.endswith("_without"))] == [
         *(
             "model",
             "block",
             "head",
+            "depth",
             "distance_px",
             "low",
             "high",
@@ -345,8 +401,17 @@ def test_the_lab_by_default_and_pictures_on_one_scale():
             "raw_distance_px",
             "raw_low",
             "raw_high",
+            "entropy",
+            "entropy_low",
+            "entropy_high",
+            "uniform_entropy",
+            "nmi",
+            "nmi_low",
+            "nmi_high",
             "distance_px_without",
             "raw_distance_px_without",
+            "entropy_without",
+            "nmi_without",
         )
     ]
     assert len(table) == 8 * 6

@@ -100,11 +100,17 @@ def test_order_within_a_batch_does_not_matter(gaussian):
 # Parts of batches ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _parts_of_80(monkeypatch):
+    monkeypatch.setattr(grams, "PART", 80)
+
+
 def correlated(images: int) -> torch.Tensor:
     """Features with an offset, far fewer than images."""
     return (torch.randn(images, 6) @ torch.randn(6, 2 * 3 * 4 * 4) + 2).view(images, 2, 3, 4, 4)
 
 
+@pytest.mark.usefixtures("_parts_of_80")
 @pytest.mark.parametrize(("images", "batch"), [(320, 160), (297, 160), (421, 200), (137, 512)])
 def test_similarities_are_of_the_parts_of_batches_by_the_three_term_formula(images, batch):
     pixels, module = correlated(images), pair(torch.relu)
@@ -117,6 +123,7 @@ def test_similarities_are_of_the_parts_of_batches_by_the_three_term_formula(imag
         assert row.cka == pytest.approx(oracle_cka(x, y), abs=1e-6)
 
 
+@pytest.mark.usefixtures("_parts_of_80")
 @pytest.mark.parametrize("view", [View(), View("normalized"), View(measure="rank_cka"), View(given="pixels")])
 def test_parts_of_a_batch_are_what_batches_of_their_size_are(view):
     pixels, views = correlated(480), {"one": view}
@@ -135,6 +142,7 @@ def test_parts_of_a_batch_are_what_batches_of_their_size_are(view):
     assert (len(one.held), len(other.held)) == (3, 6)  # groups are of whole batches
 
 
+@pytest.mark.usefixtures("_parts_of_80")
 @pytest.mark.parametrize("view", [View(measure="mutual_knn"), View(measure="biased"), View("typical")])
 def test_what_depends_on_the_number_of_images_is_of_the_whole_batch(view):
     module, images = pair(torch.relu), Given(batch=160, pixels=correlated(160))
@@ -146,6 +154,7 @@ def test_what_depends_on_the_number_of_images_is_of_the_whole_batch(view):
     assert cell(table, "x", "y") == pytest.approx(float(x @ y / (x.norm() * y.norm())), abs=1e-5)
 
 
+@pytest.mark.usefixtures("_parts_of_80")
 def test_only_parts_are_made_unless_somebody_needs_the_whole(monkeypatch):
     made, own = [], {"mine": Layers(x=lambda pixels: pixels)}
     gram = similarity.gram
@@ -161,6 +170,7 @@ def test_only_parts_are_made_unless_somebody_needs_the_whole(monkeypatch):
     np.testing.assert_allclose(together["plain"]["cka"], alone["cka"], atol=1e-6)
 
 
+@pytest.mark.usefixtures("_parts_of_80")
 def test_massive_tokens_are_watched_in_a_quarter_of_a_large_batch():
     shares = []
     for batch in (160, 640):

@@ -682,9 +682,10 @@ def test_findings_are_a_verdict_on_every_claim_those_of_the_five_differences_fir
     assert differences == [*sorted(number for number in differences if number), *[0] * differences.count(0)]
     own = sound("F1a")
     found = whole.set_index("id").loc["F1a"]
-    assert {name: found[name] for name in own if name not in ("id", "p")} == {
-        name: value for name, value in own.items() if name not in ("id", "p")
-    }
+    known = [
+        name for name in own if name not in ("id", "p", "paper_low", "paper_high")
+    ]  # F1a has no printed number
+    assert {name: found[name] for name in known} == {name: own[name] for name in known}
     assert found["p"] >= own["p"]  # of many tests
 
 
@@ -755,3 +756,65 @@ def test_too_few_groups_of_images_are_said_to_decide_little(groups, said):
 
 def test_without_a_table_nothing_is_said_of_groups():
     assert findings.few_groups(Study(PARTS, {}, {})) == ""
+
+
+def test_the_number_that_the_paper_prints_stands_beside_the_same_of_these_models(whole):
+    own = whole.set_index("id")
+    for claim in CLAIMS:
+        row, one = own.loc[claim.id], claim.printed
+        if one is None:
+            assert np.isnan([row["paper_low"], row["paper_high"], row["here"]]).all()
+            assert (row["paper_unit"], row["paper_of"]) == ("", "")
+            continue
+        assert (row["paper_low"], row["paper_high"], row["paper_unit"], row["paper_of"]) == (
+            *(one.low, one.high),
+            *(one.unit, one.of),
+        )
+        assert math.isnan(row["here"]) >= math.isnan(
+            row["value"]
+        )  # what is not measured has no number here either
+        if one.here is None and not math.isnan(row["value"]):
+            assert row["here"] == row["value"]
+
+
+def test_a_number_in_the_papers_terms_is_there_where_the_claim_is_measured():
+    line = np.interp(np.linspace(0, 1, 13), [0, 0.5, 1], [0, 0.25, 0.58])
+    ridge = similarities({("v", "r"): 1 - np.abs(np.linspace(0, 1, 25)[:, None] - line)})
+    own = findings.measure(Study(PARTS, {"cka": ridge}, {})).set_index("id")
+    assert own.loc["F2a", "here"] == pytest.approx(0.25, abs=0.03)
+    assert own.loc["F2b", "here"] == pytest.approx(0.58, abs=0.03)
+    assert own.loc["SEED1", "here"] == own.loc["SEED1", "value"]
+    assert math.isnan(own.loc["F3a", "here"])
+
+
+def test_models_of_no_cast_stand_for_nobody(whole):
+    assert set(whole["substitution"]) == {""}
+
+
+def test_models_of_the_papers_cast_say_whom_they_stand_for_and_what_is_not_public():
+    names = {"v": "vit_base_patch16_224.augreg_in21k", "r": "resnetv2_50x1_bit.goog_in21k"}
+    table = SIMILAR.tables["cka"].replace({"model": names, "other_model": names})
+    table.attrs = SIMILAR.tables["cka"].attrs | {"models": dict.fromkeys(names.values(), "0")}
+    made = Study(Parts(vit=(names["v"],), cnn=(names["r"],)), {"cka": table}, {})
+    found = findings.measure(made).set_index("id")
+    assert found.loc["F1a", "models"] == ", ".join(names.values())
+    assert found.loc["F1a", "substitution"] == (
+        f"number comparable: {names['v']} for ViT-B/16 of JFT-300M, {names['r']} for ResNet50x1 of JFT-300M"
+    )
+    assert (
+        found.loc["F1d", "models"] == names["v"]
+    )  # of the models that a number asks for, and not of their part
+    assert found.loc["F8a", "substitution"].startswith("nobody public: ")
+    assert found.loc["F8a", "verdict"] == "not measured"
+
+
+def test_a_fault_in_a_number_that_the_paper_prints_is_ours_and_names_its_claim(monkeypatch):
+    def fails(_: Evidence) -> float:
+        raise KeyError("layer")
+
+    claim = next(one for one in CLAIMS if one.id == "F2a")
+    broken = replace(claim, printed=replace(claim.printed, here=fails))
+    monkeypatch.setattr(findings, "CLAIMS", tuple(broken if one is claim else one for one in CLAIMS))
+    with pytest.raises(KeyError) as fault:
+        findings.measure(PAIRED)
+    assert any("F2a" in note for note in fault.value.__notes__)

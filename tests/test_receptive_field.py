@@ -7,10 +7,12 @@ from torch import nn
 
 from vit_analysis import layers, models, plot, receptive_field
 from vit_analysis.images import Images
-from vit_analysis.reading.capture import Capture
+from vit_analysis.reading import gradients
+from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervals import of_table
-from vit_analysis.receptive_field import drawn, mean_gradient, measure, offsets, with_maps
+from vit_analysis.receptive_field import drawn, mean_gradients, measure, with_maps
 from vit_analysis.spelling import Refusal
+from vit_analysis.tensors.fields import offsets
 
 
 def given(images: int = 4, size: int = 16, batch: int = 4) -> Given:
@@ -34,11 +36,11 @@ def small_vit(**config) -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", **settings | config).eval()
 
 
-def small_resnet() -> nn.Module:
+def small_resnet(units: tuple[int, ...] = (1, 1, 1, 1)) -> nn.Module:
     torch.manual_seed(2)  # with it no branch is dead
     module = timm.models.resnet.ResNet(
         timm.models.resnet.BasicBlock,
-        layers=(1, 1, 1, 1),
+        layers=units,
         channels=(4, 6, 6, 8),
         num_classes=3,
         zero_init_last=False,
@@ -85,9 +87,13 @@ def test_channels_of_opposite_gradients_do_not_cancel():
     np.testing.assert_array_equal(seen["once"], seen["opposite"])
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet"])
-def test_every_layer_is_the_loop_over_images_and_channels_one_by_one(name):
-    module = {"vit": small_vit, "resnet": small_resnet}[name]()
+def small_resnet_with_sums() -> nn.Module:
+    return small_resnet((3, 2, 1, 1))
+
+
+@pytest.mark.parametrize("make", [small_vit, small_resnet, small_resnet_with_sums])
+def test_every_layer_is_the_loop_over_images_and_channels_one_by_one(make):
+    module = make()
     images = given(3, 32, batch=2)
     seen = fields(module, images, "paper")
     taps = [str(tap) for step in layers.sublayers(module) for tap in (step.residual, step.long) if tap]
@@ -174,17 +180,17 @@ def test_a_killed_run_goes_on_to_the_same_table(tmp_path, monkeypatch):
 
     def stop(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 20:
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return mean_gradient(*args, **kwargs)
+        return mean_gradients(*args, **kwargs)
 
-    monkeypatch.setattr(receptive_field, "mean_gradient", stop)
+    monkeypatch.setattr(receptive_field, "mean_gradients", stop)
     with pytest.raises(KeyboardInterrupt):
         measure({"m": module}, images, state=tmp_path / "rf")
     assert list(tmp_path.iterdir())
     again = measure({"m": module}, images, state=tmp_path / "rf")
     assert not list(tmp_path.iterdir())
-    assert len(calls) < 20 + 3 * 8  # not from the start
+    assert len(calls) == 3 + 1  # only the batch that was interrupted
     whole = measure({"m": module}, images)
     np.testing.assert_allclose(again["radius_px"], whole["radius_px"], rtol=1e-12)
 
@@ -277,6 +283,149 @@ def test_gradients_leave_the_model_and_the_caller_as_they_were():
         assert not torch.is_grad_enabled()
     assert module.training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
+
+
+SIDES = ((20, 0.2), (30, 0.3), (50, 0.5), (99, 0.99))
+
+
+def test_one_convolution_of_ones_has_a_square_of_3_px_and_a_stack_those_of_its_kernel():
+    one, two = (nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(2))
+    for convolution in (one, two):
+        nn.init.ones_(convolution.weight)
+    images = Given(batch=4, pixels=torch.rand(4, 3, 16, 16))  # features above 0
+    table = measure({"m": nn.Sequential(one, two)}, images, layers=["0", "1"]).set_index("layer")
+    kernel = np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1])  # of two in turn, 3 channels x 3 channels x 3 colours
+    logs = np.log10(1 + 27 * kernel)
+    shares = {1: logs[2, 2] / logs.sum(), 3: logs[1:4, 1:4].sum() / logs.sum(), 5: 1.0}
+    for percent, share in SIDES:
+        assert table.loc["0", f"side_{percent}_px"] == 3
+        assert table.loc["1", f"side_{percent}_px"] == min(
+            side for side, held in shares.items() if held > share
+        )
+        assert table.loc["0", f"area_{percent}"] == 9 / 16**2
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_squares_are_those_of_a_loop_over_images_and_pixels_with_the_published_scores(name):
+    module = {"vit": small_vit_seeded, "resnet": small_resnet}[name]()
+    images = given(5, 32, batch=2)
+    table = measure({"m": module}, images, channels=1).set_index("layer")
+    for layer in table.index:
+        scores = np.zeros((32, 32))
+        for image in images.pixels:
+            pixels = image[None].clone().requires_grad_()
+            with Capture(module, [layer]) as run:
+                values = run(pixels.clone())[layer]
+            if values.ndim == 3:
+                values = values[:, 1:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+            rows, columns = values.shape[2:]
+            torch.relu(values[:, :, rows // 2, columns // 2]).sum().backward()
+            scores += pixels.grad[0].clamp(min=0).sum(0).double().numpy() / len(images.pixels)
+        logs = np.log10(scores + 1)
+        middle = 19.5 if name == "vit" else 32 // columns * (columns // 2)
+        for percent, share in SIDES:
+            side = 2 if name == "vit" else 1
+            while True:
+                row, column = np.abs(np.mgrid[:32, :32] - middle)
+                if logs[np.maximum(row, column) <= (side - 1) / 2].sum() > share * logs.sum():
+                    break
+                side += 2
+            row = table.loc[layer]
+            assert row[f"side_{percent}_px"] == side, (layer, percent)
+            assert row[f"side_{percent}_low"] <= side <= row[f"side_{percent}_high"]
+
+
+def test_sides_grow_with_the_scale_of_the_features_as_a_logarithm_of_1_plus_x_does():
+    # A few bright pixels and many faint ones: the larger all are, the less the bright ones count.
+    kernel = torch.full((1, 3, 15, 15), 0.01)
+    kernel[..., 7, 7] = 1
+
+    def sides(scale):
+        module = Layers(x=lambda x: scale * nn.functional.conv2d(x, kernel, padding=7))
+        images = Given(batch=4, pixels=torch.rand(4, 3, 32, 32))
+        return measure({"m": module}, images, layers="x")["side_50_px"].item()
+
+    assert sides(1e-3) < sides(1e4) < 15
+
+
+def test_the_squares_and_their_intervals_do_not_depend_on_batches():
+    module = small_vit_seeded()
+    pixels = torch.randn(40, 3, 32, 32)
+    whole, split = (
+        measure({"m": module}, Given(batch=size, pixels=pixels), layers="blocks", channels=1)
+        for size in (40, 7)
+    )
+    for percent, _ in SIDES:
+        for column in ("px", "low", "high"):
+            np.testing.assert_allclose(
+                whole[f"side_{percent}_{column}"], split[f"side_{percent}_{column}"], rtol=1e-4
+            )
+
+
+def test_a_sum_costs_no_backward_pass_of_its_own(monkeypatch):
+    passes = []
+    true = gradients.gradient
+
+    def counted(*args):
+        passes.append(1)
+        return true(*args)
+
+    monkeypatch.setattr(gradients, "gradient", counted)
+    measure({"m": small_vit_seeded()}, given(4, 32), channels=4)
+    assert len(passes) == 8 + 3 * (1 + 4)  # eight layers once; then the first stream and four branches
+    passes.clear()
+    measure({"m": small_resnet_with_sums()}, given(4, 32), channels=4)
+    assert len(passes) == 15 + 3 * (
+        15 - 3
+    )  # the stem, seven units and their branches; three units have no projection
+
+
+def test_what_only_looks_like_a_sum_has_gradients_of_its_own():
+    # The values are those of a sum, and the gradient does not go through the stream.
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    stream, long = (x * 2)[:, :, 2, 2], x.mean((2, 3))
+    layers_of = [Layer(layers.Tap(name)) for name in ("stream", "long", "whole")]
+    branches = dict(zip(layers_of, ("residual", "long", "residual"), strict=True))
+    channels = dict.fromkeys(layers_of, torch.zeros(2, dtype=torch.int64))
+    for whole, sums in (
+        *((stream + long, 1), ((stream + long).relu(), 1), (stream.detach() + long, 0)),
+        *((stream - long, 0), (stream + long.detach(), 0)),
+    ):
+        features, known = dict(zip(layers_of, (stream, long, whole), strict=True)), {}
+        found = dict(gradients.learning(x, features, branches, channels, known))
+        assert len(known) == sums
+        (chain, *_) = gradients.chains(layers_of, known)[:: -1 if not sums else 1]
+        for layer, own in gradients.along(x, features, chain, known, channels[chain[0]]):
+            torch.testing.assert_close(own, found[layer])
+
+
+def test_layers_without_places_are_refused_before_the_run_with_the_nearest_that_has_them():
+    features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+    head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 16 * 16, 5), nn.ReLU())
+    module = nn.ModuleDict({"features": features, "head": head})
+    module.forward = lambda x: head(features(x))
+    with pytest.raises(
+        Refusal, match=r"'head.0' of m is 4 x 1024, .* such as 'features', .* 'head.1', 'head.2'$"
+    ):
+        measure({"m": module}, given(), layers=["features.*", "head.*"])
+    table = measure({"m": module}, given(), layers="features.*", channels=1)
+    assert list(table["layer"]) == ["features.0", "features.1"]
+    with pytest.raises(Refusal, match=r"no layer of m matches 'featres.\*'; did you mean 'features.*'"):
+        measure({"m": module}, given(), layers="featres.*")
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "rows"),
+    [
+        *[("mixer_s32_224", "blocks.*", 8), ("convnext_atto", "stages.*.blocks.0", 4)],
+        *[("efficientnet_b0", "blocks.*.0", 7), ("torchvision/vgg11", "features.*", 21)],
+    ],
+)
+def test_any_network_by_pattern(name, pattern, rows):
+    table = measure(models.load(f"{name}@random", device="cpu"), given(2, 224, 2), layers=pattern, channels=2)
+    assert len(table) == rows
+    assert (table["radius_px"].dropna().diff().dropna() > -20).all()
+    assert (table["side_99_px"].dropna() >= table["side_20_px"].dropna()).all()
 
 
 def test_the_lab_pair_with_pictures():

@@ -167,3 +167,13 @@ def test_massive_tokens_are_found_where_they_were_put():
     table = tokens.measure(own, FEW, layers=["first", "second"]).set_index("layer")
     assert table.loc["second", "massive_tokens"] == pytest.approx(1 / 16, abs=1e-6)
     assert table.loc["first", "massive_tokens"] == 0
+
+
+def test_massive_activations_of_an_image_do_not_depend_on_the_others():
+    own = torch.randn(5, 9, 6) * torch.tensor([1.0, 40.0, 1e3, 1e-3, 1.0]).view(5, 1, 1)
+    own[[0, 2, 3], [1, 4, 7], 2] = torch.tensor(
+        [5e3, 5e6, 90.0]
+    )  # the last is 90,000 times the median, and below 100
+    found = tokens.massive_activations(own)
+    assert found.nonzero().tolist() == [[0, 1], [2, 4]]
+    assert torch.equal(found, torch.cat([tokens.massive_activations(one[None]) for one in own]))

@@ -1,4 +1,4 @@
-"""How far each attention head looks, in pixels of the model's input (figures 3, 4, C.5, C.6); its CKA with a CNN (figure 5).
+"""How far, how spread and how alike for all queries each attention head looks (figures 3, 4, C.5, C.6); figure 5.
 
 Raghu et al. (2021, section 4) after Dosovitskiy et al. (2021): for a query patch q, sum_k A_qk |place(q) - place(k)|, averaged
 over queries and then over images. The paper does not say how it treats tokens that have no place in the image (the prefix
@@ -6,6 +6,14 @@ tokens: class, distillation, registers). Here they are neither queries nor keys:
 scaled to sum to 1. Without that, a global head that attends mostly to the class token looks local (uniform attention to the
 patches has a distance of 116.5 px, but reads 23.3 with 80 % on the class token). The table also has the unscaled distance and
 the attention to the prefix tokens.
+
+Beyond the paper, of the same scaled attention p(k | q) of the N patches to each other: its *entropy*, -sum_k p log p in nats,
+averaged over queries, at most log N; and the *normalised mutual information* of query and key (Park et al. 2023, "What Do
+Self-Supervised Vision Transformers Learn?"), I(q, k) / sqrt(H(q) H(k)) with p(q) = 1 / N, of each image: 0 where all queries
+attend to the same, 1 where each attends to a key of its own.
+
+Attention in windows (Swin) is attention over the whole image that is 0 outside a query's window: distances are between the
+places of tokens at the stride of their map, N is the number of the map's tokens, and uniform attention that to all of them.
 
 Attention is computed from the queries and keys that the model hands to its fused kernel, in pieces that fit a cache.
 
@@ -19,6 +27,7 @@ if __name__ == "__main__":  # before anything heavy is imported
     running.begin("attention_distance")
 
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +36,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from vit_analysis import layers
@@ -37,32 +46,28 @@ from vit_analysis.models import Model, Models
 from vit_analysis.reading.heads import Heads
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.scales import scales_of
 from vit_analysis.reading.state import Grouped
 from vit_analysis.reading.stream import Activation, Pass, Reading, prepared
 from vit_analysis.spelling import Refusal
 from vit_analysis.table import with_provenance
 from vit_analysis.tensors import similarity
+from vit_analysis.tensors.attention import Scale, Sums, add_up, statistics
 from vit_analysis.tensors.precision import full_float32
 
 SUBSET = 4  # heads in a subset of figure 5
-# How many attention weights are computed at once. On a CPU that is mostly one image: half a megabyte stays in a core's cache
-# between product, softmax and sums, and the strided queries and keys of one image need no copy. A GPU only needs the memory.
-CPU_PIECE, GPU_PIECE = 2**17, 2**27
-
-
-class Scale(NamedTuple):
-    """The distances between a model's tokens in pixels of its input, and the number of its prefix tokens."""
-
-    pixels: Float64[Tensor, "query key"]
-    prefix: int
+# How many attention weights are computed at once, in two pieces of memory. On a CPU that is mostly one image: a megabyte stays
+# in a core's cache between product and sums, and the strided queries and keys of one image need no copy. A GPU only needs the
+# memory.
+CPU_PIECE, GPU_PIECE = 2**17, 2**26
 
 
 @dataclass(frozen=True)
 class HeadSums(Grouped):
     """The sums over batches from which attention distances are computed."""
 
-    totals: Float64[Tensor, "group head 3"]
-    """Summed over images: distance, attention to prefix tokens, unscaled distance."""
+    totals: Float64[Tensor, "group head 5"]
+    """Summed over images: distance, attention to tokens without a place, unscaled distance, entropy, mutual information."""
     places: list[list[Any]]
     """[model, block, head] of each row, in order of execution."""
 
@@ -83,22 +88,25 @@ class SubsetSums(Grouped):
 def measure(
     models: Models, images: AnyImages, *, blocks: Sequence[int] | None = None, state: Path | None = None
 ) -> pd.DataFrame:
-    """Mean attention distance of every head.
+    """Mean attention distance, entropy and normalised mutual information of every head.
 
     Args:
         models: loaded models or names, one or several, or any modules under names of your own; each with attention over a
-            fixed grid of patches.
+            fixed grid of patches, or over windows of it where the family is known.
         images: which images: `Images`, a path, a torch data set or a tensor.
         blocks: numbers of blocks, negative ones from the last; None takes all.
         state: where the run saves its sums, so that a killed run can go on from there; None saves nothing.
 
     Returns:
-        Columns model, block, head, distance_px with its 95 % interval low, high; uniform_px (distance of uniform attention to
-        all patches, the query's own included); prefix_mass (share of attention to prefix tokens) and raw_distance_px (unscaled
-        distance); distance_px_without and raw_distance_px_without, the values without each group of batches.
+        Columns model, block, head, depth (0 is the first block, 1 the last); distance_px with its 95 % interval low, high;
+        uniform_px (distance of uniform attention to all patches, the query's own included); prefix_mass (share of attention to
+        prefix tokens, and to what windows are padded with) and raw_distance_px (unscaled distance) with raw_low, raw_high;
+        entropy (nats) with entropy_low, entropy_high and uniform_entropy (log of the number of patches); nmi with nmi_low,
+        nmi_high; distance_px_without, raw_distance_px_without, entropy_without, nmi_without, the values without each group of
+        batches.
 
     Raises:
-        Refusal: a model without attention, without a fixed grid, or with attention in windows.
+        Refusal: a model without attention, without a fixed grid, or with attention in windows that are not known.
 
     Examples:
         >>> table = measure("lab/vit", Images(limit=256))    # doctest: +SKIP
@@ -109,12 +117,13 @@ def measure(
 def plan(models: Models, images: AnyImages, *, blocks: Sequence[int] | None = None) -> Measurement[HeadSums]:
     """Plan what `measure` computes without running it, so that one pass over the images can serve several analyses."""
     loaded, images = prepared(models, images)
-    scales = {name: scale(model) for name, model in loaded.items()}
+    grids = {name: layers.grid(model) for name, model in loaded.items()}
     chosen = {name: _chosen(model, blocks) for name, model in loaded.items()}
+    scales = {name: scales_of(model, chosen[name], grids[name]) for name, model in loaded.items()}
     block_of = {(name, tap): Tap(block) for name, own in chosen.items() for block, tap in own.items()}
 
     def reduce(activation: Activation) -> Tensor:
-        own = scales[activation.model.name]
+        own = scales[activation.model.name][block_of[activation.model.name, activation.layer.tap].path]
         _refuse_other_tokens(activation, own)
         return head_distances(activation.values, own).sum(0)
 
@@ -130,9 +139,11 @@ def plan(models: Models, images: AnyImages, *, blocks: Sequence[int] | None = No
         return HeadSums.of_batch(batch.number, batch.size, totals=totals, places=places)
 
     def finish(sums: HeadSums) -> pd.DataFrame:
-        uniform = {name: one.pixels.mean().item() for name, one in scales.items()}
         interval = jackknife(lambda own: own.totals.sum(0) / own.images.sum(), sums)
-        return with_provenance(_rows(sums.places, interval, uniform), "attention_distance", **reading.facts())
+        table = _rows(
+            sums.places, interval, scales, {name: list(layers.attentions(loaded[name])) for name in loaded}
+        )
+        return with_provenance(table, "attention_distance", **reading.facts())
 
     taps = {name: list(own.values()) for name, own in chosen.items()}
     reading = Reading(loaded, images, taps, reduce)
@@ -167,9 +178,10 @@ def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[Subse
     """Plan what `head_subsets` computes without running it, so that one pass over the images can serve several analyses."""
     loaded, images = prepared([vit, cnn], images)
     vit, cnn = loaded.values()
-    place = scale(vit)
+    grid, first = layers.grid(vit), _chosen(vit, [0])
+    (place,) = scales_of(vit, first, grid).values()
     taps = {
-        vit.name: list(_chosen(vit, [0]).values()),
+        vit.name: list(first.values()),
         cnn.name: [Tap(unit) for unit in layers.lower_units(cnn)],
     }
 
@@ -179,7 +191,7 @@ def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[Subse
         if activation.layer.tap.at != "heads":
             return similarity.centred(activation.grams.all)
         _refuse_other_tokens(activation, place)
-        heads = [similarity.centred_gram(head) for head in activation.values.output().unbind(1)]
+        heads = [similarity.centred_gram(head) for head in _of_images(activation.values.output(), place)]
         return torch.stack(heads), head_distances(activation.values, place)[..., 0].sum(0)
 
     reading = Reading(loaded, images, taps, reduce)
@@ -191,57 +203,83 @@ def plan_subsets(vit: Model, cnn: Model, images: AnyImages) -> Measurement[Subse
     return Measurement(reading, _fold_subsets, SubsetSums, finish)
 
 
-def scale(model: Model) -> Scale:
-    """Return the distances between the model's tokens, on its device, and the number of its prefix tokens."""
-    grid = layers.grid(model)
-    return Scale(grid.distances().to(model.device), layers.prefix(model))
+class Piecewise(NamedTuple):
+    """Queries with a place, all keys, and biases: image x window x head x token x ..., all of them views."""
+
+    query: Tensor
+    key: Tensor
+    bias: Tensor | None
+    scale: float
+
+    @classmethod
+    def of(cls, heads: Heads, scale: Scale) -> "Piecewise":
+        """The heads, divided into the windows of each image."""
+        windows = (-1, scale.windows)
+        query, bias = heads.query[:, :, scale.prefix :].unflatten(0, windows), heads.bias
+        if bias is not None:
+            bias = bias.expand(*heads.query.shape[:3], heads.key.shape[2])[:, :, scale.prefix :]
+            bias = bias.unflatten(0, windows)
+        return cls(query, heads.key.unflatten(0, windows), bias, heads.scale)
+
+    def scores(self, piece: tuple[slice, ...], memory: Tensor) -> Tensor:
+        """Compute the scores of a piece, in memory that is reused: fresh memory costs a third of the time."""
+        query, key = (own[piece].float() for own in (self.query, self.key))
+        scores = memory[: query[..., 0].numel() * key.shape[3]].view(*query.shape[:4], key.shape[3])
+        flat = scores.flatten(0, 2)
+        torch.baddbmm(flat, query.flatten(0, 2), key.flatten(0, 2).mT, beta=0, alpha=self.scale, out=flat)
+        if self.bias is not None:
+            scores += self.bias[piece]
+        return scores
 
 
-def head_distances(heads: Heads, scale: Scale) -> Float64[Tensor, "image head 3"]:
-    """Average over each head's spatial queries, image by image: distance, attention to prefix tokens, unscaled distance.
+def head_distances(heads: Heads, scale: Scale) -> Float64[Tensor, "image head 5"]:
+    """Average over each head's spatial queries, image by image, what `tensors.attention.statistics` says."""
+    own = Piecewise.of(heads, scale)
+    counts, size = own.query.shape[:3], (own.query.shape[3], own.key.shape[3])
+    pixels = nn.functional.pad(scale.pixels.float(), (scale.prefix, 0)).reshape(-1, 1, *size)
+    pixels = pixels.expand(scale.windows, 1, *size)
+    real = None if scale.real is None else (scale.real[:, None, :, None] & scale.real[:, None, None])
+    pieces = _pieces(counts, (GPU_PIECE if own.query.is_cuda else CPU_PIECE) // math.prod(size))
+    largest = math.prod(part.stop for part in pieces[0])
+    scores, weights = own.query.new_empty(2, largest * math.prod(size), dtype=torch.float32)
+    found = Sums(*(own.query.new_empty(*counts, size[0], dtype=torch.float32) for _ in Sums._fields))
+    with full_float32(own.query.device):
+        for piece in pieces:
+            part = own.scores(piece, scores)
+            among = real if real is None else real[piece[1]]
+            parts = add_up(part, weights[: part.numel()].view_as(part), scale, pixels[piece[1]], among)
+            for whole, summed in zip(found, parts, strict=True):
+                whole[piece] = summed
+    return statistics(found, scale.places)
 
-    A query whose attention to all patches together is 0 in float32 has no distance and is left out of the first mean.
-    """
-    queries = heads.query[:, :, scale.prefix :]
-    pixels = nn.functional.pad(scale.pixels.float(), (scale.prefix, 0))
-    shape = queries.shape[1], queries.shape[2], heads.key.shape[2]
-    images = max(1, (GPU_PIECE if queries.is_cuda else CPU_PIECE) // math.prod(shape))
-    memory = queries.new_empty(min(images, len(queries)), *shape, dtype=torch.float32)
-    found = []
-    with full_float32(queries.device):
-        for start in range(0, len(queries), images):
-            part = slice(start, start + images)
-            attention = _attention(heads, queries[part], part, memory)
-            share = attention[..., scale.prefix :].sum(-1)
-            raw = attention.mul_(pixels).sum(-1)
-            means = [(raw / share).nanmean(-1), 1 - share.mean(-1), raw.mean(-1)]
-            found.append(torch.stack(means, dim=-1).double())
-    return torch.cat(found)
+
+def _pieces(counts: Sequence[int], room: int) -> list[tuple[slice, slice, slice]]:
+    """Divide images, windows and heads into pieces of at most ``room`` heads: whole images if one fits, else whole windows."""
+    _, windows, heads = counts
+    steps = max(1, room // (windows * heads)), max(1, min(windows, room // heads)), max(1, min(heads, room))
+    parts = (
+        [slice(at, min(at + step, count)) for at in range(0, count, step)]
+        for count, step in zip(counts, steps, strict=True)
+    )
+    return list(itertools.product(*parts))
 
 
-def _attention(
-    heads: Heads, queries: Float[Tensor, "image head query feature"], part: slice, memory: Tensor
-) -> Float32[Tensor, "image head query key"]:
-    """Return the softmax over all keys, written into ``memory``, which is reused: fresh memory costs a third of the time."""
-    memory = memory[: len(queries)]
-    flat = memory.flatten(0, 1)
-    query, key = queries.float().flatten(0, 1), heads.key[part].float().flatten(0, 1)
-    torch.baddbmm(flat, query, key.mT, beta=0, alpha=heads.scale, out=flat)
-    if heads.bias is not None:
-        memory += torch.broadcast_to(heads.bias, (*heads.query.shape[:3], key.shape[1]))[
-            part, :, -queries.shape[2] :
-        ]
-    return torch.softmax(memory, dim=-1, out=memory)
+def _of_images(output: Float[Tensor, "window head query width"], scale: Scale) -> Tensor:
+    """What each head adds to all tokens of an image that have a place or are prefix tokens: head x image x ..."""
+    own = output.unflatten(0, (-1, scale.windows))
+    if scale.real is not None:
+        own = own * scale.real[:, None, :, None]
+    return own.movedim(2, 0).flatten(2)
 
 
 def _refuse_other_tokens(activation: Activation, scale: Scale) -> None:
-    heads, expected = activation.values, scale.prefix + len(scale.pixels)
-    if heads.query.ndim != 4 or heads.query.shape[2] != expected or heads.key.shape[2] != expected:
+    heads, expected = activation.values, scale.prefix + scale.pixels.shape[-1]
+    if heads.query.shape[-2] != expected or heads.key.shape[-2] != expected:
         raise Refusal(
             f"{activation} has {heads.query.shape[-2]} queries and {heads.key.shape[-2]} keys, not the {expected} tokens of "
             f"the model's grid: windows, pooling or another input size; distances need attention over the whole image"
         )
-    if heads.images not in (None, len(heads)):
+    if heads.query.ndim != 4 or (heads.images is not None and heads.images * scale.windows != len(heads)):
         raise Refusal(
             f"{activation} attends in {len(heads)} things for {heads.images} images (windows, parts of a batch, or heads and "
             f"images along one axis), so images cannot be told apart in it"
@@ -280,12 +318,25 @@ def _fold_subsets(batch: Pass) -> SubsetSums | None:
     )
 
 
-def _rows(places: list[list[Any]], interval: Interval, uniform: Mapping[str, float]) -> pd.DataFrame:
+def _rows(
+    places: list[list[Any]],
+    interval: Interval,
+    scales: Mapping[str, Mapping[str, Scale]],
+    blocks: Mapping[str, list[str]],
+) -> pd.DataFrame:
     table = pd.DataFrame(places, columns=["model", "block", "head"])
-    distance, mass, raw = (interval.of(column) for column in range(3))
-    table = table.assign(**distance.columns("distance_px"), uniform_px=table["model"].map(uniform))
+    names = [(model, block.partition("#")[0]) for model, block, _ in places]
+    own = [scales[model][block] for model, block in names]
+    table["depth"] = [blocks[model].index(block) / max(1, len(blocks[model]) - 1) for model, block in names]
+    distance, mass, raw, entropy, told = (interval.of(column) for column in range(5))
+    table = table.assign(**distance.columns("distance_px"), uniform_px=[scale.uniform for scale in own])
     table["prefix_mass"] = mass.value.cpu().numpy()
-    return table.assign(**raw.columns("raw_distance_px", "raw_low", "raw_high"))
+    table = table.assign(
+        **raw.columns("raw_distance_px", "raw_low", "raw_high"),
+        **entropy.columns("entropy", "entropy_low", "entropy_high"),
+        uniform_entropy=[math.log(scale.places) for scale in own],
+    )
+    return table.assign(**told.columns("nmi", "nmi_low", "nmi_high"))
 
 
 def _subsets(sums: SubsetSums, vit: str, cnn: str) -> pd.DataFrame:

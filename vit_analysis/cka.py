@@ -6,7 +6,7 @@ Raghu et al. (2021, section 3) after Nguyen et al. (2020):
 
 over batches b, with the unbiased HSIC of Song et al. (2012). Batches are weighted by their number of images, so an
 incomplete last batch counts for what it holds. What is unbiased does not depend on their size, but large ones cost more:
-a batch of 120 images or more that runs through the models is several of these b, its parts (`grams.PART`). Intervals are a
+a batch of 180 images or more that runs through the models is several of these b, its parts (`grams.PART`). Intervals are a
 delete-one-group jackknife over whole batches, as those of other tables of the same images, with which they are combined.
 
     python -m vit_analysis.cka

@@ -2,7 +2,12 @@
 
     python -m vit_analysis.figures
     python -m vit_analysis.figures --only 1 2 9
+    python -m vit_analysis.figures --cast paper --images.source ~/imagenet/val --train.source ~/imagenet/train
     python -m vit_analysis.figures --vit vit_base_patch16_224 --cnn resnet50 --images.source ~/imagenet/val --train.source ...
+
+A cast names a model for every part (`study.casts`): ``paper`` the public checkpoints that are nearest to the paper's,
+``small`` a pair for a laptop, ``lab`` the networks that come with this program. What it substitutes, how much it downloads and
+about how long it takes is said before it starts. Parts that are named as well take the place of the cast's.
 
 Tables are measured in as few passes as can be (`study`) and lie beside the pictures; a second run draws from them. What is
 there already is replaced if an earlier run made it, put aside if a command of a single analysis did, and refused otherwise.

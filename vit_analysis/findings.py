@@ -29,7 +29,7 @@ from vit_analysis import command
 from vit_analysis import table as tables
 from vit_analysis.reading import processes
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import rules, written
+from vit_analysis.study import casts, rules, written
 from vit_analysis.study.claims import CLAIMS, Claim
 from vit_analysis.study.controls import BLOCKS, OF_BLOCKS, UNTRAINED, Control
 from vit_analysis.study.differences import DIFFERENCES, Difference
@@ -72,18 +72,33 @@ def measure(made: Study, note: str = "") -> pd.DataFrame:
         `rules.WORDS`), because (what turned it, or why it is not what the interval says), controls (by their words: value,
         low, high, verdict), runs (the number in every training run; empty where there is one), models, difference (number in
         the notes, 0 for none), in_size (whether it is as large as the paper's words in every run), p (Holm-adjusted), tau (the
-        threshold as a number), reason (why it was not measured). One row per claim, those of the five differences first.
+        threshold as a number), reason (why it was not measured).
+        Beside the paper: paper_low, paper_high, paper_unit, paper_of (the number that the paper, or whoever makes the claim,
+        prints, from and to; what it counts; who says it, of which models; NaN and empty where none is printed), here (the same
+        number of these models, without an interval; the value itself where that is what is printed; NaN where it could not be
+        measured), substitution (where a model is of a cast, `study.casts`: one of `casts.MEANINGS`, and whom the models stand
+        for; else empty).
+        One row per claim, those of the five differences first.
     """
     whole = Evidence(made)
     under = cache(lambda control: control.apply(whole))
     claims = sorted(CLAIMS, key=lambda claim: (claim.difference == 0, claim.difference))
-    numbers, asked = [], []
+    numbers, used, lacking = [], [], []
+    played = [part.name for part in fields(made.parts) if made.parts.names(part.name)]
+    absent = casts.absent(whole.parts.names(), played)
     for claim in claims:
         whole.asked.clear()
+        whole.used.clear()
         numbers.append(number(claim, whole, under))
-        asked.append(whole.parts.names(*sorted(whole.asked)))
+        used.append([name for name in whole.parts.names() if name in whole.used])
+        lacking.append([why for part, why in absent.items() if part in whole.asked])
     found = judged(numbers)
-    found["models"] = [_models(claim, whole, names) for claim, names in zip(claims, asked, strict=True)]
+    found["models"] = [", ".join(_held(claim, whole, own)) for claim, own in zip(claims, used, strict=True)]
+    found["here"] = [_here(one, whole) for one in numbers]
+    found["substitution"] = [
+        casts.substitution(own, why, of_training=claim.of_training)
+        for claim, own, why in zip(claims, used, lacking, strict=True)
+    ]
     origin = next(iter(made.tables.values())).attrs if made.tables else {}
     facts: dict[str, Any] = {key: origin[key] for key in ("models", "images", "command") if key in origin}
     digests = {name: digest for own in made.tables.values() for name, digest in own.attrs["models"].items()}
@@ -176,6 +191,7 @@ def _row(found: Found, p: float, words: Mapping[str, str]) -> dict[str, Any]:
     wanted, size = rules.aim(claim.rule)
     rule = {"threshold": str(claim.rule), "threshold_from": claim.origin, "tau": claim.rule.threshold}
     rule |= {"wanted": wanted, "size": size}
+    rule |= _printed(claim)
     row = said | rule | {"difference": claim.difference, "reason": found.reason, "because": ""}
     if estimate is None:
         nothing = dict.fromkeys(("value", "low", "high", "p"), math.nan)
@@ -210,6 +226,16 @@ def _row(found: Found, p: float, words: Mapping[str, str]) -> dict[str, Any]:
         **{"verdict": verdict, "because": because, "in_size": known.in_size, "controls": controls},
         "runs": _runs(found),
     }
+
+
+def _printed(claim: Claim) -> dict[str, Any]:
+    """The columns of the number that the paper prints for a claim."""
+    low, high, unit, of = (
+        (printed.low, printed.high, printed.unit, printed.of)
+        if (printed := claim.printed)
+        else (math.nan, math.nan, "", "")
+    )
+    return {"paper_low": low, "paper_high": high, "paper_unit": unit, "paper_of": of}
 
 
 def _share(claim: Claim, trained: Estimate, untrained: Estimate | None) -> float:
@@ -296,13 +322,29 @@ def _control(claim: Claim, control: Control, evidence: Evidence | None) -> Estim
     return None if math.isnan(found.value) else found
 
 
-def _models(claim: Claim, evidence: Evidence, asked: Sequence[str]) -> str:
-    """Names of the models that a claim's number asked for and its tables hold."""
+def _held(claim: Claim, evidence: Evidence, used: Sequence[str]) -> list[str]:
+    """Those of the models that a claim's number asked for which its tables hold."""
     held = {
         model for name in claim.tables if name in evidence.study.tables
         for model in evidence.study.tables[name].attrs["models"]
     }  # fmt: skip
-    return ", ".join(name for name in evidence.parts.names() if name in asked and name in held)
+    return [name for name in used if name in held]
+
+
+def _here(found: Found, evidence: Evidence) -> float:
+    """The number that the paper prints for a claim, of these models; NaN where it prints none or it cannot be measured."""
+    printed = found.claim.printed
+    if printed is None or found.estimate is None:
+        return math.nan
+    if printed.here is None:
+        return found.estimate.value
+    try:
+        return printed.here(evidence)
+    except Refusal:
+        return math.nan
+    except Exception as fault:
+        fault.add_note(f"in the number that the paper prints for claim {found.claim.id}")
+        raise
 
 
 def markdown(found: pd.DataFrame) -> str:

@@ -22,6 +22,7 @@ from vit_analysis.anatomy.find import CONTAINERS
 from vit_analysis.anatomy.patterns import matching, nearest
 from vit_analysis.anatomy.places import INPUT, Branch, Sublayer, Tap
 from vit_analysis.anatomy.roles import Anatomy, Block, Unit
+from vit_analysis.anatomy.windows import Partition
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import TELL, Grid, Layout
 
@@ -179,6 +180,17 @@ def attentions(model: AnyModel) -> dict[str, Tap]:
         name = own.heads if own else "attn"  # some blocks have an attention and no kind that is known
         if name and isinstance(find.part(block, name), nn.Module):
             found[unit] = Tap(f"{unit}.{name}", "heads")
+    return found
+
+
+def partitions(model: AnyModel) -> dict[str, Partition]:
+    """Where blocks divide their maps into windows, by block; none for a model whose attention sees the whole image."""
+    module, anatomy = known(model)
+    found = {}
+    for unit in blocks(model):
+        own = kind(module.get_submodule(unit), anatomy)
+        if own and own.windows:
+            found[unit] = Partition(unit, f"{unit}.{own.norm1}", f"{unit}.{own.windows}")
     return found
 
 

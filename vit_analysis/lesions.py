@@ -35,6 +35,7 @@ from vit_analysis.reading.capture import Layer
 from vit_analysis.reading.intervals import Interval, jackknife
 from vit_analysis.reading.intervene import Repeated, without_skips
 from vit_analysis.reading.measure import Measurement, in_passes
+from vit_analysis.reading.resume import prove
 from vit_analysis.reading.state import Grouped
 from vit_analysis.reading.stream import Activation, Pass, Reading, prepared
 from vit_analysis.spelling import Refusal
@@ -96,7 +97,12 @@ def plan(model: Model, images: AnyImages) -> Measurement[RunSums]:
     changes: list[Any] = [nullcontext, *(partial(without_skips, branches=own) for own in branches.values())]
     repeated = replace(model, module=Repeated(model.module, changes))
     taps = [tap._replace(path=f"model.{tap.path}".rstrip(".")) for tap in _outputs(model)]
-    reading = Reading({model.name: repeated}, images, {model.name: taps}, _reducer(taps[-1]))
+    reduce = _reducer(taps[-1])
+
+    def changed(activation: Activation) -> Tensor | None:
+        return None if repeated.module.unchanged else reduce(activation)
+
+    reading = Reading({model.name: repeated}, images, {model.name: taps}, changed)
     known, blocks = classes_of_labels(model, images), layers.blocks(model)
 
     def finish(sums: RunSums) -> pd.DataFrame:
@@ -104,7 +110,8 @@ def plan(model: Model, images: AnyImages) -> Measurement[RunSums]:
         return with_provenance(_ordered(table), "lesions", **reading.facts())
 
     fold = partial(_fold_runs, known=known, split=_by_number)
-    return Measurement(reading, fold, RunSums, finish, alone=True)
+    prepare = partial(prove, repeated, reading, model, list(branches.values()))
+    return Measurement(reading, fold, RunSums, finish, prepare, alone=True)
 
 
 def trained_without_skips(
@@ -198,12 +205,15 @@ def _reducer(output: Tap) -> Callable[[Activation], Tensor | None]:
 
 
 def _by_number(seen: Mapping[str, Mapping[Layer, Tensor]]) -> list[list[Tensor]]:
-    """Group what was kept of the one model by run; the predicted classes of each run come last."""
+    """Group what was kept of the one model by run; the predicted classes of each run come last.
+
+    What a run lacks it has in common with the first one.
+    """
     (own,) = seen.values()
-    runs: dict[int, list[Tensor]] = {}
+    runs: dict[int, dict[Layer, Tensor]] = {}
     for layer, kept in own.items():
-        runs.setdefault(layer.run, []).append(kept)
-    return list(runs.values())
+        runs.setdefault(layer.run, {})[layer._replace(run=1)] = kept
+    return [list({**runs[1], **run}.values()) for run in runs.values()]
 
 
 def _fold_runs(

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # before anything heavy is imported
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -36,11 +36,13 @@ from vit_analysis.anatomy.modes import evaluating
 from vit_analysis.images import AnyImages, Images
 from vit_analysis.layers import Tap, choose
 from vit_analysis.models import Model, Models
-from vit_analysis.reading.capture import Capture, Layer
+from vit_analysis.reading import portions
+from vit_analysis.reading.capture import Capture
 from vit_analysis.reading.intervals import jackknife
 from vit_analysis.reading.measure import Measurement
+from vit_analysis.reading.portions import Place
 from vit_analysis.reading.state import Grouped
-from vit_analysis.reading.stream import Activation, Pass, Reading, gather, one_image, prepared
+from vit_analysis.reading.stream import Activation, Pass, Reading, one_image, prepared, refuse_beyond_memory
 from vit_analysis.spelling import Refusal, did_you_mean
 from vit_analysis.table import WITHOUT, placed, with_provenance
 from vit_analysis.tensors import ridge
@@ -48,8 +50,6 @@ from vit_analysis.tensors.precision import full_float32
 from vit_analysis.tensors.tokens import Layout, aligned, as_tokens, channels_first
 
 logger = logging.getLogger(__name__)
-
-Place = tuple[str, Layer]  # name of the model, layer
 
 AGGREGATES = ("cls", "mean", "mean_spatial")
 EACH = "each"
@@ -149,6 +149,13 @@ class Probe:
     weight: Float32[Tensor, "token draw feature answer"]
     bias: Float32[Tensor, "token draw answer"]
 
+    @classmethod
+    def joined(cls, parts: Sequence["Probe"]) -> "Probe":
+        """The probes of several tokens, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(torch.cat([getattr(part, own.name) for part in parts]) for own in fields(cls)))
+
     def __call__(self, x: Float32[Tensor, "image token feature"]) -> Int[Tensor, "image token draw"]:
         """Return the class that each probe predicts."""
         axes = "image token feature, token draw feature answer -> image token draw answer"
@@ -210,11 +217,11 @@ def plan(
     examples = shots.images.only(torch.cat([draws.flatten() for draws in chosen.values()]).unique().tolist())
     images = _judged(images, examples)
     taps = choose(loaded, layers)
-    readers, names = _readers(loaded, taps, tokens, examples)
+    readers, names, sizes = _readers(loaded, taps, tokens, examples)
     probes: dict[Place, dict[str, Probe]] = {}
 
     def learn() -> None:
-        probes.update(_learn(Reading(loaded, examples, taps, partial(_stack, readers)), chosen))
+        probes.update(_learn(Reading(loaded, examples, taps, partial(_stack, readers)), sizes, chosen))
 
     settings = {"shots": shots.count, "draws": shots.draws, "tokens": list(tokens), "train": examples.facts()}
     reading = Reading(loaded, images, taps, partial(_answer, readers, probes), settings=settings)
@@ -261,13 +268,17 @@ def _told(targets: Mapping[str, Sequence[str]]) -> str:
 
 def _readers(
     models: Mapping[str, Model], taps: Mapping[str, Sequence[Tap]], tokens: Sequence[str], images: Images
-) -> tuple[dict[str, Reader], dict[Place, list[str]]]:
-    """Return the reader of every model, and the names of what it reads in every layer, found by running one image."""
+) -> tuple[dict[str, Reader], dict[Place, list[str]], dict[Place, tuple[int, int]]]:
+    """Return the reader of every model; of every layer the names of what it reads, and their number and that of features.
+
+    They are found by running one image.
+    """
     if unknown := [token for token in tokens if token not in (*AGGREGATES, EACH) and not token.isdigit()]:
         near = did_you_mean(unknown[0], (*AGGREGATES, EACH))
         raise Refusal(f"no tokens {unknown[0]!r} to probe; {near} Or the number of a spatial token")
     readers: dict[str, Reader] = {}
     names: dict[Place, list[str]] = {}
+    sizes: dict[Place, tuple[int, int]] = {}
     for name, model in models.items():
         layout, read = layers.layout(model), [*taps[name], *map(Tap, layers.last_block(model))]
         with evaluating(model.module), torch.no_grad(), Capture(model.module, read) as run:
@@ -277,11 +288,13 @@ def _readers(
         maps = [channels_first(value, layout) for value in seen.values() if value.ndim == 4]
         last = (maps[-1].shape[1], maps[-1].shape[2], maps[-1].shape[3]) if maps else None
         readers[name] = Reader(tuple(dict.fromkeys(tokens)), layout, last)
-        parts = {layer: list(readers[name](value)) for layer, value in seen.items()}
-        names |= {(name, layer): own for layer, own in parts.items() if own}
+        for layer, value in seen.items():
+            if parts := readers[name](value):
+                names[name, layer] = list(parts)
+                sizes[name, layer] = len(parts), next(iter(parts.values())).shape[1]
     if not names:
         raise Refusal(f"no chosen layer has any of the tokens {', '.join(tokens)}")
-    return readers, names
+    return readers, names, sizes
 
 
 def _stack(readers: Mapping[str, Reader], activation: Activation) -> Tensor | None:
@@ -290,31 +303,52 @@ def _stack(readers: Mapping[str, Reader], activation: Activation) -> Tensor | No
     return torch.stack(list(parts.values()), dim=1) if parts else None
 
 
-def _learn(reading: Reading, chosen: Mapping[str, Tensor]) -> dict[Place, dict[str, Probe]]:
-    """Fit the probes of every layer and target; layers of a model with equally many tokens and features in one solve."""
-    images, found = reading.images, gather(reading, "examples that probes learn from")
-    alike: dict[tuple[str, torch.Size], list[Place]] = {}
-    for place, values in found.items():
+def _learn(
+    reading: Reading, sizes: Mapping[Place, tuple[int, int]], chosen: Mapping[str, Tensor]
+) -> dict[Place, dict[str, Probe]]:
+    """Fit the probes of every layer and target, on as many tokens at a time as there is room for.
+
+    Raises:
+        Refusal: activations are not finite, or the weights of all probes are more than the free memory.
+    """
+    images = reading.images
+    draws, answers = len(next(iter(chosen.values()))) - 1, [len(images.targets[target]) for target in chosen]
+    weights = 4 * sum(draws * tokens * width * count for tokens, width in sizes.values() for count in answers)
+    refuse_beyond_memory(weights, next(iter(reading.models.values())).device, "what probes have learnt")
+    dealt = portions.dealt(sizes, len(images.order))
+    logger.info(
+        "probes: %.2g GB of weights, learnt from at most %.2g GB of activations at a time; %d examples go through models %s",
+        weights / 1e9,
+        portions.held(dealt, sizes, len(images.order)) / 1e9,
+        len(images.order),
+        f"{len(dealt)} times" if len(dealt) > 1 else "once",
+    )
+    parts: dict[Place, list[dict[str, Probe]]] = {}
+    for place, values in portions.gathered(reading, dealt, "examples that probes learn from"):
         if not values.isfinite().all():
             raise Refusal(f"{str(place[1])!r} of {place[0]} has values that are not finite")
-        alike.setdefault((place[0], values.shape), []).append(place)
+        parts.setdefault(place, []).append(_fitted(values, images, chosen))
+    return {
+        place: {target: Probe.joined([part[target] for part in own]) for target in chosen}
+        for place, own in parts.items()
+    }
+
+
+def _fitted(
+    values: Float32[Tensor, "image token feature"], images: Images, chosen: Mapping[str, Tensor]
+) -> dict[str, Probe]:
+    """Fit the probes of some tokens of one layer, by target; the values are overwritten."""
     row = {number: place for place, number in enumerate(images.order)}
-    probes: dict[Place, dict[str, Probe]] = {place: {} for place in found}
-    for places in alike.values():
-        first = found[places[0]]
-        stacked = first.new_empty(len(places), *first.shape)
-        for layer, place in enumerate(places):  # one by one, so that no layer is held twice for long
-            stacked[layer] = found.pop(place)
-        centre = stacked.mean(1)
-        stacked -= centre[:, None]
-        for target, draws in chosen.items():
-            rows = torch.tensor(
-                [[row[number] for number in draw] for draw in draws.tolist()], device=stacked.device
-            )
-            labels = images.truth(draws[0].tolist())[target].to(stacked.device)
-            solved = ridge.fit(stacked, rows, labels, len(images.targets[target]))
-            for place, *parts in zip(places, centre, *solved, strict=True):
-                probes[place][target] = Probe(*parts)
+    centre = values.mean(0)
+    values -= centre
+    probes = {}
+    for target, draws in chosen.items():
+        rows = torch.tensor(
+            [[row[number] for number in draw] for draw in draws.tolist()], device=values.device
+        )
+        labels = images.truth(draws[0].tolist())[target].to(values.device)
+        weight, bias = ridge.fit(values[None], rows, labels, len(images.targets[target]))
+        probes[target] = Probe(centre, weight[0], bias[0])
     return probes
 
 

@@ -99,6 +99,7 @@ def test_merged_patches_hold_whole_ones_and_what_does_not_divide_is_refused():
     found = positions(swin, torch.zeros(1, 3, 56, 56))
     assert found[14, 14] == Grid(14, 14, 4.0, 4.0)
     assert position(found, 7, 7) == Grid(7, 7, 8.0, 8.0)
+    assert position(found, 4, 4) == Grid(4, 4, 16.0, 16.0)  # 7 patches merged two by two, with one of padding
     with pytest.raises(Refusal, match="an input of 56 x 56 px does not divide into 3 x 5 patches"):
         position(found, 3, 5)
 

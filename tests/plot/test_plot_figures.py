@@ -108,7 +108,14 @@ def reaches(models: dict[str, float], blocks: int = 12, heads: int = 6) -> pd.Da
     ]
     table = pd.DataFrame(rows, columns=["model", "block", "head", "distance_px"])
     table.attrs = {"analysis": "attention_distance", "images": IMAGES}
-    return table.assign(low=table["distance_px"] - 1, high=table["distance_px"] + 1, uniform_px=100.0)
+    table = table.assign(low=table["distance_px"] - 1, high=table["distance_px"] + 1, uniform_px=100.0)
+    depth = table["block"].str.removeprefix("blocks.").astype(int) / max(1, blocks - 1)
+    table = table.assign(
+        depth=depth, entropy=table["distance_px"] / 20, uniform_entropy=5.0, nmi=0.3 * (1 - depth)
+    )
+    for name in ("entropy", "nmi"):
+        table = table.assign(**{f"{name}_low": table[name] - 0.02, f"{name}_high": table[name] + 0.02})
+    return table
 
 
 def subsets(distances: list[float], units: tuple[str, ...] = ("layer1.0", "layer2.0")) -> pd.DataFrame:
@@ -129,6 +136,11 @@ def radii(models: dict[str, int]) -> pd.DataFrame:
         depth=table.groupby(["model", "branch"]).cumcount() / 10, centre_share=0.5, centre_low=0.4
     )
     table = table.assign(low=table["radius_px"] - 1, high=table["radius_px"] + 1, centre_high=0.6)
+    for number, share in enumerate((20, 30, 50, 99)):
+        side = 2 * (table["radius_px"] + 5 * number) + 1
+        table = table.assign(
+            **{f"side_{share}_px": side, f"side_{share}_low": side - 3, f"side_{share}_high": side + 2}
+        )
     table.attrs = {"analysis": "receptive_field", "images": IMAGES}
     return table.assign(uniform_centre_share=0.01)
 
@@ -565,6 +577,27 @@ def test_distances_of_heads_are_sorted_and_in_units_of_uniform_attention_with_pi
     (right,) = ax.child_axes
     ax.figure.draw_without_rendering()
     assert right.get_ylim() == pytest.approx(tuple(100 * end for end in ax.get_ylim()))
+
+
+def test_entropy_and_information_stand_beside_distance_over_depth_in_units_of_uniform_attention():
+    table = reaches({"a": 0.5, "a:1": 0.6, "b": 0.9}, blocks=4, heads=3)
+    figure = plot.attention_spread(table)
+    distance, entropy, nmi = (ax for ax in figure.axes if ax.axison)
+    for ax, value in (
+        (distance, table["distance_px"] / 100),
+        (entropy, table["entropy"] / 5),
+        (nmi, table["nmi"]),
+    ):
+        own = value[table["model"] == "a"].groupby(table["block"]).mean()
+        lines = lines_of(ax)
+        assert list(lines) == ["a", "b"]
+        np.testing.assert_allclose(lines["a"].get_xydata(), np.stack([np.arange(4) / 3, own], axis=1))
+        assert len(thin(ax)) == 1  # the further run
+        assert [len(container.lines[0].get_xdata()) for container in ax.containers] == [12, 12]
+        low, high = ax.containers[0].lines[2][0].get_segments()[0][:, 1]
+        assert high - low == pytest.approx({distance: 0.02, entropy: 0.008, nmi: 0.04}[ax])
+    assert "Points: heads. Lines: their mean." in notes(figure)
+    assert "Bars: 95 % intervals" in notes(figure)
 
 
 def test_blocks_of_a_shallow_model_are_shown_once():

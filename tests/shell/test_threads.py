@@ -76,7 +76,6 @@ def test_what_the_user_has_set_reaches_torch_as_it_is():
         ({"KMP_BLOCKTIME": "infinite"}, {"OMP_NUM_THREADS"}),
         ({"OMP_NUM_THREADS": "5", "OMP_WAIT_POLICY": "passive"}, set()),
     ],
-    ids=str,
 )
 def test_what_the_user_has_set_stays(said, added):
     chosen = threads.settings(said, 6)

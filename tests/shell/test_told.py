@@ -98,3 +98,19 @@ def test_what_was_drawn_is_told_with_where_it_lies_and_what_could_not_be(tmp_pat
         "G.1": "needs a fine-tuned Vision Transformer (--tuned)",
     }
     assert verdicts.drawn(several) == [f"2 pictures in {tmp_path}; not drawn, as said above: G.1"]
+
+
+def test_of_heads_distance_entropy_and_information_are_told():
+    rows = [
+        ("vit", "blocks.0", 20.0, 1.0, 0.25),
+        ("vit", "blocks.0", 40.0, 1.5, 0.35),
+        ("vit", "blocks.1", 50.0, 2.5, 0.0),
+    ]
+    table = pd.DataFrame(rows, columns=["model", "block", "distance_px", "entropy", "nmi"]).assign(
+        uniform_entropy=5.0
+    )
+    assert told.attention_distance(table) == [
+        "heads look, on average over images, vit 20.0 to 40.0 px in blocks.0 and 50.0 to 50.0 px in blocks.1",
+        "heads of the first and the last block have vit 25 % and 50 % of the entropy of uniform attention, mutual information "
+        "0.30 and 0.00",
+    ]

@@ -62,7 +62,8 @@ def findings() -> pd.DataFrame:
     twin = {"value": 0.01, "low": -0.02, "high": 0.04, "verdict": "inconclusive"}
     usual = {"paper": "", "statistic": "a - b", "threshold": "> 0", "threshold_from": "0 is no difference",
              "because": "", "controls": {}, "runs": [], "models": "vit", "reason": "",
-             "tau": 0.0, "difference": 0}  # fmt: skip
+             "tau": 0.0, "difference": 0, "paper_low": nan, "paper_high": nan, "paper_unit": "", "paper_of": "",
+             "here": nan, "substitution": ""}  # fmt: skip
     rows = [
         {"id": "F1a", "figure": "1", "claim": EVIL, "value": 0.2345, "low": 0.21, "high": 0.2599,
          "verdict": "reproduced", "p": 0.0, "paper": 0.5, "controls": {"untrained twin": twin},
@@ -71,7 +72,9 @@ def findings() -> pd.DataFrame:
          "verdict": "reproduced, smaller than claimed", "p": 9e-7, "threshold": "> 0 (in size: 0.1)",
          "threshold_from": f"from {EVIL}"},
         {"id": "F2", "figure": "2", "claim": "c", "value": -12.34, "low": -13.1, "high": -11.2,
-         "verdict": "not reproduced", "p": 0.04, "threshold": "> 5", "controls": {EVIL: twin}, "tau": 5.0},
+         "verdict": "not reproduced", "p": 0.04, "threshold": "> 5", "controls": {EVIL: twin}, "tau": 5.0,
+         "paper_low": 20.0, "paper_high": 40.0, "paper_unit": EVIL, "paper_of": EVIL, "here": 31.41,
+         "substitution": f"direction only: {EVIL}"},
         {"id": "F2b", "figure": "2", "claim": "d", "value": 0.5, "low": 0.4, "high": 0.6,
          "verdict": "fragile", "p": 0.0002, "because": f"reproduced, but not with {EVIL}"},
         {"id": "F3", "figure": "notes", "claim": "e", "value": 0.0, "low": -0.01, "high": 0.01,

@@ -259,6 +259,16 @@ def test_the_twin_whose_attention_is_measured_is_that_of_the_transformer():
     assert list(plan.reading.models) == ["lab/vit@random"]
 
 
+def test_a_model_without_a_classifier_gives_no_answers_that_lesions_could_change():
+    tiny = "vit_tiny_patch16_224,img_size=32,depth=2,embed_dim=24,num_heads=3"
+    both = Cast.load(Parts(vit=(f"{tiny},num_classes=0@random", f"{tiny},num_classes=5@random")), "cpu")
+    plans = passes.plans(both, FEW, FEW, TRAIN, FEW)["lesions"]()
+    assert [name for plan in plans for name in plan.reading.models] == [f"{tiny},num_classes=5@random"]
+    alone = Cast.load(Parts(vit=(f"{tiny},num_classes=0@random",)), "cpu")
+    with pytest.raises(Refusal, match="needs a model with a classifier"):
+        passes.plans(alone, FEW, FEW, TRAIN, FEW)["lesions"]()
+
+
 def test_tables_are_kept_until_a_model_or_the_images_change(cast, tmp_path, monkeypatch):
     wanted = {"cka_controls", "attention_distance", "skip"}
     passes.run(cast, FEW, TRAIN, tmp_path, wanted)

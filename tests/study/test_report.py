@@ -18,7 +18,7 @@ import pytest
 from pages import DIFFERENCES, EVIL, LAYERS, PROVENANCE, TAGS, findings, picture, places, similarities, tagged
 
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import report, rules
+from vit_analysis.study import casts, report, rules
 from vit_analysis.study.differences import Difference, Reason
 from vit_analysis.study.report import Panel, Place, maps, rendering
 
@@ -212,6 +212,35 @@ def test_training_runs_stand_beside_the_number_where_there_are_several(page):
     assert cells(page, "Measured")[0] == f"0.234 [0.210, 0.260] {listed}"
 
 
+def test_the_number_of_the_paper_and_whom_models_stand_for_are_beside_what_was_measured(page):
+    told = [text for _, text in page.all("small", "printed")]
+    assert {*told} == {shown(f"printed 20 to 40 {EVIL} ({EVIL}); here 31.4")}
+    assert cells(page, "Measured")[2].endswith(told[0])
+    assert [text for _, text in page.all("small", "substitution")] == [shown(f"direction only: {EVIL}")]
+    assert cells(page, "Paper")[2].endswith(shown(f"direction only: {EVIL}"))
+
+
+def test_models_of_a_cast_say_whom_they_stand_for_and_who_is_not_played(tmp_path):
+    vit, cnn = (casts.PAPER.members[part][0] for part in ("vit", "cnn"))
+    table = findings()
+    table.attrs = {
+        "parts": {"vit": [[vit.model]], "cnn": [[cnn.model]], "local": []},
+        "models": {vit.model: "1"},
+    }
+    report.write(tmp_path / "a.html", [], table, [], {})
+    page = read(tmp_path / "a.html")
+    told = cells(page, "In place of")
+    assert told == [shown(f"{one.paper}. Here: {one.instead}") for one in (vit, cnn)] + told[2:]
+    assert not any(told[2:])  # untrained twins stand for nobody
+    lab = [text for _, text in page.all("p", "lab")]
+    assert any(shown(casts.PAPER.absent["local"]) in text for text in lab)
+
+
+def test_a_page_of_no_cast_says_nothing_of_one(page):
+    assert not cells(page, "In place of")
+    assert "direction only" not in " ".join(text for _, text in page.all("dt"))
+
+
 def test_a_threshold_says_where_it_is_from(page):
     table = findings()
     expected = [shown(f"{row.threshold} {row.threshold_from}") for row in table.itertuples()]
@@ -235,6 +264,7 @@ def test_p_is_never_0(page):
         "threshold_from",
         "because",
         "reason",
+        "substitution",
     ],
 )
 def test_every_text_of_a_finding_is_escaped(tmp_path, column):
@@ -538,7 +568,8 @@ def test_the_verdicts_on_screen_are_those_of_the_findings(seen):
     assert [row[0].split("\n")[0].strip() for row in seen["rows"]] == table["id"].tolist()
     told = [shown(f"{tagged(row.verdict)} {row.because}") for row in table.itertuples()]
     assert [shown(row[-1]) for row in seen["rows"]] == told
-    assert shown(seen["rows"][2][3]) == "−12.3 [−13.1, −11.2]"  # noqa: RUF001
+    told = f"−12.3 [−13.1, −11.2] printed 20 to 40 {EVIL} ({EVIL}); here 31.4"  # noqa: RUF001
+    assert shown(seen["rows"][2][3]) == shown(told)
     assert seen["rows"][6][3] == "needs <b>data</b>"
 
 

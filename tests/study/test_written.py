@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_analysis import findings, table
-from vit_analysis.study import written
+from vit_analysis.study import casts, written
 
 WORDS = {  # what LaTeX prints for its commands
     "textbackslash": "\\",
@@ -75,6 +75,10 @@ def claims() -> pd.DataFrame:
     found["controls"] = [{"untrained twins": control}, {}]
     found = found.assign(figure="1", paper="so", statistic="x", because="", threshold="> 0", reason="")
     found = found.assign(threshold_from="the paper", difference=[1, 0], in_size=True, models="lab/vit")
+    found = found.assign(
+        paper_low=[20.0, np.nan], paper_high=[40.0, np.nan], paper_unit="px", paper_of="the paper: ViT-L"
+    )
+    found = found.assign(here=[-31.41, np.nan], substitution=["direction only: a_b for ViT-L", ""])
     return table.with_provenance(found, "findings", models={"lab/vit_a": "1", "100%": "2"}, notes=[])
 
 
@@ -98,10 +102,10 @@ def test_the_table_of_latex_is_whole_and_says_what_it_needs():
     assert first == [
         "F1a",
         r"50 % of a_b & {c} \ d -- e",
-        "0.3 [1e-05, -0.667]",
+        "0.3 [1e-05, -0.667] (printed: 20 to 40 px; here -31.4)",
         "> 0",
         "< 1e-6",
-        "reproduced",
+        "reproduced (substitution: direction only)",
     ]
     assert "lab/vit\\_a, 100\\%" in text
     assert r"\textbf{1. Layers of a Vision Transformer" in text
@@ -158,3 +162,40 @@ def test_findings_begin_with_who_plays_v_and_r_and_not_with_every_model():
     assert written._of_whom(found).startswith("Of a (R), with 4 more models")
     del found.attrs["parts"]
     assert written._of_whom(found) == "Of a, b, c, d, e."
+
+
+def cells(text: str, name: str) -> dict[str, str]:
+    """The row of a claim in a table of Markdown, by the heads of its columns."""
+    lines = [
+        re.split(r" (?<!\\)\| ", f" {line} ")[1:-1] for line in text.splitlines() if line.startswith("| ")
+    ]
+    heads = next(line for line in lines if line[0] == "id")
+    return dict(zip(heads, next(line for line in lines if line[0] == name), strict=True))
+
+
+def test_the_number_of_the_paper_stands_beside_the_same_of_these_models():
+    found = claims()
+    text = written.markdown(found, findings.differences(found))
+    first, second = (cells(text, name) for name in ("F1a", "Z1"))
+    assert first["its number"] == "20 to 40 px (the paper: ViT-L)"
+    assert first["the same here"] == "-31.4"
+    assert first["substitution"] == "direction only: a_b for ViT-L"
+    assert (second["its number"], second["the same here"]) == ("", "")
+    one = found.assign(paper_high=found["paper_low"], here=np.nan)
+    first = cells(written.markdown(one, findings.differences(one)), "F1a")
+    assert first["its number"] == "20 px (the paper: ViT-L)"
+    assert first["the same here"] == "not measured"
+
+
+def test_who_stands_for_whom_is_told_where_a_model_is_of_a_cast_only():
+    found = claims()
+    plain = found.assign(substitution="")
+    text = written.markdown(plain, findings.differences(plain))
+    assert "stands for whom" not in text
+    assert "substitution" not in text
+    assert "substitution" not in written.latex(plain, findings.differences(plain))
+    member = casts.PAPER.members["vit"][0]
+    found.attrs["models"] = {member.model: "1"}
+    text = written.markdown(found, findings.differences(found))
+    assert f"| {member.model} | {member.paper} | {member.instead} |" in text
+    assert all(f"**{word}**: {meaning}" in text for word, meaning in casts.MEANINGS.items())

@@ -141,8 +141,8 @@ def test_parts_are_nearly_equal_and_lose_no_image():
         assert sum(own) == images
         assert max(own) - min(own) <= 1
         assert min(own) >= min(images, 2 * grams.PART // 3)
-    assert grams.sizes(160) == [80, 80]
-    assert grams.sizes(100) == [100]
+    assert grams.sizes(256) == [128, 128]
+    assert grams.sizes(160) == [160]
     assert grams.sizes(37) == [37]
 
 

@@ -3,18 +3,26 @@
 timm's names are those of most networks: what has them is read so, whoever wrote it.
 """
 
+from dataclasses import replace
+
 from vit_analysis.anatomy.roles import Block, Network, Unit
 
 _RESIDUAL = ("norm1", "norm2")
 
+# Attention in windows returns windows and not images: what it adds is read instead.
+_WINDOWS = Block(
+    needs=(*_RESIDUAL, "attn", "window_size", "drop_path1"),
+    mixing=("drop_path1",),
+    mixing_added=("drop_path1",),
+    mlp_added=("drop_path2", "ls2", "mlp"),
+    windows="attn",
+)
+
 BLOCKS = (
-    # attention in windows, which returns windows and not images: what it adds is read instead
-    Block(
-        needs=(*_RESIDUAL, "attn", "window_size", "drop_path1"),
-        mixing=("drop_path1",),
-        mixing_added=("drop_path1",),
-        mlp_added=("drop_path2", "ls2", "mlp"),
-    ),
+    # timm: Swin v2, whose attention is a cosine and computes its softmax itself
+    replace(_WINDOWS, needs=(*_WINDOWS.needs, "attn.logit_scale", "attn.attn_drop"), heads="attn.attn_drop"),
+    # timm: Swin, SAM
+    _WINDOWS,
     # timm: Vision Transformers and their kin; the lab's
     Block(
         needs=(*_RESIDUAL, "attn"),
@@ -49,6 +57,17 @@ BLOCKS = (
         mixing_added=("dropout1",),
         hidden=("dropout",),
         mlp_added=("dropout2",),
+    ),
+    # transformers 5: Swin
+    Block(
+        needs=("layernorm_before", "attention.o_proj", "layernorm_after", "mlp", "window_size"),
+        norm1="layernorm_before",
+        mixing=("drop_path",),
+        heads="attention",
+        mixing_added=("drop_path",),
+        norm2="layernorm_after",
+        hidden=("mlp.activation_fn",),
+        windows="attention",
     ),
     # transformers 5: ViT, DeiT
     Block(

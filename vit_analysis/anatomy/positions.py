@@ -68,21 +68,39 @@ def positions(module: nn.Module, pixels: Tensor) -> dict[tuple[int, int], Grid]:
 def position(known: Mapping[tuple[int, int], Grid], rows: int, columns: int) -> Grid:
     """Find where the positions of one map lie, from those of others of the same network.
 
-    A map that none of these steps made, as where patches are merged, has cells that hold whole ones of a finer map.
+    A map that none of these steps made, as where patches are merged, has cells that hold whole ones of a finer map, or those
+    of a map whose cells are merged two by two and padded where their number is odd.
 
     Raises:
         Refusal: no other map divides into it.
     """
     if (rows, columns) in known:
         return known[rows, columns]
-    for (high, wide), grid in sorted(known.items()):
+    *finer, (whole, image) = sorted(known.items())  # the input is the largest
+    for (high, wide), grid in finer:
         if high % rows == 0 and wide % columns == 0:
-            height, width = grid.height * (high // rows), grid.width * (wide // columns)
-            return Grid(rows, columns, height, width, grid.top, grid.left)
+            return _of_whole(grid, rows, columns)
+    for _, grid in finer:
+        for step in range(1, max(grid.rows, grid.columns).bit_length()):
+            if (own := merged(grid, 2**step)) and (own.rows, own.columns) == (rows, columns):
+                return own
+    if whole[0] % rows == 0 and whole[1] % columns == 0:
+        return _of_whole(image, rows, columns)
     size = " x ".join(map(str, max(known)))
     raise Refusal(
         f"an input of {size} px does not divide into {rows} x {columns} patches, and no convolution tells where they lie"
     )
+
+
+def merged(grid: Grid, side: int) -> Grid:
+    """The cells of a map of squares of so many times so many cells; what is left over at the end is padded."""
+    rows, columns = -(-grid.rows // side), -(-grid.columns // side)
+    return Grid(rows, columns, grid.height * side, grid.width * side, grid.top, grid.left)
+
+
+def _of_whole(grid: Grid, rows: int, columns: int) -> Grid:
+    height, width = grid.height * (grid.rows // rows), grid.width * (grid.columns // columns)
+    return Grid(rows, columns, height, width, grid.top, grid.left)
 
 
 def _after(grid: Grid, step: Step) -> Grid | None:

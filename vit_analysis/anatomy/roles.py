@@ -17,12 +17,14 @@ class Block:
         needs: parts or attributes that tell this kind of block from others.
         norm1: the norm before the attention.
         mixing: what is shown as the attention's output (figure 1).
-        heads: the module that calls `scaled_dot_product_attention`.
+        heads: the module that calls `scaled_dot_product_attention`, or, in an attention that computes its softmax itself, the
+            dropout that is given the weights.
         mixing_added: what the attention adds to the stream: the last module before the addition.
         norm2: the norm before the MLP; what it is given is the stream between attention and MLP.
         hidden: the MLP's activation function.
         mlp_added: what the MLP adds to the stream.
         name: what the first half is called.
+        windows: the module that is given windows of the map instead of images; empty where there is none.
     """
 
     needs: tuple[str, ...]
@@ -34,6 +36,7 @@ class Block:
     hidden: tuple[str, ...] = ("mlp.act",)
     mlp_added: tuple[str, ...] = ("mlp",)
     name: str = "attention"
+    windows: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 import timm
+from huggingface_hub import try_to_load_from_cache
 from timm.data import resolve_model_data_config
-from timm.models import model_entrypoint
+from timm.models import get_pretrained_cfg, model_entrypoint
 from torch import nn
 
 from vit_analysis.images import Preprocessing
@@ -87,7 +88,7 @@ def preprocessing(module: nn.Module) -> Preprocessing:
     config = resolve_model_data_config(module)
     known = {field.name for field in fields(Preprocessing)}
     channels, *size = config["input_size"]
-    embed = getattr(module, "patch_embed", None)
+    embed = getattr(module, "patch_embed", getattr(module, "stem", None))  # a Mixer's is its stem
     if getattr(embed, "strict_img_size", True) and isinstance(own := getattr(embed, "img_size", None), tuple):
         size = list(own)
     first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
@@ -95,6 +96,16 @@ def preprocessing(module: nn.Module) -> Preprocessing:
         channels = 1
     config["input_size"] = (channels, *size)
     return Preprocessing(**{key: value for key, value in config.items() if key in known})
+
+
+def cached(name: str) -> bool:
+    """Return whether timm's trained weights of this name lie in the cache of the hub; no network is asked."""
+    config = get_pretrained_cfg(name.partition(",")[0])
+    if config is None or not config.hf_hub_id:
+        return False
+    files = (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+    found = (try_to_load_from_cache(config.hf_hub_id, file) for file in files if file)
+    return any(isinstance(own, str) for own in found)
 
 
 def _refuse_unknown(name: str) -> None:

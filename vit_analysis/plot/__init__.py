@@ -11,7 +11,14 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vit_analysis.plot.attention import attention_distance, head_distances, head_subsets, subset_similarity
+from vit_analysis.plot.attention import (
+    attention_distance,
+    attention_spread,
+    head_distances,
+    head_subsets,
+    heads_over_depth,
+    subset_similarity,
+)
 from vit_analysis.plot.depths import by_frequency, finest, frequency, over_depth, tokens
 from vit_analysis.plot.entangled import entanglement, soft_nearest_neighbor
 from vit_analysis.plot.fields import (
@@ -21,6 +28,8 @@ from vit_analysis.plot.fields import (
     radius_over_depth,
     receptive_field,
     receptive_field_maps,
+    side_over_depth,
+    squares,
 )
 from vit_analysis.plot.heatmaps import cka, corresponding, heatmap, heatmaps
 from vit_analysis.plot.lesioned import lesions, without_skip, without_skips
@@ -50,6 +59,7 @@ __all__ = [
     "accuracy_map",
     "accuracy_maps",
     "attention_distance",
+    "attention_spread",
     "by_frequency",
     "centre_over_depth",
     "cka",
@@ -63,6 +73,7 @@ __all__ = [
     "frequency",
     "head_distances",
     "head_subsets",
+    "heads_over_depth",
     "heatmap",
     "heatmaps",
     "lesions",
@@ -76,8 +87,10 @@ __all__ = [
     "radius_over_depth",
     "receptive_field",
     "receptive_field_maps",
+    "side_over_depth",
     "skip",
     "soft_nearest_neighbor",
+    "squares",
     "style",
     "subset_similarity",
     "token_norm_ratios",
@@ -91,9 +104,9 @@ __all__ = [
 LAYOUTS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Figure]]] = {
     "cka": {"cka": cka},
     "cka_controls": {"corresponding": corresponding},
-    "attention_distance": {"attention_distance": attention_distance},
+    "attention_distance": {"attention_distance": attention_distance, "attention_spread": attention_spread},
     "head_subsets": {"head_subsets": head_subsets},
-    "receptive_field": {"receptive_field": receptive_field},
+    "receptive_field": {"receptive_field": receptive_field, "squares": squares},
     "receptive_field_maps": {
         "receptive_field_maps": receptive_field_maps,
         "after_addition": partial(fields, branch="residual", steps=None),

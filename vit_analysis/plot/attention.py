@@ -1,4 +1,4 @@
-"""How far heads look, and what local heads resemble (figures 3, 4, 5, C.5 and C.6)."""
+"""How far and how alike heads look, and what local heads resemble (figures 3, 4, 5, C.5 and C.6)."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from vit_analysis.plot.axes import PANEL, draws, legend_outside, literal
 from vit_analysis.plot.fitting import caption, folded
 from vit_analysis.plot.grid import outer_labels, panels
 from vit_analysis.plot.runs import THIN, first_runs, further_runs, told
-from vit_analysis.plot.style import MARKERS, display_name, points
+from vit_analysis.plot.style import MARKERS, display_name, look, points
 
 # The two lowest blocks in blue, the two highest in red; light and dark, and their markers, tell them apart without colours.
 ENDS = (("#1f4e9c", "o"), ("#5fa8d3", "s"), ("#f2a33a", "^"), ("#b3261e", "D"))
@@ -21,6 +21,14 @@ PLACES = ("first block", "second block", "last block but one", "last block")
 NEAR = 0.5  # of uniform attention's distance: nearer than that counts as looking near
 NARROW = 0.1  # of the greatest distance: subsets whose distances differ by less tell nothing of distance
 FEW = 8  # subsets, below which there is no rank correlation
+SPREAD = {
+    "distance_px": "mean distance\n/ that of uniform attention",
+    "entropy": "entropy\n/ that of uniform attention",
+    "nmi": "normalised mutual information\nof queries and keys",
+}
+OF_UNIFORM = {"distance_px": "uniform_px", "entropy": "uniform_entropy"}
+BOUNDS = {"distance_px": ("low", "high")}  # of the others the name comes first
+ASIDE = 0.008  # of the depth, from one model's heads to the next one's
 
 
 @draws("attention_distance")
@@ -104,6 +112,58 @@ def attention_distance(table: pd.DataFrame) -> Figure:
         "Blocks between the first two and the last two are not shown.", told(table), bands="Bands (many narrower than lines)",
     )  # fmt: skip
     return figure
+
+
+@draws("attention_distance")
+@literal
+def attention_spread(table: pd.DataFrame) -> Figure:
+    """Draw distance, entropy and mutual information of all heads over depth, a colour per model.
+
+    Args:
+        table: columns model, block, depth, distance_px, uniform_px, entropy, uniform_entropy, nmi, and their intervals.
+    """
+    figure, axes = panels(len(SPREAD), PANEL, 0.85 * PANEL)
+    for ax, (name, label) in zip(axes, SPREAD.items(), strict=True):
+        heads_over_depth(table, name, ax)
+        ax.set_title(label, fontsize=points(9))
+    legend_outside(figure, axes[0], "outside upper center")
+    caption(figure, table, "Points: heads. Lines: their mean.", told(table), bands="Bars")
+    return figure
+
+
+@draws("attention_distance")
+def heads_over_depth(table: pd.DataFrame, name: str, ax: Axes | None = None) -> Axes:
+    """Draw one statistic of all heads over depth, a point with its interval each, and a line through the mean of each block.
+
+    Distance and entropy are in units of those of uniform attention (dashed). Of further training runs only lines are drawn.
+
+    Args:
+        table: columns model, block, depth, the statistic with its interval, and that of uniform attention.
+        name: ``distance_px``, ``entropy`` or ``nmi``.
+        ax: where to draw; None makes a figure.
+    """
+    ax = ax if ax is not None else Figure(figsize=(PANEL + 1, PANEL), layout="constrained").subplots()
+    low, high = BOUNDS.get(name, (f"{name}_low", f"{name}_high"))
+    unit = table[OF_UNIFORM[name]] if name in OF_UNIFORM else 1.0
+    table = table.assign(**{one: table[one] / unit for one in (name, low, high)})
+    models = first_runs(table)
+    for number, model in enumerate(models):
+        own, drawn = table[table["model"] == model], look(model, table)
+        place = own["depth"] + ASIDE * (number - (len(models) - 1) / 2)
+        bars = np.maximum([own[name] - own[low], own[high] - own[name]], 0)
+        bare = {"linestyle": "", "marker": drawn.marker, "markersize": 2.5, "alpha": 0.5}
+        ax.errorbar(place, own[name], bars, None, color=drawn.colour, elinewidth=0.7, **bare)  # type: ignore[arg-type]
+        for run in (model, *further_runs(table, model)):
+            mean = table[table["model"] == run].groupby("block", sort=False)[["depth", name]].mean()
+            line = drawn.line() | {"marker": "", "linewidth": 1.3} if run == model else THIN
+            label = display_name(model) if run == model else None
+            ax.plot(mean["depth"], mean[name], **({"color": drawn.colour} | line), label=label)
+    if name in OF_UNIFORM:
+        ax.axhline(1, color="0.4", linestyle="--", linewidth=1, zorder=1)
+    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]) if name == "nmi" else None)
+    ax.set_xlabel("depth", fontsize=points(9))
+    ax.tick_params(labelsize=points(8))
+    return ax
 
 
 @draws("head_subsets")

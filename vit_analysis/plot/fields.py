@@ -13,12 +13,14 @@ from matplotlib.patches import Circle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from matplotlib.ticker import FuncFormatter
 
+from vit_analysis.plot import grid
 from vit_analysis.plot.axes import COLOURS, PANEL, Undrawable, draws, legend_outside, literal
 from vit_analysis.plot.fitting import caption, folded
 from vit_analysis.plot.runs import THIN, first_runs, told
 from vit_analysis.plot.style import display_name, look, page_width, points
 
 BRANCHES = {"residual": "after the addition", "long": "long branch alone"}
+SHARES = (20, 30, 50, 99)  # percent of the contribution scores, in published tables
 SUBLAYERS = {"attention": "attention or unit", "MLP": "MLP"}
 FIELDS = 5  # steps of a model, as in figure 6
 ACROSS = 6  # most panels in a row where all steps are shown
@@ -89,6 +91,44 @@ def receptive_field(table: pd.DataFrame) -> Figure:
     caption(
         figure, table,
         "Above: root mean square distance of the gradient from its position. Below, dotted: every pixel counts alike.",
+        "Dashed: untrained twins." if table["model"].str.contains("@random").any() else "", told(table), bands="Bands",
+    )  # fmt: skip
+    return figure
+
+
+@draws("receptive_field")
+def side_over_depth(table: pd.DataFrame, share: int, ax: Axes | None = None) -> Axes:
+    """Side of the smallest square that holds a share of the contribution scores, over depth.
+
+    Args:
+        table: columns model, depth, branch and, of the share, side_20_px, side_20_low, side_20_high.
+        share: which, in %.
+        ax: where to draw; None makes a figure.
+    """
+    columns = (f"side_{share}_px", f"side_{share}_low", f"side_{share}_high")
+    return _branches(table, columns, "side of the square (px)", ax)
+
+
+@draws("receptive_field")
+@literal
+def squares(table: pd.DataFrame) -> Figure:
+    """Draw the sides of the squares that hold shares of the contribution scores, over depth: a panel per share.
+
+    They are of the layers after the addition, or of whichever there are if none is.
+    """
+    residual = table[table["branch"] == "residual"]
+    shown = residual if len(residual) else table
+    shown.attrs = table.attrs
+    figure, axes = grid.panels(len(SHARES), PANEL, PANEL - 0.8, most=2)
+    for ax, share in zip(axes, SHARES, strict=True):
+        side_over_depth(shown, share, ax)
+        ax.set_ylim(bottom=0)
+        ax.set_title(f"square that holds {share} %", fontsize=points(9))
+    grid.outer_labels(axes)
+    legend_outside(figure, axes[0], "outside upper center")
+    caption(
+        figure, table,
+        "Of log10(x + 1) of the contribution scores x (Ding et al. 2022), around the position.",
         "Dashed: untrained twins." if table["model"].str.contains("@random").any() else "", told(table), bands="Bands",
     )  # fmt: skip
     return figure

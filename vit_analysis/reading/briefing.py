@@ -8,7 +8,8 @@ from typing import Any, get_type_hints
 import torch
 
 from vit_analysis.models import Model
-from vit_analysis.reading import processes
+from vit_analysis.reading import processes, replay
+from vit_analysis.reading.intervene import Repeated
 from vit_analysis.reading.state import GROUPS
 from vit_analysis.reading.stream import Reading
 
@@ -47,15 +48,15 @@ def lines(passes: Sequence[tuple[str, Reading, Sequence[type[Any]]]], results: s
     needed = max(estimate(reading, kinds) for _, reading, kinds in passes)
     weights = sum(_bytes(model) for model in {id(own.module): own for own in models.values()}.values())
     return [
-        *_listed("models", told),
-        *_listed("images", images),
-        *_listed("on", [_place(next(iter(models.values())))]),
-        *_listed("passes", [title for title, _, _ in passes]),
-        *_listed(
+        *listed("models", told),
+        *listed("images", images),
+        *listed("on", [_place(next(iter(models.values())))]),
+        *listed("passes", [title for title, _, _ in passes]),
+        *listed(
             "memory",
             [f"about {_size(needed + weights)}: {_size(weights)} of weights, the rest sums and activations"],
         ),
-        *(_listed("results", [results]) if results else []),
+        *(listed("results", [results]) if results else []),
     ]
 
 
@@ -63,7 +64,8 @@ def _taps(reading: Reading, model: str) -> str:
     return ", ".join(map(str, reading.taps.get(model, ())))
 
 
-def _listed(name: str, told: Sequence[str]) -> list[str]:
+def listed(name: str, told: Sequence[str]) -> list[str]:
+    """Lines that stand below each other, the first behind a name."""
     return [f"{name + ':' if not number else '':9}{one}" for number, one in enumerate(told)]
 
 
@@ -99,7 +101,13 @@ def estimate(reading: Reading, kinds: Sequence[type[Any]]) -> int:
     )
     inputs = {own.preprocessing: own.preprocessing.input_size for own in reading.models.values()}
     pixels = sum(4 * batch * channels * rows * columns for channels, rows, columns in inputs.values())
-    return sums + grams + 2 * pixels + max(_of_activations(own, batch) for own in reading.models.values())
+    models = reading.models.values()
+    return (
+        sums
+        + grams
+        + 2 * pixels
+        + max(_of_activations(own, batch) + _of_records(own, batch) for own in models)
+    )
 
 
 def _of_sums(kind: type[Any], layers: int, settings: Mapping[str, Any]) -> int:
@@ -129,13 +137,32 @@ def _shapes(kind: type[Any]) -> list[str]:
 
 def _of_activations(model: Model, batch: int) -> int:
     """Bytes of a model's activations: a wide layer over all positions of a map of a quarter, or of a patch's, resolution."""
-    channels, rows, columns = model.preprocessing.input_size
-    first = next((own for own in model.module.modules() if isinstance(own, torch.nn.Conv2d)), None)
+    first = _first(model)
     if first is None:
-        return COPIES * WIDE * 4 * batch * channels * rows * columns
+        return COPIES * WIDE * _of_map(model, batch)
     stride = first.stride[0] if isinstance(first.stride, tuple) else 1
-    positions = rows * columns // int(stride) ** 2
-    return COPIES * 4 * batch * positions * first.out_channels * (WIDE if int(stride) > 4 else 2)
+    return COPIES * _of_map(model, batch) * (WIDE if int(stride) > 4 else 2)
+
+
+def _of_map(model: Model, batch: int) -> int:
+    """Bytes of what a model's first convolution returns, or of its images where there is none."""
+    channels, rows, columns = model.preprocessing.input_size
+    first = _first(model)
+    if first is None:
+        return 4 * batch * channels * rows * columns
+    stride = first.stride[0] if isinstance(first.stride, tuple) else 1
+    return 4 * batch * (rows * columns // int(stride) ** 2) * first.out_channels
+
+
+def _first(model: Model) -> torch.nn.Conv2d | None:
+    return next((own for own in model.module.modules() if isinstance(own, torch.nn.Conv2d)), None)
+
+
+def _of_records(model: Model, batch: int) -> int:
+    """Bytes of what a model that runs under changes resumes from: an output and a long branch of each block, to a bound."""
+    if not isinstance(model.module, Repeated):
+        return 0
+    return min(replay.MOST, 2 * len(model.module.changes) * _of_map(model, batch))
 
 
 def _bytes(model: Model) -> int:

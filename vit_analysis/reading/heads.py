@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from vit_analysis.spelling import Refusal
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -19,21 +21,39 @@ class Heads:
     It computes softmax(scale query key' + bias) value for every image and head.
 
     Attributes:
+        value: None where the attention did not tell.
         images: how many images there are; an attention in windows, or over a part of the images, has another number of rows.
     """
 
     query: Float[Tensor, "image head query feature"]
     key: Float[Tensor, "image head key feature"]
-    value: Float[Tensor, "image head key width"]
+    value: Float[Tensor, "image head key width"] | None
     bias: Tensor | None
     scale: float
     images: int | None = None
+
+    @classmethod
+    def of_weights(cls, weights: Float[Tensor, "image head query key"]) -> "Heads":
+        """The heads that have these weights after the softmax: their logarithms are queries, of keys that are unit vectors."""
+        count = weights.shape[-1]
+        key = torch.eye(count, dtype=weights.dtype, device=weights.device)
+        logarithms = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+        return cls(logarithms, key.expand(*weights.shape[:2], count, count), None, None, 1.0)
 
     def __len__(self) -> int:
         return len(self.query)
 
     def output(self) -> Float[Tensor, "image head query width"]:
-        """Return each head's weighted sum of values, before the projection that joins the heads."""
+        """Return each head's weighted sum of values, before the projection that joins the heads.
+
+        Raises:
+            Refusal: the values are not known.
+        """
+        if self.value is None:
+            raise Refusal(
+                "an attention that does not call scaled_dot_product_attention does not tell its values, so what its heads add "
+                "is not known; choose another Vision Transformer"
+            )
         return functional.scaled_dot_product_attention(
             self.query, self.key, self.value, attn_mask=self.bias, scale=self.scale
         )
@@ -42,11 +62,17 @@ class Heads:
 def attach_heads(module: nn.Module, see: Callable[[Heads], None], hooks: ExitStack) -> None:
     """Watch `scaled_dot_product_attention` while this module runs, and have the module call it.
 
+    A dropout calls nothing: what it is given are the weights.
+
     timm's attentions compute the softmax themselves where ``fused_attn`` is off, and those of transformers where their
     configuration says ``eager``, so both are on until ``hooks`` closes. Outputs of the two ways differ by rounding only,
     queries and keys not at all. torch's own attention has a fast path that calls nothing that could be watched; it is off
     as long.
     """
+    if isinstance(module, nn.Dropout):
+        handle = module.register_forward_pre_hook(lambda _, args: see(Heads.of_weights(args[0])))
+        hooks.callback(handle.remove)
+        return
     watching = ExitStack()
 
     def start(*_: Any) -> None:

@@ -1,7 +1,7 @@
 """Temporary changes to a model. Each is a ``with`` block that leaves the model as it found it, whatever happens inside."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vit_analysis.anatomy.modes import evaluating
 from vit_analysis.layers import Branch, Tap
 from vit_analysis.reading.capture import attach, trouble
+from vit_analysis.reading.replay import Tape
 from vit_analysis.spelling import Refusal
 
 
@@ -164,6 +165,11 @@ class Repeated(nn.Module):
 
     Its layers are called ``model.`` and their path, with ``#2``, ``#3`` ... under the second, third ... change. It returns
     what the last run returned.
+
+    Attributes:
+        model: the model.
+        changes: the changes; the first changes nothing where there is a tape.
+        tape: its records of the first run on a batch, from which the others resume; None runs all of the model every time.
     """
 
     def __init__(
@@ -172,13 +178,28 @@ class Repeated(nn.Module):
         super().__init__()
         self.model = model
         self.changes = list(changes)
+        self.tape: Tape | None = None
 
     def _get_name(self) -> str:
         return self.model._get_name()
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether all is still as in the first run, as the present one has not come to its change."""
+        return self.tape is not None and self.tape.unchanged
+
     def forward(self, images: Tensor) -> Any:
         """Run the model under every change in turn."""
-        for change in self.changes:
-            with change(self.model):
-                output = self.model(images.clone())  # a model may write into its input
+        try:
+            for number, change in enumerate(self.changes):
+                with change(self.model), self._taped(number):
+                    output = self.model(images.clone())  # a model may write into its input
+        finally:
+            if self.tape:
+                self.tape.clear()
         return output
+
+    def _taped(self, number: int) -> AbstractContextManager[Any]:
+        if self.tape is None:
+            return nullcontext()
+        return self.tape.replaying(number - 1) if number else self.tape.recording()

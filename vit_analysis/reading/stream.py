@@ -283,7 +283,7 @@ def gather(reading: Reading, called: str) -> dict[tuple[str, Layer], Tensor]:
     """
     rank, of = dealt(reading.images)
     images = reading.images
-    parts: list[tuple[slice, dict[str, dict[Layer, Any]]]] = []
+    gathered: dict[tuple[str, Layer], Tensor] = {}
     own = sum(
         min(images.batch, len(images.order) - number * images.batch)
         for number in range(rank, images.batches, of)
@@ -296,34 +296,44 @@ def gather(reading: Reading, called: str) -> dict[tuple[str, Layer], Tensor]:
                 raise OSError(
                     "every one of these images is needed, and one of them cannot be read: it is named above"
                 )
-            if not parts:
+            if (
+                not gathered
+            ):  # all of it at once, since what is kept batch by batch and then joined is there twice
                 _refuse_too_large(batch, len(images.order))
-            kept = {name: dict(seen) for name, seen in batch.seen.items()}
-            parts.append((slice(first, first + batch.size), kept))
+                gathered = {
+                    (name, layer): kept.new_zeros(len(images.order), *kept.shape[1:])
+                    for name, layer, kept in batch.kept()
+                }
+            for name, layer, kept in batch.kept():
+                gathered[name, layer][first : first + batch.size] = kept
             tell(batch.size)
-    gathered = {}
-    for model, layer in [(model, layer) for model, seen in parts[0][1].items() for layer in seen]:
-        pieces = [(rows, seen[model].pop(layer)) for rows, seen in parts]
-        whole = pieces[0][1].new_zeros(len(images.order), *pieces[0][1].shape[1:])
-        for rows, piece in pieces:
-            whole[rows] = piece
-        rows_of_all = processes.over_processes(_Rows(whole), whole.device)
+    for place, rows in gathered.items():
+        rows_of_all = processes.over_processes(_Rows(rows), rows.device)
         assert rows_of_all  # every process has a batch
-        gathered[model, layer] = rows_of_all.kept
+        gathered[place] = rows_of_all.kept
     return gathered
 
 
 def _refuse_too_large(batch: Pass, images: int) -> None:
-    """Refuse, after the first batch, to keep more than fits into free memory twice, as joining the batches copies them."""
+    """Refuse, after the first batch, to keep more than fits into free memory."""
     needed: dict[torch.device, int] = {}
     for kept in (kept for seen in batch.seen.values() for kept in seen.values()):
-        needed[kept.device] = needed.get(kept.device, 0) + 2 * kept.nbytes * images // batch.size
+        needed[kept.device] = needed.get(kept.device, 0) + kept.nbytes * images // batch.size
     for device, size in needed.items():
-        if size > (free := _free_memory(device)):
-            raise Refusal(
-                f"what is kept of {images} images takes {size / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free; "
-                f"choose fewer images (shots, draws), layers or tokens"
-            )
+        refuse_beyond_memory(size, device, f"what is kept of {images} images")
+
+
+def refuse_beyond_memory(size: int, device: torch.device, what: str) -> None:
+    """Check that so many bytes fit into the free memory of a device.
+
+    Raises:
+        Refusal: they do not.
+    """
+    if size > (free := _free_memory(device)):
+        raise Refusal(
+            f"{what} takes {size / 1e9:.1f} GB on {device}, and {free / 1e9:.1f} GB are free; "
+            f"choose fewer images (shots, draws), layers or tokens"
+        )
 
 
 def _free_memory(device: torch.device) -> int:

@@ -21,6 +21,9 @@ def main(
 ) -> None:
     """Measure how far attention heads look (figures 3, 4, C.5 and C.6 of Raghu et al. 2021); with CNNs, figure 5 too.
 
+    Entropy and normalised mutual information of every head (Park et al. 2023) are in the same table; their picture gets
+    _spread in the name.
+
     Args:
         models: NAME[@WEIGHTS] ...; NAME is lab/... or a timm name, WEIGHTS a checkpoint file or "random". Models
             without attention are the CNNs of figure 5, whose results get _heads in the name.
@@ -33,7 +36,7 @@ def main(
     from vit_analysis import attention_distance, command, layers, plot
     from vit_analysis.shell import told
 
-    command.ready(out, "_heads", pictures=pictures)
+    command.ready(out, "_spread", "_heads", pictures=pictures)
     loaded = command.loaded(models, machine, pictures)
     vits = [model for model in loaded if layers.attentions(model)]
     if not vits:
@@ -41,6 +44,7 @@ def main(
     table = attention_distance.measure(vits, images, blocks=blocks or None, state=out)
     command.write(table, out)
     command.draw(table, out, plot.attention_distance, pictures)
+    command.draw(table, command.beside(out, "_spread"), plot.attention_spread, pictures)
     found = told.attention_distance(table)
     cnns = [model for model in loaded if model not in vits]
     if cnns:

@@ -43,7 +43,19 @@ def attention_distance(table: pd.DataFrame) -> list[str]:
             for block, own in list(of_block)[:: max(1, len(of_block) - 1)]
         )
 
-    return [f"heads look, on average over images, {_each(table, reach)}"]
+    def spread(rows: pd.DataFrame) -> str:
+        own = [
+            rows[rows["block"] == block].mean(numeric_only=True)
+            for block in dict.fromkeys(rows["block"].iloc[[0, -1]])
+        ]
+        part = " and ".join(f"{100 * one['entropy'] / one['uniform_entropy']:.0f} %" for one in own)
+        told = " and ".join(f"{one['nmi']:.2f}" for one in own)
+        return f"{part} of the entropy of uniform attention, mutual information {told}"
+
+    return [
+        f"heads look, on average over images, {_each(table, reach)}",
+        f"heads of the first and the last block have {_each(table, spread)}",
+    ]
 
 
 def head_subsets(table: pd.DataFrame) -> list[str]:

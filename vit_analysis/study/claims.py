@@ -35,6 +35,14 @@ from vit_analysis.study.estimates import (
     smallest,
 )
 from vit_analysis.study.evidence import Evidence
+from vit_analysis.study.printed import (
+    Printed,
+    alike_at,
+    blocks_kept,
+    farthest_head,
+    massive_from,
+    nearest_head,
+)
 from vit_analysis.study.rules import Above, Below, Described, Falling, Near, Rule, Within
 
 SIGN, SIZED = "0 is no difference", "0 is no difference; the size is proposed here"
@@ -50,7 +58,7 @@ class Claim:
         id: its short name, such as ``F1a``.
         figure: the drawing that shows it, such as ``1`` or ``notes``.
         claim: the statement, in our own words.
-        paper: what the paper says of it, with its number if there is one.
+        paper: what the paper says of it, in words.
         statistic: the number, in words.
         compute: function from the evidence to the number.
         tables: names of the tables that the number is computed from.
@@ -62,6 +70,7 @@ class Claim:
         of_architecture: whether it is about the architecture, so that untrained models should meet it as well.
         of_training: whether it compares models by how they were trained, so that the training run is its unit.
         threshold_from: where threshold and size are from, if not from what the rule says: 0 is no difference.
+        printed: the number that the paper, or whoever makes the claim, prints; None where there is only the words.
     """
 
     id: str
@@ -79,6 +88,7 @@ class Claim:
     of_architecture: bool = False
     of_training: bool = False
     threshold_from: str = ""
+    printed: Printed | None = None
 
     @property
     def origin(self) -> str:
@@ -131,12 +141,14 @@ CLAIMS = (
         "about 0.25 of the depth of V at 0.5 of R; equal depths would be 0.5",
         "CKA of V at depth r/2 with R at depth r - CKA at equal depths, mean over r up to 1/2",
         lambda e: q.lower_line(q.crossed(e), slice(0, q.GRID // 2)), ("cka",), Above(0.0, 0.05), OF_PAIRS, 1,
+        printed=Printed(0.25, 0.25, "of the depth of V", "the paper: ViT-L/16 and ViT-H/14 at half the depth of ResNet50x1 (0.34 for ViT-B/32)", alike_at(0.5)),
     ),
     Claim(
         "F2b", "2", "The upper half of a ResNet is like the second quarter of a Vision Transformer",
         "about 0.58 of the depth of V at the end of R",
         "CKA of V at depth r/2 with R at depth r - CKA at equal depths, mean over r above 1/2",
         lambda e: q.lower_line(q.crossed(e), slice(q.GRID // 2, None)), ("cka",), Above(0.0, 0.05), OF_PAIRS,
+        printed=Printed(0.58, 0.58, "of the depth of V", "the paper: ViT-L/16 and ViT-H/14 at the end of ResNet50x1, a quarter and the next third", alike_at(1.0)),
     ),
     Claim(
         "F2c", "2", "The last third of a Vision Transformer is like no layer of a ResNet",
@@ -148,12 +160,14 @@ CLAIMS = (
         "local heads, from about 20 to 40 px", "min over heads of blocks 0, 1 of distance / uniform",
         lambda e: q.reach(e, e.one("vit"), q.LOWEST), ("attention_distance",), Below(0.5), (RAW, UNTRAINED), 2,
         interval=smallest, threshold_from=OF_PIXELS,
+        printed=Printed(20.0, 40.0, "px", "the paper: the most local heads of ViT-H/14 and ViT-L/16, first block, 224 px", nearest_head),
     ),
     Claim(
         "F3b", "3", "In the lowest blocks there are heads that look everywhere",
         "global heads, about 100 px", "max over heads of blocks 0, 1 of distance / uniform",
         lambda e: q.reach(e, e.one("vit"), q.LOWEST), ("attention_distance",), Above(0.8), (RAW, UNTRAINED), 2,
         interval=largest, rests_on=("F3a",), threshold_from=OF_PIXELS,
+        printed=Printed(100.0, 100.0, "px", "the paper: the most global heads of ViT-L/16 and ViT-H/14, first block, 224 px", farthest_head),
     ),
     Claim(
         "F3c", "3", "In the highest blocks all heads look everywhere",
@@ -224,6 +238,7 @@ CLAIMS = (
         "F8b", "8 accuracy", "Trained without them, a model loses accuracy",
         "4 % for middle blocks", "accuracy, intact - trained without those of the middle block, points",
         lambda e: 100 * q.middle_trained(e, "drop"), ("lesions_trained",), Near(2.0, 6.0), (), 3, of_training=True, interval=over_runs, threshold_from=PAPER + ", give or take 2 points",
+        printed=Printed(4.0, 4.0, "points", "the paper: middle blocks; it does not say of which model"),
     ),
     Claim(
         "L8", "8 lesions", "Removed from the trained model, they cost a Vision Transformer more than a ResNet",
@@ -276,6 +291,7 @@ CLAIMS = (
         "about 57 % against 6 to 10 %", "accuracy of probes on single tokens, average pooling - class token, points",
         q.tokens_apart, ("probe_tokens",), Above(0.0, 47.0), of_training=True,
         threshold_from="0 is no difference; the size is the paper's number",
+        printed=Printed(47.0, 52.0, "points", "the paper: ViT-B/32, 57 to 58 % against 6 to 10 %"),
     ),
     Claim(
         "F11b", "11", "Each read as its own head reads it, the two models are alike",
@@ -313,6 +329,7 @@ CLAIMS = (
         "a 30 % gap in absolute accuracy", "mean gain in accuracy of probes at depths 0.4 to 0.7, V - less data, points",
         q.data_in_the_middle, ("probe",), Above(0.0, 30.0), (), 5, of_training=True,
         threshold_from="0 is no difference; the size is the paper's number",
+        printed=Printed(30.0, 30.0, "points", "the paper: ViT-L/16 and ViT-H/14, JFT-300M against ImageNet"),
     ),
     Claim(
         "F13b", "13b", "The middle layers of a Vision Transformer say more than those of a ResNet",
@@ -333,6 +350,7 @@ CLAIMS = (
         "G1", "G.1", "Fine-tuning leaves the first blocks as they were",
         "the first four to five layers very well preserved", "CKA before and after, first 5/12 of blocks - second half",
         q.tuned, ("cka_controls",), Above(0.0, 0.05), OF_BLOCKS,
+        printed=Printed(4.0, 5.0, "blocks", "the paper: ViT-B/32 to ViT-H/14, very well preserved, which here is a CKA of at least 0.9", blocks_kept),
     ),
     Claim(
         "H1", "H.2", "An MLP-Mixer is more like a Vision Transformer than like a ResNet",
@@ -360,6 +378,7 @@ CLAIMS = (
         "B1", "tokens", "Massive tokens appear beyond a third of the depth",
         "Darcet et al. (2024): around layer 15 of 40", "share of massive tokens of V beyond a third of the depth - before, points",
         q.massive_appear, ("tokens",), Above(0.0), (UNTRAINED,),
+        printed=Printed(0.375, 0.375, "of the depth of V", "Darcet et al. (2024): DINOv2-g, around layer 15 of 40", massive_from),
     ),
     Claim(
         "B2", "frequency", "A Vision Transformer damps what is fine with depth",
@@ -376,5 +395,6 @@ CLAIMS = (
         "the notes say 70 against 40; the paper has no such number", "layers until CKA with the other's middle is 90 % of its maximum, R - V",
         q.layers_needed, ("cka",), Described(), interval=partial(bootstrap, step=1.0),
         threshold_from="none: the notes' counts are not in the paper, and depend on how layers are counted",
+        printed=Printed(30.0, 30.0, "layers", "the notes: 70 layers of a CNN against 40 of a Vision Transformer; no number of the paper"),
     ),
 )  # fmt: skip

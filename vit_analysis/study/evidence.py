@@ -76,6 +76,8 @@ class Evidence:
         self.weighted: tuple[str, np.ndarray] | None = None
         self.asked: set[str] = set()
         """The parts whose models a statistic has asked for."""
+        self.used: set[str] = set()
+        """Those models themselves."""
         self._tables = {name: _plain(table) for name, table in study.tables.items()}
         self._sources_of: dict[str, list[str]] = {}
         self._without: dict[str, dict[str, np.ndarray]] = {}
@@ -90,7 +92,9 @@ class Evidence:
         Raises:
             Refusal: there is none.
         """
-        return self.all(part)[0]
+        first, *_ = self._those_of(part)
+        self.used.add(first)
+        return first
 
     def all(self, part: str, least: int = 1) -> list[str]:
         """The models of a part.
@@ -98,6 +102,11 @@ class Evidence:
         Raises:
             Refusal: they are fewer than ``least``.
         """
+        found = self._those_of(part, least)
+        self.used.update(found)
+        return found
+
+    def _those_of(self, part: str, least: int = 1) -> list[str]:
         self.asked.add(part)
         found = self.parts.names(part)
         if len(found) < least:
@@ -108,7 +117,7 @@ class Evidence:
         """Yield the evidence of every further training run: the second run of each model that has one, then the third ..."""
         for parts in self.parts.each_run()[1:]:
             other = copy(self)
-            other.parts, other.asked = parts, set()
+            other.parts, other.asked, other.used = parts, set(), set()
             yield other
 
     def table(self, name: str) -> pd.DataFrame:

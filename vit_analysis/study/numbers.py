@@ -231,9 +231,14 @@ def mixer(e: Evidence) -> float:
 
 def reach(e: Evidence, model: str, blocks: slice) -> Float64[np.ndarray, " head"]:
     """Mean distance of every head of some blocks, as a multiple of that of uniform attention."""
-    rows = e.rows("attention_distance", model=model)
-    chosen = rows[rows["block"].isin(rows["block"].unique()[blocks])]
+    chosen = of_blocks(e, model, blocks)
     return (chosen["distance_px"] / chosen["uniform_px"]).to_numpy()
+
+
+def of_blocks(e: Evidence, model: str, blocks: slice) -> pd.DataFrame:
+    """The rows of attention distances of some blocks of a model, one row per head."""
+    rows = e.rows("attention_distance", model=model)
+    return rows[rows["block"].isin(rows["block"].unique()[blocks])]
 
 
 LOWEST, HIGHEST = slice(0, 2), slice(-2, None)

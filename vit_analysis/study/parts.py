@@ -78,7 +78,7 @@ class Parts:
         found = []
         for part in parts or [field.name for field in fields(self)]:
             value = getattr(self, part)
-            found += [_runs(own) for own in (value if _several(part) else (value,)) if own]
+            found += [_runs(own) for own in (value if several(part) else (value,)) if own]
         return found
 
     def each_run(self) -> list["Parts"]:
@@ -106,7 +106,7 @@ class Parts:
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if _several(field.name):
+            if several(field.name):
                 changed[field.name] = tuple(new for own in value if (new := change(_runs(own))))
             else:
                 changed[field.name] = change(_runs(value)) if value else None
@@ -117,7 +117,7 @@ def _runs(value: str | Sequence[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _several(part: str) -> bool:
+def several(part: str) -> bool:
     """Return whether several models may play a part, and not one with several runs."""
     return part in ("vit", "cnn", "less_data", "cnn_less_data", "no_skip")
 

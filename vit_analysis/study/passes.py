@@ -240,7 +240,10 @@ def plans(
         "skip": lambda: [skip.plan([*main, *cast.twins], images, first=FIRST_TOKENS)],
         "receptive_field": lambda: [fields()[0]],
         "receptive_field_maps": lambda: [fields()[1]],
-        "lesions": lambda: [lesions.plan(model, mixed(images, LESIONED)) for model in main],
+        "lesions": lambda: [
+            lesions.plan(model, mixed(images, LESIONED))
+            for model in _some([own for own in main if _classifies(own)], "a model with a classifier")
+        ],
         "lesions_trained": lambda: _without_skips(cast, images),
         "localization": lambda: [
             localization.plan([*cast.runs("vit", "gap", "cnn", "flat"), *cast.twins], images)
@@ -273,6 +276,11 @@ def plans(
         ],
         "frequency": lambda: [frequency.plan([*main, *cast.twins], images)],
     }
+
+
+def _classifies(model: Model) -> bool:
+    """Return whether a model's output can be an answer; that of timm's networks without a head is features."""
+    return getattr(model.module, "num_classes", None) != 0
 
 
 def _twins_of(cast: Cast, part: str) -> list[Model]:

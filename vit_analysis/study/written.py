@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from vit_analysis.study import rules
+from vit_analysis.study import casts, rules
 from vit_analysis.study.differences import Difference
 from vit_analysis.table import NESTED
 
@@ -51,6 +51,25 @@ FIRST = ("id", "figure", "claim", "paper", "statistic", "value", "low", "high", 
 """The first columns of the flat table, by which it is known again."""
 
 
+HEADS = (
+    *(
+        "id",
+        "figure",
+        "claim",
+        "the paper",
+        "its number",
+        "the same here",
+        "statistic",
+        "number",
+        "training runs",
+        "wanted",
+    ),
+    *("p (Holm)", "verdict", "controls"),
+)
+SUBSTITUTION = "substitution"  # the last column, where a model is of a cast
+RIGHT = {"the same here": "--:", "number": "--:", "training runs": "--:", "p (Holm)": "--:"}
+
+
 def _of_whom(found: pd.DataFrame) -> str:
     """Say who plays V and R, and how many models there are besides."""
     parts, models = found.attrs.get("parts", {}), list(found.attrs.get("models", {}))
@@ -67,6 +86,32 @@ def in_digits(row: Any) -> str:
     if math.isnan(row.value):
         return ""
     return f"{row.value:.3g}" + ("" if math.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]")
+
+
+def printed(row: Mapping[str, Any]) -> str:
+    """The number that the paper, or whoever makes the claim, prints; empty where none is printed."""
+    if math.isnan(row["paper_low"]):
+        return ""
+    least, most = f"{row['paper_low']:g}", f"{row['paper_high']:g}"
+    return f"{least if least == most else f'{least} to {most}'} {row['paper_unit']}"
+
+
+def here(row: Mapping[str, Any]) -> str:
+    """The same number of these models, to three significant digits; empty where none is printed."""
+    if math.isnan(row["paper_low"]):
+        return ""
+    return "not measured" if math.isnan(row["here"]) else f"{row['here']:.3g}"
+
+
+def _stand_ins(found: pd.DataFrame) -> list[str]:
+    """The models that stand for others of the paper, and what may be compared, as lines of Markdown; none without such."""
+    models = casts.members(found.attrs.get("models", {}))
+    if not models:
+        return []
+    lines = ["## Who stands for whom", "", "| model | in the paper | substituted |", "|---|---|---|"]
+    lines += [f"| {name} | {one.paper} | {one.instead} |" for name, one in models.items()]
+    lines += ["", *(f"* **{word}**: {meaning}." for word, meaning in casts.MEANINGS.items()), ""]
+    return lines
 
 
 def markdown(found: pd.DataFrame, differences: Sequence[Difference]) -> str:
@@ -86,14 +131,14 @@ def markdown(found: pd.DataFrame, differences: Sequence[Difference]) -> str:
         own = found[found["id"].isin(difference.findings)]
         told = "; ".join(f"{row.id} {in_digits(row)} {row.verdict}" for row in own.itertuples())
         lines += [f"{difference.number}. **{difference.title}**: {difference.verdict}. {told}.", ""]
+    lines += _stand_ins(found)
     lines += ["## What the verdicts mean", ""]
     lines += [f"* **{word}**: {meaning}." for word, meaning in rules.WORDS.items()]
     lines += ["", "## Every claim", ""]
-    lines += [
-        "| id | figure | claim | the paper | statistic | number | training runs | wanted | p (Holm) | verdict | controls |",
-        "|---|---|---|---|---|--:|--:|---|--:|---|---|",
-    ]
-    lines += [_markdown_row(row) for row in found.itertuples()]
+    replaced = any(found["substitution"])
+    heads = [*HEADS, *([SUBSTITUTION] if replaced else [])]
+    lines += [f"| {' | '.join(heads)} |", f"|{'|'.join(RIGHT.get(name, '---') for name in heads)}|"]
+    lines += [_markdown_row(row, replaced=replaced) for row in found.itertuples()]
     return "\n".join([*lines, ""])
 
 
@@ -103,14 +148,16 @@ def counts(found: pd.DataFrame) -> str:
     return f"{'; '.join(f'{held[word]} {word}' for word in rules.WORDS if word in held)}."
 
 
-def _markdown_row(row: Any) -> str:
+def _markdown_row(row: Any, *, replaced: bool) -> str:
     why = _why(row)
     verdict = f"**{row.verdict}**" + (f": {why}" if why else "")
     controls = "; ".join(f"{name} {own['value']:.3g}" for name, own in row.controls.items())
-    said = (row.id, row.figure, row.claim, row.paper, row.statistic)
+    beside = f"{told} ({row.paper_of})" if (told := printed(row._asdict())) else ""
+    said = (row.id, row.figure, row.claim, row.paper, beside, here(row._asdict()), row.statistic)
     wanted = f"{row.threshold} ({row.threshold_from})"
     runs = ", ".join(f"{value:.3g}" for value in row.runs)
-    cells = (*said, in_digits(row), runs, wanted, _p(row.p), verdict, controls)
+    cells = [*said, in_digits(row), runs, wanted, _p(row.p), verdict, controls]
+    cells += [row.substitution] if replaced else []
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
@@ -143,7 +190,10 @@ def latex(found: pd.DataFrame, differences: Sequence[Difference]) -> str:
 def _latex_row(row: Any) -> str:
     why = _why(row)
     verdict = f"{row.verdict}: {why}" if why else str(row.verdict)
-    number, wanted = (text.replace("-", "\N{MINUS SIGN}") for text in (in_digits(row), str(row.threshold)))
+    verdict += f" (substitution: {row.substitution.partition(':')[0]})" if row.substitution else ""
+    own = row._asdict()
+    number = in_digits(row) + (f" (printed: {told}; here {here(own)})" if (told := printed(own)) else "")
+    number, wanted = (text.strip().replace("-", "\N{MINUS SIGN}") for text in (number, str(row.threshold)))
     cells = [escaped(str(cell)) for cell in (row.id, row.claim, number, wanted, _p(row.p), verdict)]
     return " & ".join(cells).replace("\N{MINUS SIGN}", "$-$") + r" \\"
 

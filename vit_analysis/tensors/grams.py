@@ -33,8 +33,8 @@ Gram = Float64[Tensor, "image image"]
 
 # The number of images in a part of a batch, about. Products make time per image grow with it, and the variance of an
 # interval falls with it, about as 1 + 20 / images: in time x width squared 80 and 160 are alike with a ViT-Ti/16 and a
-# ResNet-50, the lab's small networks lose a tenth from 160 to 80, and fewer images are worse in both (benchmarks/parts.py).
-PART = 80
+# ResNet-50, 160 is better with the lab's small networks, and 54 and fewer are worse in both (benchmarks/parts.py).
+PART = 120
 # Tokens are scaled in pieces of so many numbers, 16 MB: larger ones do not stay near a core, smaller ones make short products.
 SCALED = 2**22
 # The choices of tokens in which an image is seen beside all others of its batch.

@@ -20,8 +20,9 @@ from torch.nn import functional
 PENALTIES = tuple(4.0**power for power in range(-5, 10))
 # A feature whose deviation is below this share of its mean, about float32's resolution, counts as constant.
 CONSTANT = 2.0**-20
-# Numbers in one solve, 256 MB in float64: thousands of classifiers are solved in pieces that fit into any memory.
-PIECE = 2**25
+# Numbers in one solve, 64 MB in float64 and a few times that for what comes in between: thousands of classifiers are solved
+# in pieces that fit into any memory.
+PIECE = 2**23
 
 
 def solve(

@@ -53,6 +53,13 @@ class Grid:
         place = torch.stack([row.flatten() * self.height, column.flatten() * self.width], dim=1).double()
         return torch.linalg.vector_norm(place[:, None] - place, dim=-1)
 
+    def uniform(self) -> float:
+        """The mean of `distances`, from how often each offset occurs: they need not be held."""
+        down, across = (torch.arange(1 - count, count).double() for count in (self.rows, self.columns))
+        times = (self.rows - down.abs())[:, None] * (self.columns - across.abs())
+        apart = torch.hypot(down[:, None] * self.height, across * self.width)
+        return float((times * apart).sum() / (self.rows * self.columns) ** 2)
+
 
 @dataclass(frozen=True)
 class Layout:

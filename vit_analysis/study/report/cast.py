@@ -14,6 +14,7 @@ from vit_analysis.makers import of_timm
 from vit_analysis.makers.request import Request
 from vit_analysis.plot.style import display_name
 from vit_analysis.spelling import Refusal
+from vit_analysis.study import casts
 
 LETTERS = {"vit": "V", "cnn": "R"}  # by which formulas call the first model of a part
 ROLES: Mapping[str, str] = {
@@ -46,6 +47,7 @@ class Member(NamedTuple):
         what: its family and size; empty where that is not known.
         learned: what it learned from and how well; empty where that is not known.
         runs: names of its training runs.
+        stands_for: what the paper has in its place, and what is substituted; empty where that is not known.
     """
 
     letter: str
@@ -55,6 +57,7 @@ class Member(NamedTuple):
     what: str
     learned: str
     runs: Sequence[str]
+    stands_for: str = ""
 
 
 def cast(parts: Parts, known: Mapping[str, Any]) -> list[Member]:
@@ -96,7 +99,9 @@ def the_lab(members: Sequence[Member]) -> str:
 
 def _member(letter: str, role: str, runs: Sequence[str]) -> Member:
     name = runs[0]
-    return Member(letter, role, name, display_name(name), _what(name), _learned(runs), list(runs))
+    known = casts.members([name]).get(name)
+    stands_for = f"{known.paper}. Here: {known.instead}" if known else ""
+    return Member(letter, role, name, display_name(name), _what(name), _learned(runs), list(runs), stands_for)
 
 
 def _what(name: str) -> str:

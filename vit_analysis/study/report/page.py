@@ -10,7 +10,7 @@ import pandas as pd
 
 from vit_analysis.plot.style import display_name
 from vit_analysis.spelling import did_you_mean
-from vit_analysis.study import rules
+from vit_analysis.study import casts, rules, written
 from vit_analysis.study.differences import Difference, Reason
 from vit_analysis.study.numbers import GRID
 from vit_analysis.study.report import cast, maps
@@ -19,10 +19,13 @@ from vit_analysis.study.report.sections import Place
 from vit_analysis.study.report.words import anchor, interval, label, numbers, p_value, text
 from vit_analysis.table import column
 
-TEXTS = ("id", "figure", "claim", "paper", "statistic", "threshold", "threshold_from", "because", "reason")
+TEXTS = (
+    *("id", "figure", "claim", "paper", "statistic", "threshold", "threshold_from", "because", "reason"),
+    *("paper_of", "substitution"),
+)
 COLUMNS = (
     *(*TEXTS, "models", "difference", "value", "low", "high", "tau", "p"),
-    *("verdict", "controls", "runs"),
+    *("verdict", "controls", "runs", "paper_low", "paper_high", "paper_unit", "here"),
 )
 MARKS = {
     rules.REPRODUCED: "✓",
@@ -64,6 +67,9 @@ def page(
         "models": [display_name(name) for name in provenance.get("models") or ()],
         "notes": [text(note) for note in provenance.get("notes") or () if f"{note}." not in said],
         "cast": [{**member._asdict(), "number": len(member.runs)} for member in members],
+        "replaced": any(member.stands_for for member in members),
+        "absent": _absent(findings),
+        "substitutions": casts.MEANINGS,
         "told_of_data": any(member.learned for member in members if member.learned != cast.NOTHING),
         "lab": cast.the_lab(members),
         "letters": _letters(members),
@@ -126,6 +132,7 @@ def _row(row: Row, drawn: Mapping[str, Place], differences: Sequence[Difference]
         "figure_anchor": anchor("figure", place) if place in drawn else "",
         "models": _called(text(row["models"])),
         "measured": _measured(row),
+        **{"printed": written.printed(row), "here": written.here(row)},
         "interval": interval(row),
         "p": p_value(row["p"]),
         "p_order": "" if pd.isna(row["p"]) else repr(float(row["p"])),
@@ -138,6 +145,14 @@ def _row(row: Row, drawn: Mapping[str, Place], differences: Sequence[Difference]
             for name, own in row["controls"].items()
         ],
     }  # fmt: skip
+
+
+def _absent(findings: pd.DataFrame) -> dict[str, str]:
+    """Why parts that no model plays cannot be played by a public one, by their words."""
+    parts = findings.attrs.get("parts", {})
+    names = [runs[0] for several in parts.values() for runs in several]
+    lacking = casts.absent(names, [part for part, several in parts.items() if several])
+    return {cast.ROLES[part]: why for part, why in lacking.items()}
 
 
 def _called(names: str) -> str:
