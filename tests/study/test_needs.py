@@ -10,6 +10,7 @@ from vit_analysis.study import needs, passes
 from vit_analysis.study.drawings import DRAWINGS
 from vit_analysis.study.parts import LAB_PARTS, Parts
 from vit_analysis.study.passes import Cast
+from vit_analysis.typed import Machine
 
 FEW = Images(limit=8, batch=4)
 TRAIN = Images(limit=100, seed=1)
@@ -58,7 +59,7 @@ def test_figures_of_models_that_are_not_there_ask_for_no_fewer():
 
 @pytest.fixture(scope="module")
 def cast() -> Cast:
-    return Cast.load(PARTS, "cpu", twins=False)
+    return Cast.load(PARTS, Machine("cpu"), twins=False)
 
 
 def of(cast: Cast, *names: str) -> Cast:

@@ -40,7 +40,7 @@ from vit_analysis.study.drawings import DRAWINGS
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
 from vit_analysis.study.passes import Cast
-from vit_analysis.typed import Pictures
+from vit_analysis.typed import Machine, Pictures
 
 IMAGES = Images(limit=40, batch=20)
 FEW = Images(limit=8, batch=4)
@@ -59,7 +59,7 @@ QUICK = {"cka", "cka_controls", "attention_distance", "skip", "localization"}
 
 @pytest.fixture(scope="module")
 def cast() -> Cast:
-    return Cast.load(UNTRAINED, "cpu")
+    return Cast.load(UNTRAINED, Machine("cpu"))
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_models_of_the_lab_that_are_not_there_are_left_out_with_the_command_that
 ):
     monkeypatch.setattr("vit_analysis.lab.zoo.home", lambda name: tmp_path / name)
     with caplog.at_level(logging.WARNING):
-        cast = Cast.load(Parts(vit=("lab/vit@random",), mixer="lab/mixer"), "cpu")
+        cast = Cast.load(Parts(vit=("lab/vit@random",), mixer="lab/mixer"), Machine("cpu"))
     assert cast.parts == Parts(vit=("lab/vit@random",))
     assert (
         "no weights of 'lab/mixer' yet: train it with python -m vit_analysis.train lab/mixer" in caplog.text
@@ -246,7 +246,7 @@ def test_a_model_may_play_several_parts():
     parts = Parts(
         vit=("lab/vit@random", "lab/vit_gap@random"), gap="lab/vit_gap@random", tuned="lab/vit_gap@random"
     )
-    several = Cast.load(parts, "cpu")
+    several = Cast.load(parts, Machine("cpu"))
     plans = passes.plans(several, FEW, FEW, TRAIN, FEW)
     for name in ("cka", "attention_distance", "cka_controls"):
         models = plans[name]()[0].reading.models
@@ -254,17 +254,19 @@ def test_a_model_may_play_several_parts():
 
 
 def test_the_twin_whose_attention_is_measured_is_that_of_the_transformer():
-    mixed = Cast.load(Parts(vit=("lab/vit@random",), cnn=("lab/resnet",)), "cpu")
+    mixed = Cast.load(Parts(vit=("lab/vit@random",), cnn=("lab/resnet",)), Machine("cpu"))
     (plan,) = passes.plans(mixed, FEW, FEW, TRAIN, FEW)["attention_distance"]()
     assert list(plan.reading.models) == ["lab/vit@random"]
 
 
 def test_a_model_without_a_classifier_gives_no_answers_that_lesions_could_change():
     tiny = "vit_tiny_patch16_224,img_size=32,depth=2,embed_dim=24,num_heads=3"
-    both = Cast.load(Parts(vit=(f"{tiny},num_classes=0@random", f"{tiny},num_classes=5@random")), "cpu")
+    both = Cast.load(
+        Parts(vit=(f"{tiny},num_classes=0@random", f"{tiny},num_classes=5@random")), Machine("cpu")
+    )
     plans = passes.plans(both, FEW, FEW, TRAIN, FEW)["lesions"]()
     assert [name for plan in plans for name in plan.reading.models] == [f"{tiny},num_classes=5@random"]
-    alone = Cast.load(Parts(vit=(f"{tiny},num_classes=0@random",)), "cpu")
+    alone = Cast.load(Parts(vit=(f"{tiny},num_classes=0@random",)), Machine("cpu"))
     with pytest.raises(Refusal, match="needs a model with a classifier"):
         passes.plans(alone, FEW, FEW, TRAIN, FEW)["lesions"]()
 
@@ -295,7 +297,7 @@ def test_tables_are_kept_until_a_model_or_the_images_change(cast, tmp_path, monk
 
 
 def test_an_analysis_that_does_not_apply_is_missing_with_its_reason(tmp_path):
-    alone = Cast.load(Parts(cnn=("lab/resnet@random",)), "cpu")
+    alone = Cast.load(Parts(cnn=("lab/resnet@random",)), Machine("cpu"))
     done = passes.run(
         alone, FEW, TRAIN, tmp_path, {"attention_distance", "head_subsets", "lesions_trained", "skip"}
     )

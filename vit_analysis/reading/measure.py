@@ -145,6 +145,8 @@ def say(passes: Sequence[Mapping[str, Measurement[Any]]], results: str) -> None:
         settings = {name: value for one in different.values() for name, value in one.reading.settings.items()}
         told.append((title, replace(reading, settings=settings), [one.kind for one in different.values()]))
     briefing.say(told, results)
+    if not told:
+        return  # every table is kept already
     models = {name: own for _, reading, _ in told for name, own in reading.models.items()}
     rounding.say(models, told[0][1].images)
 
