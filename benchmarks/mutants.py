@@ -40,31 +40,32 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "vit_analysis"
 KEPT = ROOT / "benchmarks" / "mutants.jsonl"
 WORDS = ("equivalent", "tuning", "hole")
-PROPERTIES = "properties/"
+AXES, INTERVALS, KEYS = "test_axes.py", "test_intervals_of_tables.py", "test_keys_of_settings.py"
 # The tests that concern a module, below tests/; a module that is not named has those that are called like it.
 TESTS: dict[str, tuple[str, ...]] = {
-    "attention_distance": ("test_attention_distance.py", "properties/test_axes.py", "properties/test_intervals_of_tables.py"),
-    "cka": ("test_cka.py", "properties/test_intervals_of_tables.py"),
-    "frequency": ("test_frequency.py", "properties/test_axes.py", "properties/test_intervals_of_tables.py"),
-    "images": ("test_images.py", "sources/test_keys.py", "properties/test_keys_of_settings.py"),
-    "lesions": ("test_lesions.py", "properties/test_intervals_of_tables.py"),
-    "localization": ("test_localization.py", "properties/test_axes.py", "properties/test_intervals_of_tables.py"),
-    "probe": ("test_probe.py", "properties/test_axes.py", "properties/test_intervals_of_tables.py"),
-    "receptive_field": ("test_receptive_field.py", "properties/test_axes.py", "properties/test_intervals_of_tables.py"),
-    "skip": ("test_skip.py", "properties/test_axes.py", "properties/test_intervals_of_tables.py"),
-    "soft_nearest_neighbor": ("test_soft_nearest_neighbor.py", "properties/test_intervals_of_tables.py"),
-    "tokens": ("test_token_statistics.py", "properties/test_axes.py", "properties/test_intervals_of_tables.py"),
-    "reading/intervals": ("reading/test_intervals.py",),
-    "reading/measure": ("reading/test_measure.py", "study/test_needs.py", "properties/test_keys_of_settings.py"),
-    "study/claims": ("properties/test_claims_by_hand.py", "study/test_numbers.py", "test_findings.py"),
-    "study/controls": ("test_findings.py",),
-    "study/numbers": ("study/test_numbers.py", "properties/test_claims_by_hand.py"),
-    "study/rules": ("study/test_rules.py", "properties/test_rules_in_every_order.py"),
-    "study/estimates": ("study/test_estimates.py", "study/test_evidence.py"),
+    "attention_distance": ("test_attention_distance.py", AXES, INTERVALS, KEYS),
+    "cka": ("test_cka.py", INTERVALS, AXES, KEYS),
+    "frequency": ("test_frequency.py", AXES, INTERVALS, KEYS),
+    "images": ("test_images.py", "sources/test_keys.py", KEYS),
+    "lesions": ("test_lesions.py", INTERVALS, AXES, KEYS),
+    "localization": ("test_localization.py", AXES, INTERVALS, KEYS),
+    "probe": ("test_probe.py", AXES, INTERVALS, KEYS),
+    "receptive_field": ("test_receptive_field.py", AXES, INTERVALS, KEYS),
+    "skip": ("test_skip.py", AXES, INTERVALS, KEYS),
+    "soft_nearest_neighbor": ("test_soft_nearest_neighbor.py", INTERVALS, AXES, KEYS),
+    "tokens": ("test_token_statistics.py", AXES, INTERVALS, KEYS),
+    "reading/intervals": ("reading/test_intervals.py", INTERVALS),
+    "reading/measure": ("reading/test_measure.py", "study/test_needs.py", KEYS),
+    "reading/state": ("reading/test_state.py", INTERVALS),
+    "study/claims": ("study/test_claims_by_hand.py", "test_findings.py"),
+    "study/controls": ("study/test_controls_by_hand.py", "test_findings.py"),
     "study/evidence": ("study/test_evidence.py", "study/test_estimates.py"),
-    "tensors/grams": ("tensors/test_grams.py", "properties/test_selections_by_hand.py"),
-    "tensors/tokens": ("tensors/test_tokens.py", "properties/test_selections_by_hand.py", "properties/test_axes.py"),
-}  # fmt: skip
+    "study/estimates": ("study/test_estimates.py", "study/test_evidence.py"),
+    "study/numbers": ("study/test_claims_by_hand.py", "study/test_numbers.py"),
+    "study/rules": ("study/test_rules_in_every_order.py", "study/test_rules.py"),
+    "tensors/grams": ("tensors/test_grams.py", "tensors/test_selections_by_hand.py"),
+    "tensors/tokens": ("tensors/test_selections_by_hand.py", "tensors/test_tokens.py", AXES, "test_probe.py"),
+}
 
 COMPARED: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     **{ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.Lt)},
@@ -303,13 +304,14 @@ def sample(found: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
 class Trials:
     """A copy of the repository in a temporary folder, in which a module may be another."""
 
-    def __init__(self, folder: Path, module: str) -> None:
+    def __init__(self, folder: Path, module: str, *, quick: bool = False) -> None:
         left_out = shutil.ignore_patterns(
             ".git", ".venv*", "*.jsonl", "runs", "site", ".*_cache", "__pycache__"
         )
         shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=left_out)
         self.folder, self.file = folder, folder / PACKAGE / f"{module}.py"
         self.source, self.limit = self.file.read_bytes(), 600.0
+        self.marks = ("not slow",) if quick else ("not slow", "slow")
         self.tests = [f"tests/{name}" for name in tests_of(module) if (folder / "tests" / name).exists()]
 
     def unchanged(self) -> None:
@@ -325,7 +327,7 @@ class Trials:
         self.file.write_bytes(source)
         for old in (self.file.parent / "__pycache__").glob(f"{self.file.stem}.*"):
             old.unlink()  # times of files are too coarse to tell two faults of a second apart
-        for chosen in ("not slow", "slow"):
+        for chosen in self.marks:
             code, said = self._pytest(chosen)
             if code not in (0, 5):
                 return "noticed", said
@@ -399,14 +401,14 @@ def add(kept: Path, **facts: Any) -> None:
         file.write(json.dumps(facts) + "\n")
 
 
-def tried(module: str, count: int, seed: int, kept: Path, *, survivors: bool) -> None:
+def tried(module: str, count: int, seed: int, kept: Path, *, survivors: bool, quick: bool = False) -> None:
     """Try faults of one module that have no answer yet; or those that were not noticed, again."""
     import timm  # noqa: F401  (once for all forks)
     import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        trials = Trials(Path(folder), module)
+        trials = Trials(Path(folder), module, quick=quick)
         found, known = mutants(trials.source, module), answers(kept)
         if survivors:
             chosen = [
@@ -489,7 +491,7 @@ def main() -> None:
     elif typed.table:
         print(table(typed.kept))
     elif typed.module:
-        tried(typed.module, typed.count, typed.seed, typed.kept, survivors=typed.survivors)
+        tried(typed.module, typed.count, typed.seed, typed.kept, survivors=typed.survivors, quick=typed.quick)
     else:
         parser.error("which module?")
 
