@@ -481,6 +481,9 @@ def main() -> None:
     parser.add_argument(
         "--judge", nargs=3, metavar=("FAULT", "WORD", "WHY"), help=f"one of {', '.join(WORDS)}"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out the tests that tests/slow.txt calls slow"
+    )
     parser.add_argument("--table", action="store_true", help="print what was found, in Markdown")
     typed = parser.parse_args()
     if typed.judge:

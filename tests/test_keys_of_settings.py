@@ -111,6 +111,17 @@ def test_every_setting_of_every_plan_has_another_value():
     assert {f"{name}.{setting}" for name, setting in settings()} == set(other())
 
 
+def test_a_plan_and_its_measurement_have_the_same_defaults():
+    """Or a table and what a study keeps of it would be of different settings."""
+    for name, plan in plans().items():
+        measured = inspect.signature(
+            next(one for one in ANALYSES if one.name == name.split(".")[0]).module.measure
+        )
+        for setting, own in inspect.signature(plan).parameters.items():
+            if setting in measured.parameters and name.split(".")[1] in ("plan", "plan_with_maps"):
+                assert own.default == measured.parameters[setting].default, (name, setting)
+
+
 @pytest.mark.parametrize(("name", "setting"), settings())
 def test_another_setting_is_another_key(name, setting):
     plan, first = plans()[name], given()[name]
