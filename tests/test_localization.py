@@ -1,10 +1,12 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 from doubles import Given, Layers, oracle_cka
+from scipy.stats import t as student
 from torch import nn
 
 from vit_analysis import localization, models, plot
@@ -295,6 +297,54 @@ def test_patches_lie_where_the_network_cuts_them():
     assert not padded[:, 3].view(2, 3, 2, 2)[..., 1].any()
     with pytest.raises(Refusal, match=r"patches of 2.5 x 2 px are no whole pixels"):
         patches(pixels, Grid(2, 3, 2.5, 2.0))
+
+
+@pytest.mark.parametrize(("rows", "columns", "missing"), [(2, 4, (0, 1)), (3, 3, (1, 0)), (3, 4, (1, 1))])
+def test_a_cell_that_reaches_beyond_the_image_on_either_side_has_zeros_there(rows, columns, missing):
+    pixels = torch.rand(2, 3, 5, 7) + 1
+    cut = patches(pixels[:, :, : 5 - (1 - missing[0]), : 7 - (1 - missing[1])], Grid(rows, columns, 2.0, 2.0))
+    whole = cut.view(2, rows, columns, 3, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 2 * rows, 2 * columns)
+    down, across = 2 * rows - missing[0], 2 * columns - missing[1]
+    assert torch.equal(whole[:, :, :down, :across], pixels[:, :, :down, :across])
+    assert not whole[:, :, down:].any()
+    assert not whole[:, :, :, across:].any()
+
+
+def test_a_model_that_writes_into_its_input_is_compared_with_what_it_was_given():
+    images = given(32)
+    kept = images.pixels.clone()
+    plain = measure({"m": Layers(x=cells)}, replace(images, pixels=kept), layers="x")
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.end = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            own = cells(x).clone()
+            x.zero_()
+            return self.end(own)
+
+    np.testing.assert_array_equal(measure({"m": Late()}, images, layers="end")["cka"], plain["cka"])
+
+
+@pytest.mark.parametrize(("rows", "columns", "tokens"), [(3, 5, 3), (5, 3, 3), (4, 4, 4), (2, 5, 10)])
+def test_where_every_interior_token_is_right_there_are_as_many_trials_as_interior_tokens(
+    rows, columns, tokens
+):
+    count = rows * columns
+    token, patch = np.divmod(np.arange(count**2), count)
+    table = pd.DataFrame({"model": "m", "layer": "x", "token": token, "token_row": token // columns})
+    table = table.assign(token_col=token % columns, patch_row=patch // columns, patch_col=patch % columns)
+    table["cka"] = (token == patch) * 0.9
+    table["cka_without"] = list(np.repeat(table["cka"].to_numpy()[:, None], 5, axis=1))
+    found = summary(table).set_index("statistic").loc["hit_rate"]
+    square = student.ppf(0.975, 4) ** 2
+    if min(rows, columns) > 2:
+        assert found["value"] == 1
+        assert found["low"] == pytest.approx(tokens / (tokens + square))  # Wilson's, of so many, all right
+    else:
+        assert np.isnan(found["value"])
 
 
 def noisy(x: torch.Tensor) -> torch.Tensor:
