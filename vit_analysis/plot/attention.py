@@ -151,8 +151,15 @@ def heads_over_depth(table: pd.DataFrame, name: str, ax: Axes | None = None) -> 
         own, drawn = table[table["model"] == model], look(model, table)
         place = own["depth"] + ASIDE * (number - (len(models) - 1) / 2)
         bars = np.maximum([own[name] - own[low], own[high] - own[name]], 0)
-        bare = {"linestyle": "", "marker": drawn.marker, "markersize": 2.5, "alpha": 0.5}
-        ax.errorbar(place, own[name], bars, None, color=drawn.colour, elinewidth=0.7, **bare)  # type: ignore[arg-type]
+        face = drawn.line()["markerfacecolor"]
+        bare = {
+            "linestyle": "",
+            "marker": drawn.marker,
+            "markersize": 2.5,
+            "alpha": 0.5,
+            "markerfacecolor": face,
+        }
+        ax.errorbar(place, own[name], bars, None, color=drawn.colour, elinewidth=0.7, **bare)
         for run in (model, *further_runs(table, model)):
             mean = table[table["model"] == run].groupby("block", sort=False)[["depth", name]].mean()
             line = drawn.line() | {"marker": "", "linewidth": 1.3} if run == model else THIN

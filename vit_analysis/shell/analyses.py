@@ -44,13 +44,15 @@ ANALYSES = (
     Analysis(
         "attention_distance",
         "3, 4, 5, C.5, C.6",
-        "how far each head looks, in pixels; head subsets against the CNN's lower units",
+        "how far each head looks in pixels, its entropy and mutual information, also in Swin's windows; "
+        "head subsets against the CNN's lower units",
         ("attention_distance", "head_subsets"),
     ),
     Analysis(
         "receptive_field",
         "6, C.1-C.4",
-        "gradients of a layer's centre position, before and after the residual addition",
+        "gradients of a layer's centre position, before and after the residual addition; radius, and the squares of "
+        "published tables",
         ("receptive_field", "receptive_field_maps"),
     ),
     Analysis(
