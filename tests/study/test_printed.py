@@ -48,16 +48,18 @@ def test_a_layer_that_is_constant_over_images_has_no_part_in_it():
 def test_the_nearest_and_the_farthest_head_are_those_of_the_two_lowest_blocks_in_pixels():
     columns = ("model", "block", "head", "distance_px", "uniform_px")
     own = [
-        ("v", "blocks.0", 0, 31.0, 117.0),
-        ("v", "blocks.0", 1, 90.0, 117.0),
-        ("v", "blocks.1", 0, 44.0, 117.0),
-        ("v", "blocks.1", 1, 101.0, 117.0),
-        ("v", "blocks.2", 0, 5.0, 117.0),
-        ("v", "blocks.2", 1, 116.0, 117.0),
-        ("w", "blocks.0", 0, 1.0, 117.0),
+        ("v", "blocks.0", 0, 31.0 / 7, 116.5 / 7),  # an image of 32 px
+        ("v", "blocks.0", 1, 90.0, 116.5),
+        ("v", "blocks.1", 0, 44.0, 116.5),
+        ("v", "blocks.1", 1, 101.0, 116.5),
+        ("v", "blocks.2", 0, 5.0, 116.5),
+        ("v", "blocks.2", 1, 116.0, 116.5),
+        ("w", "blocks.0", 0, 1.0, 116.5),
     ]
     e = evidence(V_AND_R, attention_distance=rows(columns, *own))
-    assert (printed.nearest_head(e), printed.farthest_head(e)) == (31.0, 101.0)
+    # As on images of 224 px, where uniform attention looks 116.5 px.
+    assert printed.nearest_head(e) == pytest.approx(31.0)
+    assert printed.farthest_head(e) == pytest.approx(101.0)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from scipy.optimize import isotonic_regression
 from vit_analysis.study import numbers as q
 from vit_analysis.study.evidence import Evidence
 
+# Pixels that uniform attention looks on the paper's images, 14 x 14 patches of 16 px: images of another size are scaled by it.
+UNIFORM = 116.5
 KEPT = 0.9  # of CKA before and after: what is still the same layer; the paper prints no number for it
 
 
@@ -51,17 +53,18 @@ def alike_at(depth: float) -> Callable[[Evidence], float]:
 
 
 def nearest_head(e: Evidence) -> float:
-    """The mean distance that the most local head of the two lowest blocks of V looks, in pixels."""
+    """The mean distance that the most local head of the two lowest blocks of V looks, in pixels of an image of 224 px."""
     return float(_distances(e).min())
 
 
 def farthest_head(e: Evidence) -> float:
-    """The mean distance that the most global head of the two lowest blocks of V looks, in pixels."""
+    """The mean distance that the most global head of the two lowest blocks of V looks, in pixels of an image of 224 px."""
     return float(_distances(e).max())
 
 
 def _distances(e: Evidence) -> np.ndarray:
-    return q.of_blocks(e, e.one("vit"), q.LOWEST)["distance_px"].to_numpy()
+    rows = q.of_blocks(e, e.one("vit"), q.LOWEST)
+    return UNIFORM * (rows["distance_px"] / rows["uniform_px"]).to_numpy()
 
 
 def blocks_kept(e: Evidence) -> float:
