@@ -103,27 +103,31 @@ def of_share(value: float, half: float, trials: float, factor: float) -> tuple[f
     return max(0.0, low), min(1.0, high)
 
 
-def test_every_kind_of_table_has_a_case_and_every_bound_is_tried():
+def bounds_of(kind: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The lower and upper bounds that the column has to have."""
+    value, wide, how = table(kind)[column].to_numpy(dtype=float), half(kind, column), BOUNDS[kind][column][2]
+    if isinstance(how, float):
+        factor = student.ppf(0.975, groups(kind) - 1)
+        both = [of_share(*pair, how, factor) for pair in zip(value, wide, strict=True)]
+        return np.array([low for low, _ in both]), np.array([high for _, high in both])
+    if how == "relative":
+        return value * np.exp(-wide / value), value * np.exp(wide / value)
+    return value - wide, value + wide
+
+
+def test_every_kind_of_table_has_a_case():
     kinds = {kind for analysis in ANALYSES for kind in analysis.tables}
     assert kinds == set(BOUNDS) == set(tiny.TABLES)
-    for kind, bounds in BOUNDS.items():
-        names = [
-            name
-            for name in table(kind)
-            if str(name).endswith(("low", "high")) and not str(name).startswith(STEPPED)
-        ]
-        assert sorted(names) == sorted(bound for low, high, _ in bounds.values() for bound in (low, high)), (
-            kind
-        )
 
 
 @pytest.mark.parametrize("kind", BOUNDS)
-def test_values_without_each_group_are_those_of_runs_without_it(kind):
-    whole = table(kind)
-    for name in (str(column) for column in whole if str(column).endswith("_without")):
+def test_values_without_each_group_and_intervals_are_those_of_runs_without_it(kind):
+    whole, bounds = table(kind), BOUNDS[kind]
+    names = [str(name) for name in whole if not str(name).startswith(STEPPED)]
+    told = [name for name in names if name.endswith(("low", "high"))]
+    assert sorted(told) == sorted(name for low, high, _ in bounds.values() for name in (low, high))
+    for name in (name for name in names if name.endswith("_without")):
         column = name.removesuffix("_without")
-        if column.startswith(STEPPED):
-            continue
         own, expected = tiny.replicates(whole, column), runs(kind, column).T
         if (kind, column) == ("skip", "median"):  # kept for class token and spatial tokens alone
             rows = ~whole["token"].str.isdigit().to_numpy()
@@ -133,22 +137,7 @@ def test_values_without_each_group_are_those_of_runs_without_it(kind):
         assert (
             column.startswith(("accuracy", "massive", "drop")) or np.nanmax(own.std(1)) > 0
         )  # it tries something
-
-
-@pytest.mark.parametrize(
-    ("kind", "column"), [(kind, column) for kind, own in BOUNDS.items() for column in own]
-)
-def test_an_interval_is_that_of_runs_without_each_group(kind, column):
-    whole, (low, high, how) = table(kind), BOUNDS[kind][column]
-    value, wide = whole[column].to_numpy(dtype=float), half(kind, column)
-    if isinstance(how, float):
-        factor = student.ppf(0.975, groups(kind) - 1)
-        bounds = [of_share(*pair, how, factor) for pair in zip(value, wide, strict=True)]
-        expected = np.array(bounds).T
-    elif how == "relative":
-        expected = np.array([value * np.exp(-wide / value), value * np.exp(wide / value)])
-    else:
-        expected = np.array([value - wide, value + wide])
-    scale = np.nanmax(np.abs(value)) + np.nanmax(wide)
-    for name, said in zip((low, high), expected, strict=True):
-        np.testing.assert_allclose(whole[name], said, rtol=1e-3, atol=1e-3 * scale, err_msg=name)
+    for column, (low, high, _) in bounds.items():
+        scale = np.nanmax(np.abs(whole[column])) + np.nanmax(half(kind, column))
+        for name, said in zip((low, high), bounds_of(kind, column), strict=True):
+            np.testing.assert_allclose(whole[name], said, rtol=1e-3, atol=1e-3 * scale, err_msg=name)

@@ -75,10 +75,10 @@ def test_a_fault_changes_what_it_says_and_the_rest_stays(mutants):
 
 
 def test_every_module_can_have_faults_that_can_be_read(mutants):
-    for name in ("study/numbers", "tensors/tokens", "skip"):
+    for name in ("study/rules", "frequency"):
         source = (ROOT / "vit_analysis" / f"{name}.py").read_bytes()
         found = mutants.mutants(source, name)
-        assert len(found) > 100
+        assert len(found) > 60
         assert len({one.id for one in found}) == len(found)
         for one in found[::7]:
             ast.parse(one.applied(source))
