@@ -273,7 +273,7 @@ def everything(loaded: Sequence[Model], images: Images) -> dict[str, Any]:
 
 
 def waits(bench: Bench) -> Iterator[str]:
-    """Kernels, and waits for the device, of one batch run plainly; and the same batch recorded."""
+    """Kernels, and waits for the device, of one batch run plainly, the search for the axis of images included."""
     yield "| model | precision | what | layers | kernels | waits | copies to the host | on the device, ms | wall, ms |"
     yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
     batch = bench.sizes["batches"][0]

@@ -159,9 +159,10 @@ def test_nothing_waits_for_a_gpu_layer_by_layer(name):
             stream.look(reading, model, run, pixels, [])  # what is found out once
             torch.cuda.set_sync_debug_mode("error")
             try:
-                stream.look(reading, model, run, pixels, [])
+                kept = stream.look(reading, model, run, pixels, [])
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+            assert kept
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

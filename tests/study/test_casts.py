@@ -1,6 +1,7 @@
 """Casts: every name is public, what is said of it is so, and nothing is looked up in a network."""
 
 import importlib.util
+import logging
 import socket
 import sys
 from dataclasses import fields
@@ -247,9 +248,11 @@ def test_a_model_of_the_users_own_is_told_and_what_was_chosen_beside_the_casts()
     )
 
 
-def test_nothing_is_said_of_the_lab(monkeypatch):
+def test_nothing_is_said_of_the_lab(monkeypatch, caplog):
     monkeypatch.setattr(announced, "measured", lambda _: pytest.fail("it was measured"))
-    announced.say(LAB, asked(LAB.parts), "cpu")
+    with caplog.at_level(logging.INFO, "vit_analysis"):
+        announced.say(LAB, asked(LAB.parts), "cpu")
+    assert not caplog.records
 
 
 def test_the_rate_of_this_machine_is_measured():

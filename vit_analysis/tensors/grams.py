@@ -32,8 +32,8 @@ from vit_analysis.tensors.tokens import SELECTIONS, Layout
 Gram = Float64[Tensor, "image image"]
 
 # The number of images in a part of a batch, about. Products make time per image grow with it, and the variance of an
-# interval falls with it, about as 1 + 20 / images: in time x width squared 80 and 160 are alike with a ViT-Ti/16 and a
-# ResNet-50, 160 is better with the lab's small networks, and 54 and fewer are worse in both (benchmarks/parts.py).
+# interval falls with it: in time x width squared 160 is better than 80 with the lab's small networks, and 54 and fewer are
+# worse (benchmarks/parts.py). Between them, as products weigh more in large networks; it was not tried itself.
 PART = 120
 # Tokens are scaled in pieces of so many numbers, 16 MB: larger ones do not stay near a core, smaller ones make short products.
 SCALED = 2**22
