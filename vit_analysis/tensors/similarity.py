@@ -11,8 +11,8 @@ biased estimator of the paper's text is here as a control only (`biased`): on in
 truth is 0 (128 images, 4,000 features).
 
 Precision: Grams are formed in float32 with TF32 and autocast off, centred in float64, kept in float32 and multiplied in
-float64. On a GPU beside a coarser forward pass they are formed in TF32, or of bfloat16 as it is (`precision`). What float32 does not
-tolerate is a common offset, which centring cancels only after rounding; `gram` removes it.
+float64. On a GPU beside a coarser forward pass they are formed in TF32, or of bfloat16 as it is (`precision`). What float32
+does not tolerate is a common offset, which centring cancels only after rounding; `gram` removes it.
 """
 
 from collections.abc import Iterator
