@@ -25,6 +25,28 @@ def _seeded() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _settings_of_torch_stay() -> Iterator[None]:
+    """A test that leaves one of them changed fails itself, and not some other that runs after it in the same process."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    torch = sys.modules["torch"]
+    asked = (
+        torch.get_num_threads,
+        torch.is_grad_enabled,
+        torch.get_default_dtype,
+        torch.get_float32_matmul_precision,
+        lambda: torch.backends.cudnn.allow_tf32,
+        lambda: torch.backends.cudnn.enabled,
+        lambda: torch.backends.mkldnn.enabled,
+        torch.are_deterministic_algorithms_enabled,
+    )
+    before = [ask() for ask in asked]
+    yield
+    assert [ask() for ask in asked] == before
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of real weights and images; tests that need it are skipped elsewhere."""

@@ -39,6 +39,18 @@ def test_float32_is_full_also_for_convolutions_and_settings_come_back():
     assert settings() == before
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_models_that_ask_for_the_older_settings_are_answered(precision):
+    """Some put `cudnn.flags` around a layer, and torch.export asks for them; a setting of its own is no answer to them."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with computing(precision, CPU):
+        assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+        assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+        with torch.backends.cudnn.flags(enabled=False):
+            assert not torch.backends.cudnn.enabled
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
 def test_bf16_is_autocast_and_sums_within_it_are_not():
     x = torch.randn(8, 8)
     with computing("bf16", CPU):

@@ -1,6 +1,6 @@
 """The precision of matrix products and convolutions, whose settings belong to the user and come back as they were."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -51,28 +51,46 @@ def as_precise_as_features(device: torch.device) -> AbstractContextManager[None]
 def _older(precision: str) -> Iterator[None]:
     """Before torch 2.9 there is one setting of products and one of convolutions."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    _set_older("high" if precision == "tf32" else "highest", precision == "tf32")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        _set_older(*before)
 
 
 @contextmanager
 def _newer(precision: str) -> Iterator[None]:
-    """Since torch 2.9 each backend has its own, and asking for the older ones is an error after a user has set these."""
+    """Since torch 2.9 each backend has its own; the older two are set to the same, or whoever asks for them meets an error."""
     every: Any = torch.backends
     of_gpu = [every.cuda.matmul, every.cudnn.conv, every.cudnn.rnn]
     backends = [*of_gpu, every.mkldnn.matmul, every.mkldnn.conv, every.mkldnn.rnn]
     before = [own.fp32_precision for own in backends]
+    products = _told(torch.get_float32_matmul_precision)
+    convolutions = _told(lambda: torch.backends.cudnn.allow_tf32)
     try:
+        _set_older("high" if precision == "tf32" else "highest", precision == "tf32")
         for own in backends:
             own.fp32_precision = precision if own in of_gpu else "ieee"
         yield
     finally:
+        _set_older(products, convolutions)
         for own, set_before in zip(backends, before, strict=True):
             own.fp32_precision = "none"  # as the more general setting says, if that is what it was
             if own.fp32_precision != set_before:
                 own.fp32_precision = set_before
+
+
+def _told(ask: Callable[[], Any]) -> Any:
+    """The older setting, or None: after a user has set the newer ones, asking for it is an error."""
+    try:
+        return ask()
+    except RuntimeError:
+        return None
+
+
+def _set_older(products: str | None, convolutions: bool | None) -> None:
+    """Set the older two, and by that the newer ones of the same; None stays as it is."""
+    if products is not None:
+        torch.set_float32_matmul_precision(products)
+    if convolutions is not None:
+        torch.backends.cudnn.allow_tf32 = convolutions
