@@ -12,13 +12,15 @@ where the tests of `TESTS` run until one fails: the quick ones first. Answers ar
 answered there for the same source is not tried again. A fault that nothing notices has to be judged by a person:
 ``equivalent`` (nothing changes that matters), ``tuning`` (a constant that may be another) or ``hole``.
 
-Every trial is a fork of a process that has imported torch, so that it costs what its tests cost. Linux and macOS only.
+Every trial is a fork of a process that has imported torch and the other libraries, so that it costs what its tests cost. Linux
+and macOS only.
 """
 
 import argparse
 import ast
 import copy
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -79,6 +81,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tensors/precision": ("reading/test_rounding.py", "test_users_models.py"),
     "tensors/tokens": ("tensors/test_selections_by_hand.py", "tensors/test_tokens.py", AXES, "test_probe.py"),
 }
+
+# What tests import, but for the package itself: imported once for all trials.
+LIBRARIES = (
+    *("torch", "timm", "torchvision", "pandas", "scipy.stats", "matplotlib.pyplot", "pyarrow.parquet"),
+    *("beartype", "einops", "hypothesis", "jaxtyping", "tyro"),
+)
 
 COMPARED: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     **{ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.Lt)},
@@ -379,7 +387,18 @@ class Trials:
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         import pytest
 
-        short = ["-x", "-q", "--tb=no", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        short = [
+            "-x",
+            "-q",
+            "--tb=no",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:nbmake",
+        ]
         loaded = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that torch or timm imports
         code = int(pytest.main([*short, "-W", loaded, "-m", chosen, *self.tests]))
         own = sys.modules.get(PACKAGE)
@@ -416,10 +435,9 @@ def add(kept: Path, **facts: Any) -> None:
 
 def tried(module: str, count: int, seed: int, kept: Path, *, survivors: bool, quick: bool = False) -> None:
     """Try faults of one module that have no answer yet; or those that were not noticed, again."""
-    import timm  # noqa: F401  (once for all forks)
-    import torch
-
-    torch.set_num_threads(1)
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    sys.modules["torch"].set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trials = Trials(Path(folder), module, quick=quick)
         found, known = mutants(trials.source, module), answers(kept)
