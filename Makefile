@@ -20,7 +20,9 @@ figures: .venv/ready
 gallery: .venv/ready
 	$(BIN)/python -m vit_analysis.figures --out figures
 
-test: check unit notebooks docs wheel
+# The tests are two processes already on two cores; the rest runs beside them, as it mostly waits for one.
+test: check
+	$(MAKE) --jobs 2 unit notebooks docs wheel
 
 # Lint, floors, types, and the tests that are not slow.
 fast: check

@@ -3,6 +3,7 @@
 Slow tests are marked by the time that was measured of them: `make slow` writes tests/slow.txt.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,21 @@ def _settings_of_torch_stay() -> Iterator[None]:
     assert [ask() for ask in asked] == before
 
 
+@pytest.fixture(autouse=True)
+def _loggers_stay() -> Iterator[None]:
+    """A command that runs inside a test sets what is said, and no other test may hear more or less by that."""
+    before = {name: logger.level for name, logger in _loggers()}
+    yield
+    for name, logger in _loggers():
+        logger.setLevel(before.get(name, logging.NOTSET))
+
+
+def _loggers() -> Iterator[tuple[str, logging.Logger]]:
+    known = logging.root.manager.loggerDict
+    for name in [name for name in known if name.startswith("vit_analysis")]:
+        yield name, logging.getLogger(name)
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of real weights and images; tests that need it are skipped elsewhere."""
@@ -73,7 +89,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009  (pytest has no public way)
         _shared[item.nodeid] = {
-            (own[-1].baseid, name) for name, own in fixtures.items() if own[-1].scope in ("module", "session")
+            (own[-1].baseid, name)
+            for name, own in fixtures.items()
+            if own[-1].scope in ("module", "session") and own[-1].baseid  # pytest's own cost nothing
         }
         if item.nodeid.removeprefix("tests/") in known:
             item.add_marker(pytest.mark.slow)

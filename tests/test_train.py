@@ -22,6 +22,7 @@ from vit_analysis.shell import train as command
 from vit_analysis.spelling import Refusal
 from vit_analysis.train import UNLIMITED, FileData, SceneData, order
 
+SAMPLED = 400  # images on which each shipped model is tried
 TINY = zoo.Recipe(
     "vit",
     {
@@ -382,14 +383,13 @@ def test_the_command_names_the_nearest_model() -> None:
 
 
 def test_shipped_models_do_what_their_files_say() -> None:
-    # In batches whose activations stay in the cache.
-    unseen = [
-        part for batch in lessons().unseen() for part in zip(*(own.split(50) for own in batch), strict=True)
-    ]
+    # A sample of what the files were judged on, in batches whose activations stay in the cache.
+    images, labels = next(iter(lessons().unseen()))
+    unseen = list(zip(images[:SAMPLED].split(50), labels[:SAMPLED].split(50), strict=True))
     for name in zoo.names():
         facts, model = metadata(zoo.lab_file(f"lab/{name}")), models.load(f"lab/{name}", device="cpu")
         share, tested = train.accuracy(model.module, iter(unseen))
-        assert tested == 1000
+        assert tested == SAMPLED
         claimed = facts["accuracy"]["shape"]
         assert facts["accuracy"]["images"] >= 10_000
         assert abs(share - claimed) < 5 * (claimed * (1 - claimed) / tested) ** 0.5 + 0.002, name

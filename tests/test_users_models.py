@@ -331,13 +331,13 @@ def test_precision_settings_of_the_user_are_respected_and_restored(set_by):
             torch.backends.fp32_precision = "ieee"
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"  # it still follows the general setting
     finally:
+        if set_by == "the older way" or not newer:
+            torch.set_float32_matmul_precision("highest")
         if newer:
             torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
             torch.backends.fp32_precision = "none"
             # Which "none" is not, and torch's own functions fail of it.
             torch.backends.cudnn.allow_tf32 = True
-        else:
-            torch.set_float32_matmul_precision("highest")
     assert ask() == initial
 
 
