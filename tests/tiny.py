@@ -137,7 +137,7 @@ def _networks(turned: bool) -> list[nn.Module]:
             # Queries and keys are large, so that heads look somewhere.
             noise = torch.randn(parameter.shape, generator=generator) * (0.8 if "qkv" in name else 0.15)
             with torch.no_grad():
-                parameter.copy_(noise + float("norm" in name and "weight" in name))
+                parameter.copy_(noise + float(("norm" in name or "bn" in name) and "weight" in name))
     if turned:
         for module, upright in zip(made, _networks(False), strict=True):
             state = {name: own.mT if own.ndim == 4 else own for name, own in upright.state_dict().items()}
