@@ -145,6 +145,7 @@ class Images(Choice):
             batch_sampler=parts,
             collate_fn=_as_is,
             num_workers=self._workers(parts, wanted),
+            worker_init_fn=workers.leaving,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or it would draw from the user's random numbers
         )

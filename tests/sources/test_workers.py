@@ -1,6 +1,11 @@
 """As many processes decode as there are processors for, and as shared memory has room for the batches of."""
 
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -53,3 +58,16 @@ def test_images_choose_their_workers_unless_they_are_told(tmp_path, monkeypatch)
     list(Images(limit=12, batch=5).read(wanted))
     list(given(torch.zeros(12, 3, 8, 8)).read(wanted))
     assert len(asked) == 1  # what is at hand, or told, is not asked for
+
+
+def test_a_worker_that_is_stopped_with_the_rest_of_its_job_ends_without_an_error():
+    read = Images(limit=64, batch=4, workers=1).read([Preprocessing((3, 32, 32))])
+    next(read)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", str(worker.pid)], check=True)  # by another process than the one that it works for
+    end = time.monotonic() + 60
+    while not (ended := os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0), signal.Signals(ended.si_status)
+    read.close()
