@@ -53,6 +53,14 @@ def test_every_batch_counts_once(images):
     torch.testing.assert_close(total.total, images.pixels.double().sum(0))
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 22])
+def test_batches_are_told_with_the_images_that_they_hold(count):
+    pixels = torch.randn(count, 3)
+    told = [measure._size(number, count, 4) for number in range(-(-count // 4))]
+    assert told == [batch.size for batch in stream.stream(reading(Given(batch=4, pixels=pixels)))]
+    assert sum(told) == count
+
+
 def test_no_inference_mode_leaks_between_batches(images):
     passes = [stream.stream(reading(images)), stream.stream(reading(images))]
     for batches in passes:

@@ -237,7 +237,7 @@ def test_a_grid_has_its_cells_row_by_row_each_of_its_height_and_width():
 def test_a_layout_that_is_not_told_has_no_tokens_before_the_spatial_ones_and_trusts_any_number_of_them():
     x = torch.randn(2, 11, 4)
     assert Layout().prefix_of(x) == 0
-    assert not Layout().has_class_token(x)
+    assert not any(Layout(prefix=prefix).has_class_token(x) for prefix in (0, 2))
     assert Layout(spatial=3, prefix=2).prefix_of(x) == 2
     with pytest.raises(Refusal, match="neither the 3 of the grid nor those with the 2"):
         Layout(spatial=3, prefix=2, counted=True).prefix_of(x)
