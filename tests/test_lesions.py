@@ -11,7 +11,7 @@ from torch import nn
 
 from vit_analysis import cka, layers, lesions, models, plot
 from vit_analysis.images import Images
-from vit_analysis.lab import scenes, zoo
+from vit_analysis.lab import zoo
 from vit_analysis.lab.vit import ViT
 from vit_analysis.layers import Branch
 from vit_analysis.lesions import measure, partition, trained_without_skips
@@ -142,30 +142,6 @@ def test_without_known_labels_lesions_are_agreement_with_the_intact_model():
     np.testing.assert_allclose(table["accuracy"] + table["drop"], 1)
     assert table["model"].tolist() == ["v"] * 3 + ["r"] * 8
     assert list(table.attrs["models"]) == ["v", "r"]
-
-
-def test_labels_are_known_for_the_lab_and_for_wnids(tmp_path):
-    lab = models.load("lab/vit@random", device="cpu")
-    assert models.classes_of_labels(lab, Images(limit=4)) == list(range(10))
-    imagenet = models.named({"m": nn.Identity()})["m"]
-    imagenet.module.num_classes = 1000
-    assert models.classes_of_labels(imagenet, Images(limit=4)) is None
-    for wnid in ("n01443537", "n15075141", "n01440764"):
-        (tmp_path / wnid).mkdir()
-        torch.save({}, tmp_path / wnid / "a.jpg")
-    folder = Images(source=str(tmp_path))
-    assert models.classes_of_labels(imagenet, folder) == [0, 1, 999]
-    assert models.classes_of_labels(lab, folder) is None
-    for wnid in ("n01443537", "n15075141", "n01440764"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / wnid).rename(tmp_path / "images" / wnid)
-    assert models.classes_of_labels(imagenet, Images(source=str(tmp_path))) == [0, 1, 999]
-    for wnid, shape in {"n01440764": "star", "n01443537": "disk"}.items():
-        (tmp_path / "images" / wnid).rename(tmp_path / "images" / shape)
-    (tmp_path / "images" / "n15075141" / "a.jpg").unlink()
-    shapes = [list(scenes.SHAPES).index(name) for name in ("disk", "star")]
-    assert models.classes_of_labels(lab, Images(source=str(tmp_path))) == shapes
-    assert models.classes_of_labels(imagenet, Images(source=str(tmp_path))) is None
 
 
 def test_models_trained_without_are_compared_with_the_intact_one_and_partition_the_map(monkeypatch):
