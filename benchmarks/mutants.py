@@ -48,7 +48,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "attention_distance": ("test_attention_distance.py", AXES, INTERVALS, KEYS),
     "cka": ("test_cka.py", INTERVALS, AXES, KEYS),
     "frequency": ("test_frequency.py", AXES, INTERVALS, KEYS),
-    "images": ("test_images.py", "sources/test_keys.py", KEYS),
+    "images": ("test_images.py", "sources/test_given.py", "sources/test_keys.py", KEYS),
     "layers": ("test_layers_by_hand.py", "test_layers.py"),
     "lesions": ("test_lesions.py", INTERVALS, AXES, KEYS),
     "localization": ("test_localization.py", AXES, INTERVALS, KEYS),
