@@ -172,6 +172,8 @@ FOUND: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "one unit": (
         lambda: of_own(Anatomy(blocks=("end",), entrances=("conv1",))),
         {
+            "last": ["end"],
+            "penultimate": Refused("m has a single block, so there is none before its last; choose 'last'"),
             "last_block": ["end"],
             "lower_units": ["end"],
             "steps": [("initial conv", "conv1", None, False, False), ("unit 1", "end", None, False, False)],
