@@ -67,7 +67,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "reading/scales": ("test_attention_distance.py", "test_window_attention.py"),
     "reading/stream": ("reading/test_measure.py", "test_images.py"),
     "reading/intervals": ("reading/test_intervals.py", INTERVALS),
-    "reading/measure": ("reading/test_measure.py", "study/test_needs.py", KEYS),
+    "reading/measure": ("reading/test_measure.py", "reading/test_progress.py", "study/test_needs.py", KEYS),
     "reading/state": ("reading/test_state.py", INTERVALS),
     "study/announced": ("study/test_casts.py",),
     "study/claims": ("study/test_claims_by_hand.py", "test_findings.py"),
