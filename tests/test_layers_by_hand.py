@@ -248,5 +248,48 @@ def test_what_is_told_of_a_network_is_what_a_hand_finds_in_it(kind, what):
         assert ASKED[what](make()) == told[what]
 
 
+def of_parts(*units: str) -> Told:
+    """Blocks of told parts, of which several fit and the first counts; those without an attention are of no known kind."""
+    parts = ("norm1", "attn", "norm2", "hidden")
+    network = nn.Sequential(
+        OrderedDict(
+            (
+                unit,
+                nn.Sequential(
+                    OrderedDict((part, nn.ReLU()) for part in parts if (part, unit[0]) != ("attn", "u"))
+                ),
+            )
+            for unit in units
+        )
+    )
+    kind = layers.Block(
+        ("attn",),
+        mixing=("attn", "norm1"),
+        mixing_added=("attn", "norm1"),
+        hidden=("hidden", "attn"),
+        mlp_added=("hidden",),
+    )
+    return Told(network, Anatomy(blocks=units, kinds=(kind,)))
+
+
+def test_of_several_parts_that_fit_the_first_is_the_layer():
+    of_block = ("norm1", "attn", "norm2:in", "norm2", "hidden")
+    expected = [place for unit in "ab" for place in (*(f"{unit}.{part}" for part in of_block), unit)]
+    assert names(layers.paper(of_parts("a", "b"))) == ["a:in", *expected]
+    assert [str(one.long) for one in layers.branches(of_parts("a"))] == ["a.attn", "a.hidden"]
+
+
+def test_blocks_of_an_unknown_kind_are_counted_and_named_in_order(caplog):
+    found = layers.branches(of_parts("u3", "a", "u1", "u4", "u2"))
+    assert {one.block for one in found} == {"a"}
+    assert "4 of 5 blocks of Sequential are left out, as their skip" in caplog.text
+    assert caplog.text.strip().endswith("are not known: u1, u2, u3, ...")
+    caplog.clear()
+    layers.branches(of_parts("u3", "a", "u1"))
+    assert caplog.text.strip().endswith(
+        "2 of 3 blocks of Sequential are left out, as their skip connections, if any, are not known: u1, u3"
+    )
+
+
 def test_whatever_can_be_asked_of_a_network_has_a_case():
     assert set(ASKED) == {what for _, told in FOUND.values() for what in told}
