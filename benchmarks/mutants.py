@@ -78,6 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "study/evidence": ("study/test_evidence.py", "study/test_estimates.py"),
     "study/estimates": ("study/test_estimates.py", "study/test_evidence.py"),
     "study/numbers": ("study/test_claims_by_hand.py", "study/test_numbers.py"),
+    "study/passes": ("study/test_plans_by_hand.py", "study/test_passes.py"),
     "study/rules": ("study/test_rules_in_every_order.py", "study/test_rules.py"),
     "tensors/attention": ("test_window_attention.py", "test_attention_distance.py"),
     "tensors/grams": ("tensors/test_grams.py", "tensors/test_selections_by_hand.py"),
