@@ -77,6 +77,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "study/drawings": ("study/test_drawings_by_hand.py", "study/test_drawings.py"),
     "study/evidence": ("study/test_evidence.py", "study/test_estimates.py"),
     "study/estimates": ("study/test_estimates.py", "study/test_evidence.py"),
+    "study/needs": ("study/test_drawings_by_hand.py", "study/test_needs.py"),
     "study/numbers": ("study/test_claims_by_hand.py", "study/test_numbers.py"),
     "study/passes": ("study/test_plans_by_hand.py", "study/test_passes.py"),
     "study/rules": ("study/test_rules_in_every_order.py", "study/test_rules.py"),

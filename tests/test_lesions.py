@@ -208,3 +208,57 @@ def test_the_untrained_lab_pair_and_its_picture():
     assert table["accuracy_low"].between(0, table["accuracy"]).all()
     assert table["accuracy_high"].between(table["accuracy"], 1).all()
     assert (table["accuracy_high"] - table["accuracy_low"] > 0.1).all()
+
+
+# From sums to rows -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_what_a_hand_computes_of_the_sums_of_all_groups_and_without_each():
+    """Three batches of unequal size; two runs of three lack the skip connections of the last and of the first block."""
+    generator, sizes = np.random.default_rng(0), (8, 8, 5)
+    factors = generator.normal(size=(3, 3, 4, 6))  # batch, run, layer, feature
+    hsic = np.einsum("brif,brjf->brij", factors, factors)
+    right = np.array([[7, 2, 5], [6, 3, 1], [5, 0, 4]])
+    sums = [
+        lesions.RunSums.of_batch(
+            number, size, hsic=size * torch.tensor(hsic[number]), right=torch.tensor(right[number]).double()
+        )
+        for number, size in enumerate(sizes)
+    ]
+    table = lesions._run_rows(sums[0] + sums[1] + sums[2], ["a", "b", "c"], ["c", "a"])
+
+    def by_hand(batches: list[int], row: int) -> dict[str, float]:
+        run, at = row + 1, (3, 1)[row]  # layers 0 to 2 come before the last block, 0 alone before the first
+        whole = sum(sizes[batch] * hsic[batch] for batch in batches)
+
+        def across(own: int) -> float:
+            pairs = [(before, after) for before in range(at) for after in range(at, 4)]
+            found = [whole[own, i, j] / np.sqrt(whole[own, i, i] * whole[own, j, j]) for i, j in pairs]
+            return sum(found) / len(found)
+
+        count = sum(sizes[batch] for batch in batches)
+        shares = [sum(right[batch][own] for batch in batches) / count for own in (0, run)]
+        told = {"accuracy": shares[1], "drop": shares[0] - shares[1]}
+        told |= {"across": across(run), "across_intact": across(0)}
+        return told | {"across_drop": told["across_intact"] - told["across"]}
+
+    assert table["block"].tolist() == ["c", "a"]
+    for row in range(2):
+        expected = by_hand([0, 1, 2], row)
+        left = [by_hand([batch for batch in range(3) if batch != out], row) for out in range(3)]
+        for name, value in expected.items():
+            assert table[name][row] == pytest.approx(value), name
+        for name, low, high in (("drop", "low", "high"), ("across_drop", "across_low", "across_high")):
+            without = np.array([own[name] for own in left])
+            half = 4.3026527 * np.sqrt(
+                2 / 3 * ((without - without.mean()) ** 2).sum()
+            )  # Student's t, 2 degrees
+            np.testing.assert_allclose(table[f"{name}_without"][row], without, rtol=1e-6)
+            assert (table[low][row], table[high][row]) == pytest.approx(
+                (expected[name] - half, expected[name] + half)
+            )
+        assert 0 <= table["accuracy_low"][row] < expected["accuracy"] < table["accuracy_high"][row] <= 1
+
+
+def test_a_row_says_what_its_answers_are_compared_with():
+    assert (lesions._reference(None), lesions._reference([0, 1])) == ("intact model", "labels")

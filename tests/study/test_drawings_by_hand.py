@@ -7,6 +7,7 @@ without a case is an error.
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import pytest
 from made import rows
 
 from vit_analysis import plot
-from vit_analysis.study import draw, drawings
+from vit_analysis.study import draw, drawings, needs
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
 
@@ -32,6 +33,7 @@ PARTS = Parts(
     local="l",
     flat="f",
 )
+PARTED = [field.name for field in fields(Parts)]
 MODELS = ["nobody", *reversed(PARTS.runs()), *PARTS.twins()]
 TABLES = sorted({name for one in drawings.DRAWINGS for name in one.tables})
 MINUS = "soft_nearest_neighbor_normalized"
@@ -176,6 +178,36 @@ def test_a_drawing_is_its_picture_of_its_models(id, recorded):
         assert set(whole["step"]) == {*STEPS.get(id, ("attention 1", "MLP 1", "unit 1"))}
     if own.panels is not None and id != "8":
         assert own.panels(evidence) == found.how["panels"]
+
+
+@pytest.mark.parametrize("id", CASES)
+def test_a_drawing_needs_the_parts_that_it_shows_and_no_others(id):
+    (own,) = (one for one in drawings.DRAWINGS if one.id == id)
+    needed, case = needs.of([own], PARTS), CASES[id]
+    shown = (
+        {*case.models}
+        if case.models != MODELS
+        else {name for pair in case.how.get("panels", ()) for name in pair}
+    )
+    asked = {part for part in PARTED if {name.partition("@")[0] for name in shown} & {*PARTS.names(part)}}
+    twins = any(name.endswith("@random") for name in shown)
+    asked |= {"vit", "cnn"} if twins or id == "5" else set()  # twins are of the first of both
+    asked |= {"vit", "no_skip"} if id in ("8", "8 accuracy") else set()  # beside the intact one
+    everything = "cka_controls" in own.tables  # depends on which models there are
+    assert {*needed.parts.names()} == {*(PARTS.names() if everything else PARTS.names(*asked))}
+    assert needed.twins == (everything or twins)
+
+
+def test_drawings_together_need_what_each_needs():
+    chosen = [one for one in drawings.DRAWINGS if one.id in ("1 untrained", "10", "H.1")]
+    assert needs.of(chosen, PARTS).parts.names() == ["v", "w", "r", "s", "g", "x"]
+    assert needs.of(chosen, PARTS).twins
+    assert not needs.of(chosen[1:], PARTS).twins
+    assert needs.of(chosen[1:], PARTS).parts.members("gap", "vit") == [
+        ("g",),
+        ("v",),
+        ("w",),
+    ]  # first runs alone
 
 
 def test_pairs_of_one_transformer_are_those_with_average_pooling_instead():
