@@ -203,6 +203,8 @@ def test_drawings_together_need_what_each_needs():
     assert needs.of(chosen, PARTS).parts.names() == ["v", "w", "r", "s", "g", "x"]
     assert needs.of(chosen, PARTS).twins
     assert not needs.of(chosen[1:], PARTS).twins
+    all_and_one = [one for one in drawings.DRAWINGS if one.id in ("12", "H.1")]
+    assert needs.of(all_and_one, PARTS) == needs.Needed(PARTS, twins=True)
     assert needs.of(chosen[1:], PARTS).parts.members("gap", "vit") == [
         ("g",),
         ("v",),
