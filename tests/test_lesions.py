@@ -3,6 +3,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -13,12 +14,14 @@ from vit_analysis import cka, layers, lesions, models, plot
 from vit_analysis.images import Images
 from vit_analysis.lab import zoo
 from vit_analysis.lab.vit import ViT
-from vit_analysis.layers import Branch
+from vit_analysis.layers import Branch, Tap
 from vit_analysis.lesions import measure, partition, trained_without_skips
-from vit_analysis.reading.capture import Capture
+from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervene import Repeated, without_skips
+from vit_analysis.reading.stream import Activation
 from vit_analysis.shell import lesions as command
 from vit_analysis.spelling import Refusal
+from vit_analysis.tensors.tokens import Layout
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 OWN = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -262,3 +265,61 @@ def test_rows_are_what_a_hand_computes_of_the_sums_of_all_groups_and_without_eac
 
 def test_a_row_says_what_its_answers_are_compared_with():
     assert (lesions._reference(None), lesions._reference([0, 1])) == ("intact model", "labels")
+
+
+def kept(key: str, values: torch.Tensor, path: str = "") -> torch.Tensor | None:
+    """What is kept of a value of a layer; the output is at the empty path."""
+    model = models.Model("m", nn.Identity(), models.Preprocessing(), "")
+    return lesions._reducer(Tap(""))(Activation(model, Layer(Tap(path), key=key), values, Layout()))
+
+
+def test_answers_are_read_from_the_output_by_its_names_and_features_are_not():
+    values = torch.tensor([[0.0, 2.0, 1.0], [5.0, 3.0, 4.0]])
+    for key in ("", "[logits]", "[pooler_output]", "[image_embeds]"):
+        assert kept(key, values).tolist() == [1, 0]
+        assert kept(key, values[:, :, None, None]).tolist() == [1, 0]
+        with pytest.raises(Refusal, match="m returns 2 x 3 x 2 x 2 and no classes"):
+            kept(key, values[:, :, None, None].expand(-1, -1, 2, 2))
+    assert kept("[last_hidden_state]", values) is None
+    for key, path in (("[attentions]", ""), ("[logits]", "blocks.0"), ("[last_hidden_state]", "blocks.0")):
+        with pytest.raises(Refusal, match="is one of several values that its block passes on"):
+            kept(key, values, path)
+    assert kept("", torch.randn(3, 5), "blocks.0").shape == (0,)  # too few images for a similarity
+    assert kept("", torch.randn(4, 5), "blocks.0").shape == (6,)
+
+
+def test_a_block_divides_the_layers_of_its_own_model_alone():
+    names = ("a", "b.inside", "b", "c")
+    rows = [
+        (model, layer, other, beside, base + 10.0 * i + j)
+        for (model, other), base in {
+            ("m", "m"): 0.0,
+            ("n", "m"): 1e3,
+            ("m", "n"): 1e4,
+            ("n", "n"): 1e5,
+        }.items()
+        for i, layer in enumerate(names)
+        for j, beside in enumerate(names)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "layer", "other_model", "other_layer", "cka"])
+    assert partition(table, "m", "b") == pytest.approx((2 + 3) / 2)  # a with b and c
+    assert partition(table, "m", "c") == pytest.approx((3 + 13 + 23) / 3)
+    assert partition(table, "n", "b") == pytest.approx(1e5 + (2 + 3) / 2)
+    with pytest.raises(Refusal, match=r"the table holds no layer 'x' of m, only a, b.inside, b, c \.\.\."):
+        partition(table, "m", "x")
+
+
+def test_rows_of_several_models_stand_one_below_the_other(monkeypatch):
+    def one(name: str) -> dict[str, pd.DataFrame]:
+        made = pd.DataFrame({"model": [name] * 2, "block": ["a", "b"]})
+        made.attrs = {"models": {name: f"of {name}"}}
+        return {"": made}
+
+    own = {name: models.Model(name, nn.Identity(), models.Preprocessing(), name) for name in "mn"}
+    monkeypatch.setattr(lesions, "named", lambda _: own)
+    monkeypatch.setattr(lesions, "plan", lambda model, _: model.name)
+    monkeypatch.setattr(lesions, "in_passes", lambda passes, _: [one(own[""]) for own in passes])
+    table = measure([], images())
+    assert table.index.tolist() == [0, 1, 2, 3]
+    assert table["model"].tolist() == ["m", "m", "n", "n"]
+    assert table.attrs["models"] == {"m": "of m", "n": "of n"}
