@@ -262,6 +262,12 @@ def test_rows_are_what_a_hand_computes_of_the_sums_of_all_groups_and_without_eac
             )
         assert 0 <= table["accuracy_low"][row] < expected["accuracy"] < table["accuracy_high"][row] <= 1
 
+    of_drop, of_across = ("drop", "low", "high"), ("across_drop", "across_low", "across_high")
+    assert list(lesions._ordered(table.assign(model="m", reference="labels"))) == [
+        *("model", "block", "reference", "accuracy", "accuracy_low", "accuracy_high", *of_drop),
+        *("across", "across_intact", *of_across, "drop_without", "across_drop_without"),
+    ]
+
 
 def test_a_row_says_what_its_answers_are_compared_with():
     assert (lesions._reference(None), lesions._reference([0, 1])) == ("intact model", "labels")

@@ -246,6 +246,13 @@ def test_verdicts_are_counted_in_the_order_of_their_meanings(verdicts):
     assert written.counts(claims().assign(verdict=verdicts)) == f"{told}."
 
 
+def test_notes_are_paragraphs_of_their_own():
+    found = claims()
+    found.attrs["notes"] = ["few images", "old tables"]
+    text = written.markdown(found, findings.differences(found))
+    assert f"\n\n*few images.*\n\n*old tables.*\n\n{written.counts(found)}\n\n" in text
+
+
 def test_claims_of_no_difference_stand_under_others_in_latex_and_nowhere_else():
     found = claims()
     before, others = written.latex(found, findings.differences(found)).split(r"\textbf{Others}")
