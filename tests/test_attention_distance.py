@@ -1,14 +1,16 @@
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
 from doubles import Given, oracle_cka
+from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 from torch.nn import functional as F
 
 from vit_analysis import attention_distance, layers, models, plot
 from vit_analysis.attention_distance import HeadSums, Scale, head_distances, head_subsets, measure
-from vit_analysis.images import Images
+from vit_analysis.images import Images, Preprocessing
 from vit_analysis.lab import zoo
 from vit_analysis.lab.vit import ViT
 from vit_analysis.models import Model
@@ -17,6 +19,7 @@ from vit_analysis.reading.capture import Capture, Heads
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import Grid
 
+SIXTY_FOUR = Preprocessing(input_size=(3, 64, 64))
 GRIDS = [(7, 32, 115.5, 32.4), (14, 16, 116.5, 16.7), (16, 14, 116.6, 14.7)]
 SMALL = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4}
 VITS = {
@@ -278,8 +281,22 @@ def test_the_interval_is_that_of_the_mean_over_groups():
 def test_blocks_are_chosen_by_number_from_either_end():
     table = measure({"m": vit("plain")}, images(), blocks=[-1])
     assert table["block"].unique().tolist() == ["blocks.1"]
+    for number in (0, -2):
+        table = measure({"m": vit("plain")}, images(), blocks=[number])
+        assert table["block"].unique().tolist() == ["blocks.0"]
+    with pytest.raises(Refusal, match="m has blocks 0 to 1, got -3"):
+        measure({"m": vit("plain")}, images(), blocks=[-3])
     with pytest.raises(Refusal, match="m has blocks 0 to 1, got 2"):
         measure({"m": vit("plain")}, images(), blocks=[0, 2])
+
+
+@pytest.mark.parametrize(("count", "depths"), [(1, [0]), (2, [0, 1]), (3, [0, 0.5, 1])])
+def test_depth_is_0_at_the_first_block_of_a_model_and_1_at_its_last(count, depths):
+    module = timm.create_model("vit_tiny_patch16_224", **SMALL | {"depth": count}).eval()
+    assert measure({"m": module}, images(2, 2))["depth"].tolist() == np.repeat(depths, 4).tolist()
+    if count > 1:
+        chosen = measure({"m": module}, images(2, 2), blocks=[-1])
+        assert chosen["depth"].unique().tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -353,8 +370,10 @@ def test_nothing_is_watched_after_an_error_in_the_model():
 def pair(heads: int = 8) -> tuple[Model, Model]:
     module = timm.create_model("vit_tiny_patch16_224", **SMALL | {"num_heads": heads}).eval()
     module.blocks[0].attn.qkv.weight.data.mul_(6)
-    loaded = models.named({"vit": module, "cnn": timm.create_model("resnet50").eval()})
-    return loaded["vit"], loaded["cnn"]
+    cnn = ResNet(Bottleneck, (4, 3, 1, 1), channels=(8, 8, 8, 8)).eval()
+    return models.own(module, "vit", preprocessing=SIXTY_FOUR), models.own(
+        cnn, "cnn", preprocessing=SIXTY_FOUR
+    )
 
 
 def test_subsets_of_heads_are_compared_as_their_concatenation_from_local_to_global():
@@ -374,6 +393,26 @@ def test_subsets_of_heads_are_compared_as_their_concatenation_from_local_to_glob
         expected = oracle_cka(mixed[:, :, heads].split(8), unit.split(8))
         assert row.cka == pytest.approx(expected, abs=1e-4)
     assert table["distance_px"].groupby(table["layer"]).is_monotonic_increasing.all()
+    assert (set(table["vit"]), set(table["cnn"]), table.attrs["heads"]) == ({"vit"}, {"cnn"}, 8)
+
+
+def test_subsets_of_several_pairs_stand_one_below_the_other(monkeypatch):
+    def one(vit: Model, cnn: Model, images: Given, state: None) -> pd.DataFrame:
+        del images, state
+        made = pd.DataFrame({"vit": [vit.name], "cnn": [cnn.name]})
+        made.attrs = {"models": {vit.name: vit.digest, cnn.name: cnn.digest}, "images": {"source": "a"}}
+        return made
+
+    monkeypatch.setattr(attention_distance, "head_subsets", one)
+    a, b, c, d = (Model(name, nn.Identity(), SIXTY_FOUR, f"of {name}") for name in "abcd")
+    table = attention_distance.all_subsets([a, b], [c, d], images())
+    assert list(zip(table["vit"], table["cnn"], strict=True)) == [
+        ("a", "c"),
+        ("a", "d"),
+        ("b", "c"),
+        ("b", "d"),
+    ]
+    assert table.attrs == {"models": {name: f"of {name}" for name in "abcd"}, "images": {"source": "a"}}
 
 
 @pytest.mark.parametrize(("heads", "size", "count"), [(2, 1, 2), (4, 2, 3), (8, 4, 5)])
@@ -381,6 +420,7 @@ def test_a_subset_is_four_heads_or_half_of_fewer_than_eight(heads, size, count):
     table = head_subsets(*pair(heads), images(8, 8))
     assert {len(row.split(",")) for row in table["heads"]} == {size}
     assert table["subset"].nunique() == count
+    assert table.attrs["heads"] == heads
 
 
 def test_the_lab_by_default_and_pictures_on_one_scale():

@@ -165,6 +165,8 @@ def test_a_token_that_is_probed_is_the_same_patch_whatever_stands_before(prefix)
         torch.testing.assert_close(found["mean_spatial"], spatial.mean(1))
     assert "cls" not in found  # these are registers
     assert Reader(("4", "6", "7"), layout)(every).keys() == {"4"}  # there are no more
+    if prefix:  # and nothing is read of spatial tokens where there are none
+        assert Reader(names, layout)(every[:, :prefix]).keys() == {"mean"}
     assert torch.equal(Reader(("4",), layout)(every)["4"], spatial[:, 4])
 
 

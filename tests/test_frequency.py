@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from doubles import Given, Layers
 from torch import nn
 
 from vit_analysis import frequency, models
@@ -95,3 +96,35 @@ def test_layers_without_a_place_are_refused():
     own = models.own(module, "flat", preprocessing=Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(Refusal, match="none of these layers is a map"):
         frequency.measure(own, FEW, layers="1")
+
+
+def test_rows_are_logs_less_that_of_frequency_zero_of_the_same_layer_and_without_each_group():
+    generator = np.random.default_rng(0)
+    amplitudes, counts = generator.uniform(1, 9, size=(3, 5)), (8, 8, 3)
+    places, shares = [["m", "a"]] * 3 + [["n", "b"]] * 2, [0.0, 0.5, 1.0, 0.0, 1.0]
+    one, two, three = (
+        frequency.AmplitudeSums.of_batch(
+            batch, counts[batch], totals=torch.tensor(own), places=places, frequencies=shares
+        )
+        for batch, own in enumerate(amplitudes)
+    )
+    table = frequency._rows(one + two + three)
+    assert table[["model", "layer"]].to_numpy().tolist() == places
+    assert table["frequency"].tolist() == shares
+
+    def by_hand(batches: list[int]) -> np.ndarray:
+        whole = amplitudes[batches].sum(0)
+        return np.log(whole / whole[[0, 0, 0, 3, 3]])
+
+    np.testing.assert_allclose(table["log_amplitude"], by_hand([0, 1, 2]), atol=1e-12)
+    without = np.stack([by_hand([1, 2]), by_hand([0, 2]), by_hand([0, 1])], axis=1)
+    np.testing.assert_allclose(np.stack(table["log_amplitude_without"]), without, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (4, 1)])
+def test_a_map_of_one_row_or_column_has_no_frequencies_and_is_left_out(rows, columns):
+    net = Layers(map=lambda x: x, line=lambda x: x[:, :, :rows, :columns])
+    images = Given(batch=4, pixels=torch.rand(8, 3, 4, 4) + 1)
+    assert frequency.measure({"m": net}, images, layers=["map", "line"])["layer"].unique().tolist() == ["map"]
+    with pytest.raises(Refusal, match="none of these layers is a map of more than one position"):
+        frequency.measure({"m": net}, images, layers="line")

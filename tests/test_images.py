@@ -200,6 +200,30 @@ def test_images_have_names_and_an_origin(folder, tmp_path):
     assert (Images().endless, images.endless, given(torch.zeros(4, 3, 8, 8)).endless) == (True, False, False)
 
 
+@pytest.mark.parametrize("others", [[], [3], [39, 0, 3], range(40)])
+def test_images_without_others_of_their_source_are_the_rest_in_their_order(folder, others):
+    images = Images(str(folder), limit=None)
+    left = images.without(images.only(others))
+    assert left == [number for number in images.order if number not in others]
+    assert sorted([*left, *others]) == list(range(40))
+
+
+def test_what_is_told_of_images_is_what_was_chosen(folder):
+    images = Images(str(folder), root=folder.parent, split="all", limit=7, batch=5, seed=3)
+    told = images.facts()
+    chosen = {"source": str(folder), "root": str(folder.parent), "split": "all", "seed": 3, "batch": 5}
+    assert told.items() >= {**chosen, "count": 7}.items()
+    assert Images(str(folder)).facts()["root"] is None
+    assert images.only([4, 2]).facts().items() >= {**chosen, "count": 2}.items()
+
+
+def test_images_that_are_there_need_no_process_that_makes_them_ready(folder):
+    at_hand = (Images(limit=4), given(torch.zeros(4, 3, 16, 16)))
+    assert [one._workers([[0], [1], [2]], [SMALL]) for one in at_hand] == [0, 0]
+    assert Images(str(folder))._workers([[0], [1], [2]], [SMALL]) > 0
+    assert Images(str(folder), workers=5)._workers([[0]], [SMALL]) == 5
+
+
 def test_the_first_image_is_found_without_reading_ahead(folder, monkeypatch):
     for number in range(40, 120):
         coloured(number).save(folder / "class0" / f"{number:03d}.png")

@@ -3,6 +3,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -11,14 +12,16 @@ from torch import nn
 
 from vit_analysis import cka, layers, lesions, models, plot
 from vit_analysis.images import Images
-from vit_analysis.lab import scenes, zoo
+from vit_analysis.lab import zoo
 from vit_analysis.lab.vit import ViT
-from vit_analysis.layers import Branch
+from vit_analysis.layers import Branch, Tap
 from vit_analysis.lesions import measure, partition, trained_without_skips
-from vit_analysis.reading.capture import Capture
+from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervene import Repeated, without_skips
+from vit_analysis.reading.stream import Activation
 from vit_analysis.shell import lesions as command
 from vit_analysis.spelling import Refusal
+from vit_analysis.tensors.tokens import Layout
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
 OWN = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -144,30 +147,6 @@ def test_without_known_labels_lesions_are_agreement_with_the_intact_model():
     assert list(table.attrs["models"]) == ["v", "r"]
 
 
-def test_labels_are_known_for_the_lab_and_for_wnids(tmp_path):
-    lab = models.load("lab/vit@random", device="cpu")
-    assert models.classes_of_labels(lab, Images(limit=4)) == list(range(10))
-    imagenet = models.named({"m": nn.Identity()})["m"]
-    imagenet.module.num_classes = 1000
-    assert models.classes_of_labels(imagenet, Images(limit=4)) is None
-    for wnid in ("n01443537", "n15075141", "n01440764"):
-        (tmp_path / wnid).mkdir()
-        torch.save({}, tmp_path / wnid / "a.jpg")
-    folder = Images(source=str(tmp_path))
-    assert models.classes_of_labels(imagenet, folder) == [0, 1, 999]
-    assert models.classes_of_labels(lab, folder) is None
-    for wnid in ("n01443537", "n15075141", "n01440764"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        (tmp_path / wnid).rename(tmp_path / "images" / wnid)
-    assert models.classes_of_labels(imagenet, Images(source=str(tmp_path))) == [0, 1, 999]
-    for wnid, shape in {"n01440764": "star", "n01443537": "disk"}.items():
-        (tmp_path / "images" / wnid).rename(tmp_path / "images" / shape)
-    (tmp_path / "images" / "n15075141" / "a.jpg").unlink()
-    shapes = [list(scenes.SHAPES).index(name) for name in ("disk", "star")]
-    assert models.classes_of_labels(lab, Images(source=str(tmp_path))) == shapes
-    assert models.classes_of_labels(imagenet, Images(source=str(tmp_path))) is None
-
-
 def test_models_trained_without_are_compared_with_the_intact_one_and_partition_the_map(monkeypatch):
     loaded = models.named(
         {"whole": ViT(**OWN), "first": ViT(**OWN, no_skip=0), "last": ViT(**OWN, no_skip=2)}
@@ -232,3 +211,121 @@ def test_the_untrained_lab_pair_and_its_picture():
     assert table["accuracy_low"].between(0, table["accuracy"]).all()
     assert table["accuracy_high"].between(table["accuracy"], 1).all()
     assert (table["accuracy_high"] - table["accuracy_low"] > 0.1).all()
+
+
+# From sums to rows -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_what_a_hand_computes_of_the_sums_of_all_groups_and_without_each():
+    """Three batches of unequal size; two runs of three lack the skip connections of the last and of the first block."""
+    generator, sizes = np.random.default_rng(0), (8, 8, 5)
+    factors = generator.normal(size=(3, 3, 4, 6))  # batch, run, layer, feature
+    hsic = np.einsum("brif,brjf->brij", factors, factors)
+    right = np.array([[7, 2, 5], [6, 3, 1], [5, 0, 4]])
+    sums = [
+        lesions.RunSums.of_batch(
+            number, size, hsic=size * torch.tensor(hsic[number]), right=torch.tensor(right[number]).double()
+        )
+        for number, size in enumerate(sizes)
+    ]
+    table = lesions._run_rows(sums[0] + sums[1] + sums[2], ["a", "b", "c"], ["c", "a"])
+
+    def by_hand(batches: list[int], row: int) -> dict[str, float]:
+        run, at = row + 1, (3, 1)[row]  # layers 0 to 2 come before the last block, 0 alone before the first
+        whole = sum(sizes[batch] * hsic[batch] for batch in batches)
+
+        def across(own: int) -> float:
+            pairs = [(before, after) for before in range(at) for after in range(at, 4)]
+            found = [whole[own, i, j] / np.sqrt(whole[own, i, i] * whole[own, j, j]) for i, j in pairs]
+            return sum(found) / len(found)
+
+        count = sum(sizes[batch] for batch in batches)
+        shares = [sum(right[batch][own] for batch in batches) / count for own in (0, run)]
+        told = {"accuracy": shares[1], "drop": shares[0] - shares[1]}
+        told |= {"across": across(run), "across_intact": across(0)}
+        return told | {"across_drop": told["across_intact"] - told["across"]}
+
+    assert table["block"].tolist() == ["c", "a"]
+    for row in range(2):
+        expected = by_hand([0, 1, 2], row)
+        left = [by_hand([batch for batch in range(3) if batch != out], row) for out in range(3)]
+        for name, value in expected.items():
+            assert table[name][row] == pytest.approx(value), name
+        for name, low, high in (("drop", "low", "high"), ("across_drop", "across_low", "across_high")):
+            without = np.array([own[name] for own in left])
+            half = 4.3026527 * np.sqrt(
+                2 / 3 * ((without - without.mean()) ** 2).sum()
+            )  # Student's t, 2 degrees
+            np.testing.assert_allclose(table[f"{name}_without"][row], without, rtol=1e-6)
+            assert (table[low][row], table[high][row]) == pytest.approx(
+                (expected[name] - half, expected[name] + half)
+            )
+        assert 0 <= table["accuracy_low"][row] < expected["accuracy"] < table["accuracy_high"][row] <= 1
+
+    of_drop, of_across = ("drop", "low", "high"), ("across_drop", "across_low", "across_high")
+    assert list(lesions._ordered(table.assign(model="m", reference="labels"))) == [
+        *("model", "block", "reference", "accuracy", "accuracy_low", "accuracy_high", *of_drop),
+        *("across", "across_intact", *of_across, "drop_without", "across_drop_without"),
+    ]
+
+
+def test_a_row_says_what_its_answers_are_compared_with():
+    assert (lesions._reference(None), lesions._reference([0, 1])) == ("intact model", "labels")
+
+
+def kept(key: str, values: torch.Tensor, path: str = "") -> torch.Tensor | None:
+    """What is kept of a value of a layer; the output is at the empty path."""
+    model = models.Model("m", nn.Identity(), models.Preprocessing(), "")
+    return lesions._reducer(Tap(""))(Activation(model, Layer(Tap(path), key=key), values, Layout()))
+
+
+def test_answers_are_read_from_the_output_by_its_names_and_features_are_not():
+    values = torch.tensor([[0.0, 2.0, 1.0], [5.0, 3.0, 4.0]])
+    for key in ("", "[logits]", "[pooler_output]", "[image_embeds]"):
+        assert kept(key, values).tolist() == [1, 0]
+        assert kept(key, values[:, :, None, None]).tolist() == [1, 0]
+        with pytest.raises(Refusal, match="m returns 2 x 3 x 2 x 2 and no classes"):
+            kept(key, values[:, :, None, None].expand(-1, -1, 2, 2))
+    assert kept("[last_hidden_state]", values) is None
+    for key, path in (("[attentions]", ""), ("[logits]", "blocks.0"), ("[last_hidden_state]", "blocks.0")):
+        with pytest.raises(Refusal, match="is one of several values that its block passes on"):
+            kept(key, values, path)
+    assert kept("", torch.randn(3, 5), "blocks.0").shape == (0,)  # too few images for a similarity
+    assert kept("", torch.randn(4, 5), "blocks.0").shape == (6,)
+
+
+def test_a_block_divides_the_layers_of_its_own_model_alone():
+    names = ("a", "b.inside", "b", "c")
+    rows = [
+        (model, layer, other, beside, base + 10.0 * i + j)
+        for (model, other), base in {
+            ("m", "m"): 0.0,
+            ("n", "m"): 1e3,
+            ("m", "n"): 1e4,
+            ("n", "n"): 1e5,
+        }.items()
+        for i, layer in enumerate(names)
+        for j, beside in enumerate(names)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "layer", "other_model", "other_layer", "cka"])
+    assert partition(table, "m", "b") == pytest.approx((2 + 3) / 2)  # a with b and c
+    assert partition(table, "m", "c") == pytest.approx((3 + 13 + 23) / 3)
+    assert partition(table, "n", "b") == pytest.approx(1e5 + (2 + 3) / 2)
+    with pytest.raises(Refusal, match=r"the table holds no layer 'x' of m, only a, b.inside, b, c \.\.\."):
+        partition(table, "m", "x")
+
+
+def test_rows_of_several_models_stand_one_below_the_other(monkeypatch):
+    def one(name: str) -> dict[str, pd.DataFrame]:
+        made = pd.DataFrame({"model": [name] * 2, "block": ["a", "b"]})
+        made.attrs = {"models": {name: f"of {name}"}}
+        return {"": made}
+
+    own = {name: models.Model(name, nn.Identity(), models.Preprocessing(), name) for name in "mn"}
+    monkeypatch.setattr(lesions, "named", lambda _: own)
+    monkeypatch.setattr(lesions, "plan", lambda model, _: model.name)
+    monkeypatch.setattr(lesions, "in_passes", lambda passes, _: [one(own[""]) for own in passes])
+    table = measure([], images())
+    assert table.index.tolist() == [0, 1, 2, 3]
+    assert table["model"].tolist() == ["m", "m", "n", "n"]
+    assert table.attrs["models"] == {"m": "of m", "n": "of n"}

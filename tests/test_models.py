@@ -5,10 +5,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from vit_analysis import models, skip
 from vit_analysis.images import Images, Preprocessing
+from vit_analysis.lab import scenes
 from vit_analysis.spelling import Refusal
 
 
@@ -256,3 +258,62 @@ def test_what_tables_call_models_is_known_before_they_are_loaded(tmp_path):
         assert models.called(few) == [model.name for model in models.load_all(few, device="cpu")]
     assert models.called(names[:4]) == ["lab/vit", "resnet10t@random", "resnet10t@one", "resnet10t@two"]
     assert models.called(names) == names
+
+
+# What is known of them ------------------------------------------------------------------------------------------
+
+
+def test_labels_are_known_for_the_lab_and_for_wnids(tmp_path):
+    lab = models.load("lab/vit@random", device="cpu")
+    assert models.classes_of_labels(lab, Images(limit=4)) == list(range(10))
+    imagenet = models.named({"m": nn.Identity()})["m"]
+    imagenet.module.num_classes = 1000
+    assert models.classes_of_labels(imagenet, Images(limit=4)) is None
+    for wnid in ("n01443537", "n15075141", "n01440764"):
+        (tmp_path / wnid).mkdir()
+        torch.save({}, tmp_path / wnid / "a.jpg")
+    folder = Images(source=str(tmp_path))
+    assert models.classes_of_labels(imagenet, folder) == [0, 1, 999]
+    assert models.classes_of_labels(lab, folder) is None
+    for wnid in ("n01443537", "n15075141", "n01440764"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / wnid).rename(tmp_path / "images" / wnid)
+    assert models.classes_of_labels(imagenet, Images(source=str(tmp_path))) == [0, 1, 999]
+    for wnid, shape in {"n01440764": "star", "n01443537": "disk"}.items():
+        (tmp_path / "images" / wnid).rename(tmp_path / "images" / shape)
+    (tmp_path / "images" / "n15075141" / "a.jpg").unlink()
+    shapes = [list(scenes.SHAPES).index(name) for name in ("disk", "star")]
+    assert models.classes_of_labels(lab, Images(source=str(tmp_path))) == shapes
+    assert models.classes_of_labels(imagenet, Images(source=str(tmp_path))) is None
+
+
+def test_a_network_says_how_many_classes_it_has_and_a_part_of_one_says_nothing(tmp_path):
+    for wnid in ("n01440764", "n15075141"):
+        (tmp_path / wnid).mkdir()
+        torch.save({}, tmp_path / wnid / "a.jpg")
+    images = Images(source=str(tmp_path))
+    unit = torchvision.models.resnet.BasicBlock
+    network = torchvision.models.ResNet(unit, [1, 1, 1, 1], num_classes=1000)
+    fewer = torchvision.models.ResNet(unit, [1, 1, 1, 1], num_classes=999)
+    numbered = nn.Linear(2, 3)
+    numbered.num_classes = 1000
+    found = {
+        "network": network,
+        "fewer": fewer,
+        "part": unit(4, 4),
+        "numbered": numbered,
+        "other": nn.Linear(9, 1000),
+    }
+    told = {name: models.classes_of_labels(one, images) for name, one in models.named(found).items()}
+    known, unknown = [0, 999], None
+    assert told == {"network": known, "fewer": unknown, "part": unknown, "numbered": known, "other": unknown}
+
+
+def test_what_is_loaded_learns_nothing_and_knows_how_its_images_are_prepared(small):
+    name = f"resnet10t@{small}"
+    loaded = [models.load(name, device="cpu"), models.load_twin(name, device="cpu")]
+    told = models.own(nn.Conv2d(3, 4, 3), "m", preprocessing=Preprocessing())
+    for model in loaded:
+        assert not any(weight.requires_grad for weight in model.module.parameters())
+        assert not any(part.training for part in model.module.modules())
+    assert not any(model.assumed for model in (*loaded, told))

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import TensorDataset
 
 from vit_analysis import models, plot, probe
-from vit_analysis.images import UNSEEN, Images, given
+from vit_analysis.images import UNSEEN, Images, Preprocessing, given
 from vit_analysis.lab import scenes
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors import ridge
@@ -93,6 +93,7 @@ def test_scale_and_offset_of_a_layer_do_not_matter():
 
 
 def test_draws_share_no_image_and_hold_as_many_of_each_class():
+    assert probe.Shots(TRAIN).chosen()["class"].shape == (6, 10 * KINDS)  # five draws, and one held out
     chosen = probe.Shots(TRAIN, 7, 3).chosen()["class"]
     assert chosen.shape == (4, 7 * KINDS)
     assert len(chosen.unique()) == chosen.numel()
@@ -189,6 +190,22 @@ def test_maps_are_brought_to_the_size_of_the_last():
         torch.testing.assert_close(
             tokens.mean(1).view(2, channels, -1).mean(2), activation.mean((2, 3)), atol=1e-5, rtol=0
         )
+
+
+def test_every_map_of_a_network_is_read_with_about_as_many_features_as_its_last_has_channels():
+    widths = {"low": (4, 16), "middle": (8, 8), "high": (12, 4), "last": (24, 2)}
+
+    def map(x: torch.Tensor, channels: int, side: int) -> torch.Tensor:
+        return x.mean((1, 2, 3), keepdim=True).expand(-1, channels, side, side)
+
+    net = Layers(**{name: lambda x, own=own: map(x, *own) for name, own in widths.items()})
+    anatomy = probe.layers.Anatomy(blocks=tuple(widths))
+    known = models.own(net, "m", preprocessing=Preprocessing(), anatomy=anatomy)
+    taps = {"m": [probe.Tap(name) for name in widths]}
+    _, names, sizes = probe._readers({"m": known}, taps, ("mean", "each"), TRAIN)
+    assert [str(layer) for _, layer in sizes] == list(widths)
+    assert {len(own) for own in names.values()} == {1 + 2 * 2}
+    assert [width for _, width in sizes.values()] == [16, 16, 24, 24]
 
 
 def test_maps_of_odd_sizes_are_pooled_as_they_are():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from doubles import Given
+from doubles import Given, Layers
 from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock
 from torch import nn
 
@@ -213,6 +213,18 @@ def test_blocks_that_add_in_another_way_are_refused(kind):
     module = vit(depth=1, block_fn=kind, init_values=0.5)
     with pytest.raises(Refusal, match=r"is not z \+ f\(z\)|are not known"):
         measure({"m": module}, images(2, 2))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_a_branch_of_another_size_than_what_it_is_added_to_is_refused(tokens, monkeypatch):
+    net = layers.Branch("b", "unit", layers.Tap("z"), layers.Tap("f"), layers.Tap("sum"))
+    monkeypatch.setattr(layers, "branches", lambda _: [net])
+    given = Given(batch=2, pixels=torch.randn(4, 3, 4, 4))
+    module = Layers(
+        z=lambda x: x.flatten(1, 2), f=lambda x: x.flatten(1, 2)[:, :tokens], sum=lambda x: x.flatten(1, 2)
+    )
+    with pytest.raises(Refusal, match=r"what goes on after 'f' is not z \+ f\(z\) with z from 'z'"):
+        measure({"m": module}, given)
 
 
 def test_a_model_without_known_skip_connections_says_so():

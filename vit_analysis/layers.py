@@ -70,9 +70,7 @@ def choose(models: Mapping[str, AnyModel], layers: str | Sequence[str]) -> dict[
     if layers == "blocks":
         return {name: [Tap(unit) for unit in blocks(model)] for name, model in models.items()}
     if isinstance(layers, str) and layers in ENDS:
-        return {
-            name: [Tap(unit) for unit in blocks(model)[ENDS[layers] :][:1]] for name, model in models.items()
-        }
+        return {name: [Tap(_from_the_end(name, blocks(model), layers))] for name, model in models.items()}
     patterns = [layers] if isinstance(layers, str) else list(layers)
     paths = {
         name: [path for path, _ in known(model)[0].named_modules() if path] for name, model in models.items()
@@ -92,6 +90,12 @@ def choose(models: Mapping[str, AnyModel], layers: str | Sequence[str]) -> dict[
             f"no layer of {', '.join(empty)} matches {' or '.join(map(repr, patterns))}; add a pattern that does"
         )
     return chosen
+
+
+def _from_the_end(name: str, units: Sequence[str], which: str) -> str:
+    if len(units) < -ENDS[which]:
+        raise Refusal(f"{name} has a single block, so there is none before its last; choose 'last'")
+    return units[ENDS[which]]
 
 
 def paper(model: AnyModel) -> list[Tap]:

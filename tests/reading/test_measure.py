@@ -53,6 +53,14 @@ def test_every_batch_counts_once(images):
     torch.testing.assert_close(total.total, images.pixels.double().sum(0))
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 22])
+def test_batches_are_told_with_the_images_that_they_hold(count):
+    pixels = torch.randn(count, 3)
+    told = [measure._size(number, count, 4) for number in range(-(-count // 4))]
+    assert told == [batch.size for batch in stream.stream(reading(Given(batch=4, pixels=pixels)))]
+    assert sum(told) == count
+
+
 def test_no_inference_mode_leaks_between_batches(images):
     passes = [stream.stream(reading(images)), stream.stream(reading(images))]
     for batches in passes:
@@ -129,6 +137,52 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_sums(images, tmp_path, monk
     assert folded == list(range(6))
     assert torch.equal(resumed.total, unbroken.total)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_run_tells_how_many_images_there_are_and_how_many_were_done_before(
+    images, tmp_path, monkeypatch, after
+):
+    monkeypatch.setattr(measure, "SAVE_EVERY", 0.0)
+    told, plain = [], measure.progress.told
+    tell = lambda called, count, done: told.append((called, count, done)) or plain(called, count, done)  # noqa: E731
+    monkeypatch.setattr(measure.progress, "told", tell)
+    with pytest.raises(Killed):
+        measured(reading(images), dying(after), tmp_path / "run")
+    measured(reading(images), state=tmp_path / "run")
+    assert [(count, done) for _, count, done in told] == [(22, 0), (22, 4 * after)]
+
+
+def test_what_needs_whole_matrices_is_reduced_before_what_cuts_parts_out_of_them(images):
+    reduced, first = [], reading(images)
+    plans = {
+        name: measure.Measurement(
+            replace(first, reduce=lambda _, name=name: reduced.append(name), whole=name in "bd"),
+            fold,
+            Total,
+            pd.DataFrame,
+        )
+        for name in "abcd"
+    }
+    merged = measure.merged(plans)
+    next(stream.stream(merged))
+    assert "".join(reduced[-4:]) == "bdac"
+
+
+def test_precision_is_said_of_the_first_pass_alone(images, monkeypatch):
+    said = []
+    monkeypatch.setattr(measure.briefing, "say", lambda told, _: said.append(len(told)))
+    monkeypatch.setattr(measure.rounding, "say", lambda *_: said.append("precision"))
+    plan = {"": measure.Measurement(reading(images), fold, Total, pd.DataFrame)}
+    for passes in ([plan], [plan] * 2, [plan] * 3):
+        measure.say(passes, "")
+    assert said == [1, "precision", 2, "precision", 3, "precision"]
+
+
+def test_a_key_has_sixteen_digits(images):
+    plan = measure.Measurement(reading(images), fold, Total, pd.DataFrame)
+    for digest in (plan.key(), plan.identity()["shared"], *plan.identity()["models"].values()):
+        assert re.fullmatch(r"[0-9a-f]{16}", digest)
 
 
 def test_another_command_does_not_pick_up_the_state(images, tmp_path):

@@ -1,11 +1,12 @@
 """What is said of a run before it and during it."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vit_analysis import cka, lesions, models, skip
+from vit_analysis import cka, lesions, models, skip, tokens
 from vit_analysis.images import Images
 from vit_analysis.reading import briefing, measure, progress
 from vit_analysis.reading.progress import EVERY, Lines
@@ -128,11 +129,17 @@ def test_layers_are_counted_as_tables_have_them(pair):
 def test_a_single_pass_has_no_number_and_many_models_are_counted(pair):
     plan = cka.plan(pair, Images(limit=8))
     assert measure.titles([{"": plan}]) == ["cka of lab/vit@random and lab/resnet@random"]
-    many = {f"m{number}": pair[0] for number in range(5)}
-    assert (
-        measure.title({"": skip.plan({n: m.module for n, m in many.items()}, Images(limit=8))})
-        == "skip of 5 models"
-    )
+    two = skip.plan(pair, Images(limit=8)), tokens.plan(pair, Images(limit=8))
+    for count, who in ((1, "m0"), (2, "m0 and m1"), (3, "3 models"), (5, "5 models")):
+        many = {f"m{number}": pair[0] for number in range(count)}
+        plan, other = (replace(one, reading=replace(one.reading, models=many)) for one in two)
+        assert measure.title({"": plan}) == f"skip of {who}"
+        both = {"": plan, "more": other, "same": plan}
+        assert measure.title(both) == f"activations of {who} for 3 tables"
+        assert measure.titles([both, {"": plan}]) == [
+            f"pass 1 of 2: activations of {who} for 3 tables",
+            f"pass 2 of 2: skip of {who}",
+        ]
 
 
 @pytest.mark.parametrize("batch", [16, 64])

@@ -1,4 +1,5 @@
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -145,3 +146,38 @@ def test_sums_of_an_odd_type_are_moved_as_they_are():
     own = scores(2, [1.0]).to("meta")
     assert {value.device.type for value in own.tensors().values()} == {"meta"}
     assert own.layers == ["layer 0"]
+
+
+def test_a_digest_is_of_every_name_and_number_and_of_no_order():
+    tensors, facts = {"a/x": torch.ones(2), "b/x": torch.zeros(3)}, {"done": "7", "labels": "{}"}
+    first = state._digest(tensors, facts)
+    assert state._digest(dict(reversed(tensors.items())), dict(reversed(facts.items()))) == first
+    others = [
+        state._digest({"a/y": tensors["a/x"], "b/x": tensors["b/x"]}, facts),
+        state._digest({"a/x": tensors["b/x"], "b/x": tensors["a/x"]}, facts),
+        state._digest(tensors | {"b/x": torch.tensor([0.0, 0.0, 1e-40])}, facts),
+        state._digest(tensors, facts | {"done": "8"}),
+        state._digest(tensors, facts | {"labels": "[]"}),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_sums_of_a_finished_pass_go_at_once_or_when_all_that_is_made_of_them_is_written(tmp_path):
+    first, second, never = (tmp_path / name for name in ("first", "second", "never"))
+    for path in (first, second):
+        path.touch()
+    state.finish(first)
+    assert not first.exists()
+    with state.keeping():
+        for path in (second, never):
+            state.finish(path)
+        assert second.exists()
+    assert not second.exists()
+    state.finish(never)  # a process that had no batch wrote none
+    second.touch()
+    with suppress(KeyError), state.keeping():
+        state.finish(second)
+        raise KeyError
+    assert second.exists()
+    state.finish(second)  # and the block that failed keeps nothing any longer
+    assert not second.exists()

@@ -238,6 +238,8 @@ def kinds() -> dict[str, str]:
         with pytest.raises(Refusal) as refused:
             given(images)
         told[what] = str(refused.value)
+    for shape in ((5, 4), (5, 4, 3)):  # and pictures of bytes one after another are one
+        assert read_all(given(np.full((2, *shape), 7, np.uint8))) == {0: (7, -1), 1: (7, -1)}
     return told
 
 

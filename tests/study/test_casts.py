@@ -19,7 +19,7 @@ from vit_analysis.makers import of_timm
 from vit_analysis.makers.request import Request
 from vit_analysis.shell import figures as shell
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import announced, casts
+from vit_analysis.study import announced, casts, passes
 from vit_analysis.study.announced import Asked
 from vit_analysis.study.casts import CASTS, LAB, PAPER, SMALL, Named
 from vit_analysis.study.claims import CLAIMS
@@ -226,6 +226,70 @@ def test_the_work_of_a_study_goes_with_its_images_and_its_tables():
     for table in ("probe", "probe_tokens", "lesions", "receptive_field_maps"):
         assert only < sum(announced.work(asked(wanted=["cka", table])).values()) < every
     assert announced.work(asked(Parts(vit=("mine",)))) == {}
+
+
+PLAYED = (
+    "vit",
+    "cnn",
+    "gap",
+    "less_data",
+    "other_seed",
+    "no_skip",
+    "mixer",
+    "tuned",
+    "local",
+    "flat",
+    "cnn_less_data",
+)
+
+
+@pytest.mark.parametrize("limit", [1000, None])
+@pytest.mark.parametrize(
+    "wanted", ["cka", "probe", "probe_tokens", "lesions", "receptive_field", "receptive_field_maps"]
+)
+def test_the_work_of_a_model_is_its_passes_over_images_examples_blocks_and_fields(wanted, limit):
+    """By model: every image once, its twin too if it is the first of its kind, and what a table asks for besides."""
+    whole = asked(images=Choice(source="a", limit=limit), wanted=[wanted])
+    found, count = announced.work(whole), limit or 50_000
+    role = {name: part for part in reversed(PLAYED) for name in PAPER.parts.names(part)}
+    assert found.keys() == role.keys()
+    first = {PAPER.parts.names("vit")[0], PAPER.parts.names("cnn")[0]}
+    for name, one in casts.members(role).items():
+        part, more = role[name], 0.0
+        steps = 2 * one.blocks if part == "vit" else one.blocks  # attention and MLP, or a unit
+        field = passes.FIELDS * (1 + announced.FIELD * passes.CHANNELS * steps)
+        if wanted == "probe" and part in ("vit", "cnn", "gap", "less_data", "cnn_less_data"):
+            more = 6 * 1000 * passes.FEW
+        elif wanted == "probe_tokens" and part in ("vit", "cnn", "gap"):
+            more = 4 * 1000 * passes.FEW
+        elif wanted == "lesions" and part in ("vit", "cnn"):
+            more = passes.LESIONED * (1 + announced.LESION * one.blocks)
+        elif wanted.startswith("receptive_field") and part in ("vit", "cnn"):
+            more = field + field * (name in first)
+        assert found[name] == pytest.approx(one.gflop * (count + count * (name in first) + more)), name
+
+
+def test_examples_without_end_cost_no_pass():
+    scenes = asked(train=Choice(), wanted=["probe"])
+    assert announced.work(scenes) == announced.work(asked(wanted=["cka"]))
+
+
+def test_work_without_a_choice_of_tables_is_that_of_all():
+    every = ["cka", "probe", "probe_tokens", "lesions", "receptive_field"]
+    assert announced.work(asked()) == announced.work(asked(wanted=every))
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [(0.0001, "1 min"), (0.5, "30 min"), (0.99, "59 min"), (1.0, "1 hours"), (12.34, "12 hours")],
+)
+def test_a_time_is_told_in_minutes_below_an_hour(hours, told, monkeypatch):
+    monkeypatch.setattr(
+        announced, "work", lambda _: {"a": 3600 * 50 * hours / 4, "b": 3600 * 50 * hours * 3 / 4}
+    )
+    (line,) = (line for line in announced.lines(PAPER, asked(), 50.0) if line.startswith("time:"))
+    assert f" about {told}, right to" in line
+    assert "at 50 GFLOP/s" in line
 
 
 def test_half_the_rate_takes_twice_the_time():

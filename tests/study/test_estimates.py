@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pandas as pd
@@ -157,6 +157,28 @@ def test_one_group_has_a_value_and_no_interval():
 
 
 # p.
+
+
+OF_GROUPS = (jackknife, smallest, largest, share, over_runs)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "groups"),
+    [*product(OF_GROUPS, (None, 0, 1)), (bootstrap, 0), (bootstrap, 1)],  # None: of no table at all
+)
+def test_without_two_groups_nothing_but_the_value_is_known(estimator, groups):
+    made = means(np.full((1, 3), 0.5))
+    made["x_without"] = [own[:groups] for own in made["x_without"]]
+
+    def compute(e: Evidence) -> tuple[float, float] | np.ndarray | float:
+        value = float(e.rows("t")["x"].iloc[0])
+        return (value, 0.125) if estimator is share else np.array([value]) if ends else value
+
+    ends = estimator in (smallest, largest)
+    found = estimator(compute, () if groups is None else ("t",), evidence(t=made))
+    assert found.value == (0.375 if estimator is share else 0.5)
+    assert [math.isnan(own) for own in (found.low, found.high, found.error, found.p(0.0))] == [True] * 4
+    assert found.freedom == 0
 
 
 def test_p_is_that_of_a_t_test():

@@ -4,7 +4,7 @@ import pytest
 from made import evidence, means
 
 from vit_analysis.spelling import Refusal
-from vit_analysis.study.evidence import Evidence
+from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
 
 
@@ -118,10 +118,41 @@ def test_what_is_not_there_is_said():
         own.one("mixer")
     with pytest.raises(Refusal, match=r"needs 2 times a Vision Transformer \(--vit\)"):
         own.all("vit", 2)
+    with pytest.raises(Refusal, match=r"needs an MLP-Mixer \(--mixer\)"):
+        own.all("mixer")
     with pytest.raises(Refusal, match="needs labels"):
         own.rows("lost")
     with pytest.raises(Refusal, match="t holds nothing of other"):
         own.rows("t", model="other")
+
+
+def test_what_pictures_are_made_of_is_everything_and_in_no_order():
+    one, other = (means(np.ones((1, 3))) for _ in range(2))
+    one.attrs["key"], other.attrs["key"] = "1", "2"
+    parts, missing = Parts(vit=("m",)), {"lost": "needs labels", "gone": "needs images"}
+
+    def made(
+        tables: dict[str, pd.DataFrame], parts: Parts = parts, missing: dict[str, str] = missing
+    ) -> Study:
+        return Study(parts, tables, missing)
+
+    tables = {"t": one, "u": other}
+    first = made(tables).made_of("words")
+    assert first == made(dict(reversed(tables.items()))).made_of("words")
+    assert first == made(tables, missing=dict(reversed(missing.items()))).made_of("words")
+    others = {
+        made({"t": other, "u": one}).made_of("words"),
+        made({"t": one}).made_of("words"),
+        made({"t": one, "v": other}).made_of("words"),
+        made(tables, Parts(vit=("n",))).made_of("words"),
+        made(tables, missing={}).made_of("words"),
+        made(tables, missing=missing | {"lost": "needs models"}).made_of("words"),
+        made(tables).made_of("other words"),
+        made(tables).made_of(),
+    }
+    assert len(others - {first, ""}) == 8
+    del other.attrs["key"]
+    assert made(tables).made_of("words") == ""
 
 
 def test_cka_is_a_matrix_of_layers_by_layers():

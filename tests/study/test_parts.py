@@ -1,10 +1,11 @@
 import os
 from dataclasses import fields
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import tyro
 
+from vit_analysis.lab import zoo
 from vit_analysis.study.parts import LAB_PARTS, Parts, parts_wanted
 
 PARTS = Parts(
@@ -112,6 +113,48 @@ def test_help_says_that_runs_stand_together(capsys):
 def test_every_part_is_told_with_its_flag():
     for part in (field.name for field in fields(Parts)):
         assert f"(--{part.replace('_', '-')})" in parts_wanted(part)
+
+
+DIFFERENT = {
+    "vit": [set()],
+    "gap": [{"pool"}],
+    "less_data": [{"distinct"}] * 2,
+    "other_seed": [{"seed"}],
+    "no_skip": [{"no_skip"}] * 3,
+    "local": [{"reach"}],
+    "cnn": [set()],
+    "cnn_less_data": [{"distinct"}],
+    "flat": [{"architecture"}],
+}
+"""By part of the lab's models: what its recipes do otherwise than that of the first Vision Transformer or CNN."""
+
+
+def facts(name: str) -> dict[str, Any]:
+    own = zoo.recipe(name)
+    return {
+        **{field.name: getattr(own, field.name) for field in fields(own) if field.name != "config"},
+        **own.config,
+    }
+
+
+@pytest.mark.parametrize("part", DIFFERENT)
+def test_a_model_of_the_lab_is_made_otherwise_only_in_what_its_part_says(part):
+    first = facts("lab/resnet" if part in ("cnn", "cnn_less_data", "flat") else "lab/vit")
+    found = [facts(name) for name in LAB_PARTS.names(part)]
+    assert [{key for key in {*own, *first} if own.get(key) != first.get(key)} for own in found] == DIFFERENT[
+        part
+    ]
+
+
+def test_parts_of_the_lab_stand_in_the_order_that_parts_are_told_in():
+    """From the least data on, and from the first block without skip connections to the last."""
+    scenes = [facts(name)["distinct"] for name in LAB_PARTS.names("less_data")]
+    assert scenes == sorted(scenes)
+    depth, missing = (
+        facts("lab/vit")["depth"],
+        [facts(name)["no_skip"] for name in LAB_PARTS.names("no_skip")],
+    )
+    assert missing == [0, depth // 2, depth - 1]
 
 
 def test_in_no_run_of_the_lab_is_a_model_its_own_ceiling():

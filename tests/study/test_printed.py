@@ -74,7 +74,7 @@ def test_blocks_that_fine_tuning_kept_are_counted_from_the_first_on(alike, kept)
 
 def test_massive_tokens_are_there_from_the_first_layer_that_has_some():
     columns = ("model", "layer", "depth", "massive_tokens")
-    own = [("v", "a", 0.0, 0.0), ("v", "b", 0.5, 0.02), ("v", "c", 1.0, 0.0), ("w", "a", 0.0, 1.0)]
+    own = [("v", "a", 0.0, 0.0), ("v", "b", 0.5, 0.02), ("v", "c", 1.0, 0.04), ("w", "a", 0.0, 1.0)]
     assert printed.massive_from(evidence(V_AND_R, tokens=rows(columns, *own))) == 0.5
     none = [(model, layer, depth, 0.0) for model, layer, depth, _ in own]
     assert math.isnan(printed.massive_from(evidence(V_AND_R, tokens=rows(columns, *none))))

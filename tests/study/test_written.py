@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_analysis import findings, table
-from vit_analysis.study import casts, written
+from vit_analysis.study import casts, rules, written
 
 WORDS = {  # what LaTeX prints for its commands
     "textbackslash": "\\",
@@ -185,6 +185,80 @@ def test_the_number_of_the_paper_stands_beside_the_same_of_these_models():
     first = cells(written.markdown(one, findings.differences(one)), "F1a")
     assert first["its number"] == "20 px (the paper: ViT-L)"
     assert first["the same here"] == "not measured"
+
+
+def test_every_cell_of_a_claim_is_what_it_says():
+    found = claims().assign(because=["b", ""], reason=["r", "no model"])
+    text = written.markdown(found, findings.differences(found))
+    shared = {"figure": "1", "the paper": "so", "statistic": "x", "wanted": "> 0 (the paper)"}
+    assert cells(text, "F1a") == shared | {
+        "id": "F1a",
+        "claim": r"50 % of a_b & {c} \ d -- e",
+        "its number": "20 to 40 px (the paper: ViT-L)",
+        "the same here": "-31.4",
+        "number": "0.3 [1e-05, -0.667]",
+        "training runs": "0.333, 2",
+        "p (Holm)": "< 1e-6",
+        "verdict": "**reproduced**: b; r",
+        "controls": "untrained twins 0.143",
+        "substitution": "direction only: a_b for ViT-L",
+    }
+    empty = ("its number", "the same here", "number", "training runs", "p (Holm)", "controls", "substitution")
+    assert cells(text, "Z1") == shared | dict.fromkeys(empty, "") | {
+        "id": "Z1",
+        "claim": "not measured",
+        "verdict": "**not measured**: no model",
+    }
+    line = next(line for line in text.splitlines() if line.startswith("1. **"))
+    assert line.endswith(": reproduced. F1a 0.3 [1e-05, -0.667] reproduced.")
+    (under,) = (line for line in text.splitlines() if set(line) == {*"|-:"} and line.count("|") == 15)
+    right = [number for number, own in enumerate(under.strip("|").split("|")) if own == "--:"]
+    assert [list(cells(text, "F1a"))[number] for number in right] == [
+        "the same here",
+        "number",
+        "training runs",
+        "p (Holm)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("p", "told"),
+    [(np.nan, ""), (1e-7, "< 1e-6"), (1e-6, "1e-06"), (0.0234, "0.02"), (0.5, "0.5"), (1.0, "1")],
+)
+def test_a_p_has_one_digit(p, told):
+    found = claims().assign(p=p)
+    assert cells(written.markdown(found, findings.differences(found)), "F1a")["p (Holm)"] == told
+
+
+def test_an_interval_is_told_where_it_is_known():
+    found = claims().assign(value=[1.0, -2.5], low=np.nan, high=np.nan)
+    text = written.markdown(found, findings.differences(found))
+    assert [cells(text, name)["number"] for name in ("F1a", "Z1")] == ["1", "-2.5"]
+
+
+@pytest.mark.parametrize(
+    "verdicts", [["reproduced", "fragile"], ["fragile", "fragile"], ["not measured"] * 2]
+)
+def test_verdicts_are_counted_in_the_order_of_their_meanings(verdicts):
+    order = list(rules.WORDS)
+    expected = sorted({*verdicts}, key=order.index)
+    told = "; ".join(f"{verdicts.count(word)} {word}" for word in expected)
+    assert written.counts(claims().assign(verdict=verdicts)) == f"{told}."
+
+
+def test_notes_are_paragraphs_of_their_own():
+    found = claims()
+    found.attrs["notes"] = ["few images", "old tables"]
+    text = written.markdown(found, findings.differences(found))
+    assert f"\n\n*few images.*\n\n*old tables.*\n\n{written.counts(found)}\n\n" in text
+
+
+def test_claims_of_no_difference_stand_under_others_in_latex_and_nowhere_else():
+    found = claims()
+    before, others = written.latex(found, findings.differences(found)).split(r"\textbf{Others}")
+    assert before.count("\nF1a & ") == others.count("\nZ1 & ") == 1
+    assert "\nZ1 & " not in before
+    assert "\nF1a & " not in others
 
 
 def test_who_stands_for_whom_is_told_where_a_model_is_of_a_cast_only():

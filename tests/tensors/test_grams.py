@@ -83,12 +83,14 @@ def test_spatial_tokens_have_a_product_where_the_class_token_alone_keeps_an_offs
     assert asked == ["all", "spatial"]
 
 
-def test_distances_of_spatial_tokens_are_right_where_a_class_token_is_large_on_the_diagonal_alone():
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_distances_of_spatial_tokens_are_right_where_a_class_token_is_large_on_the_diagonal_alone(scale):
     x = torch.randn(32, 11, 64)
     x[:, 0] = 1e4 * torch.eye(32, 64)
+    x *= scale
     rows = x[:, 2:].flatten(1).double()
     own = similarity.squared_distances(Grams(x, VIT).of("spatial"))
-    np.testing.assert_allclose(own, torch.cdist(rows, rows).square(), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(own, torch.cdist(rows, rows).square(), rtol=1e-4, atol=1e-9 * scale**2)
 
 
 def test_spatial_tokens_are_none_where_all_tokens_are_prefix():
@@ -141,6 +143,9 @@ def test_parts_are_nearly_equal_and_lose_no_image():
         assert sum(own) == images
         assert max(own) - min(own) <= 1
         assert min(own) >= min(images, 2 * grams.PART // 3)
+    for images in (5, 160, 256, 400):
+        parts = Grams(torch.randn(images, 2), Layout()).parts
+        assert [len(part.activation) for part in parts] == grams.sizes(images)
     assert grams.sizes(256) == [128, 128]
     assert grams.sizes(160) == [160]
     assert grams.sizes(37) == [37]

@@ -176,6 +176,16 @@ def test_only_what_is_planted_is_massive_and_a_token_at_the_limit_is_not():
     assert new[4, 1].tolist() == [1.0] * 4
 
 
+@pytest.mark.parametrize("ordinary", [0, 1, 2])
+def test_a_massive_token_is_the_mean_of_as_many_ordinary_ones_as_there_are_at_its_place(ordinary):
+    x = 1 + torch.rand(4, 6, 3)
+    x[ordinary:, 2] *= 100
+    new = SELECTIONS["inliers"](x, Layout())
+    said = sum(x[image, 2] for image in range(ordinary)) / ordinary if ordinary else torch.zeros(3)
+    for image in range(ordinary, 4):
+        np.testing.assert_allclose(new[image, 2], said, rtol=1e-6)
+
+
 # Where positions lie -----------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +247,7 @@ def test_a_grid_has_its_cells_row_by_row_each_of_its_height_and_width():
 def test_a_layout_that_is_not_told_has_no_tokens_before_the_spatial_ones_and_trusts_any_number_of_them():
     x = torch.randn(2, 11, 4)
     assert Layout().prefix_of(x) == 0
-    assert not Layout().has_class_token(x)
+    assert not any(Layout(prefix=prefix).has_class_token(x) for prefix in (0, 2))
     assert Layout(spatial=3, prefix=2).prefix_of(x) == 2
     with pytest.raises(Refusal, match="neither the 3 of the grid nor those with the 2"):
         Layout(spatial=3, prefix=2, counted=True).prefix_of(x)
