@@ -163,3 +163,25 @@ def test_a_sum_is_one_however_unequal_its_parts_are():
     channels = dict.fromkeys(features, torch.zeros(IMAGES, dtype=torch.int64))
     assert len(list(learning(x, features, BRANCHES, channels, known))) == 3
     assert known == {ADDED: Sum(STEM, LONG, relu=False)}
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(("way", "is_sum"), [("whole", True), ("detached", False), ("of one image", False)])
+def test_what_has_the_values_of_a_sum_is_one_only_if_all_gradients_say_so(scale, sign, way, is_sum):
+    """All gradients are of one sign; of one image alone, or of all, the branch does not lead to its pixels."""
+    x, known = pixels(), {}
+    stem = sign * scale * (3 * x).mean((2, 3)).repeat(1, 2)
+    long = sign * scale * x.exp().mean((2, 3)).repeat(1, 2)
+    cut = {
+        "whole": long,
+        "detached": long.detach(),
+        "of one image": torch.cat([long[:1].detach(), long[1:]]),
+    }[way]
+    features = {STEM: stem, LONG: long, ADDED: stem - scale + cut}
+    features[STEM] = features[STEM] - scale  # some are negative, or nothing tells whether a ReLU follows
+    channels = dict.fromkeys(features, torch.zeros(IMAGES, dtype=torch.int64))
+    assert (features[ADDED] < 0).any()
+    assert torch.equal(features[STEM] + features[LONG], features[ADDED])
+    assert len(list(learning(x, features, BRANCHES, channels, known))) == 3
+    assert (ADDED in known) == is_sum

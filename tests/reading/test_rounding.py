@@ -11,7 +11,7 @@ from vit_analysis import cka, models
 from vit_analysis.images import Images
 from vit_analysis.reading import rounding
 from vit_analysis.spelling import Refusal
-from vit_analysis.tensors.precision import as_precise_as_features, computing, full_float32
+from vit_analysis.tensors.precision import _older, as_precise_as_features, computing, full_float32
 
 IMAGES = Images(limit=32, batch=32)
 CPU = torch.device("cpu")
@@ -49,6 +49,25 @@ def test_models_that_ask_for_the_older_settings_are_answered(precision):
         with torch.backends.cudnn.flags(enabled=False):
             assert not torch.backends.cudnn.enabled
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("before", [("highest", False), ("high", True), ("medium", True), ("highest", True)])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_where_there_are_the_older_settings_alone_they_are_set_and_come_back(before, precision):
+    def told() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    plain = told()
+    try:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        with contextlib.suppress(ZeroDivisionError), _older(precision):
+            assert told() == (("high", True) if precision == "tf32" else ("highest", False))
+            raise ZeroDivisionError
+        assert told() == before
+    finally:
+        torch.set_float32_matmul_precision(plain[0])
+        torch.backends.cudnn.allow_tf32 = plain[1]
 
 
 def test_bf16_is_autocast_and_sums_within_it_are_not():
