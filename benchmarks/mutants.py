@@ -60,6 +60,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "reading/gradients": ("reading/test_gradients.py", "test_receptive_field.py", INTERVALS),
     "reading/gridded": ("reading/test_gridded.py", "test_receptive_field.py", AXES, INTERVALS),
     "reading/heads": ("reading/test_heads.py", "test_attention_distance.py", "test_window_attention.py"),
+    "reading/intervene": ("reading/test_intervene.py", "reading/test_capture.py", "test_lesions.py"),
     "reading/portions": ("reading/test_portions.py", "test_probe_bounded.py", "test_probe.py"),
     "reading/resume": ("reading/test_resume.py", "reading/test_replay.py", "test_lesions.py"),
     "reading/scales": ("reading/test_scales.py", "test_attention_distance.py", "test_window_attention.py"),
