@@ -56,7 +56,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "skip": ("test_skip.py", AXES, INTERVALS, KEYS),
     "soft_nearest_neighbor": ("test_soft_nearest_neighbor.py", INTERVALS, AXES, KEYS),
     "tokens": ("test_token_statistics.py", AXES, INTERVALS, KEYS),
-    "reading/briefing": ("reading/test_progress.py", "study/test_casts.py"),
+    "reading/briefing": ("reading/test_briefing.py", "reading/test_progress.py", "study/test_casts.py"),
     "reading/gradients": ("reading/test_gradients.py", "test_receptive_field.py", INTERVALS),
     "reading/gridded": ("reading/test_gridded.py", "test_receptive_field.py", AXES, INTERVALS),
     "reading/heads": ("reading/test_heads.py", "test_attention_distance.py", "test_window_attention.py"),
