@@ -63,6 +63,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "reading/intervene": ("reading/test_intervene.py", "reading/test_capture.py", "test_lesions.py"),
     "reading/portions": ("reading/test_portions.py", "test_probe_bounded.py", "test_probe.py"),
     "reading/processes": ("reading/test_company.py", "reading/test_processes.py"),
+    "reading/replay": ("reading/test_tapes.py", "reading/test_replay.py"),
     "reading/resume": ("reading/test_resume.py", "reading/test_replay.py", "test_lesions.py"),
     "reading/scales": ("reading/test_scales.py", "test_attention_distance.py", "test_window_attention.py"),
     "reading/stream": ("reading/test_stream.py", "reading/test_measure.py", "test_images.py"),
