@@ -97,8 +97,8 @@ def counted(net: Net) -> Iterator[Counter[str]]:
     count: Counter[str] = Counter()
     with ExitStack() as stack:
         for path, module in net.named_modules():
-            for own in [functional(module)] if isinstance(module, nn.Linear | nn.LayerNorm) else []:
-                module.forward = lambda x, own=own, path=path: count.update([path]) or own(x)
+            if isinstance(module, nn.Linear | nn.LayerNorm):
+                module.forward = lambda x, own=module.forward, path=path: count.update([path]) or own(x)
                 stack.callback(vars(module).pop, "forward")
             hook = module.register_forward_hook(lambda *_, path=path: count.update([f"hook {path}"]))
             stack.callback(hook.remove)
