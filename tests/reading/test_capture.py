@@ -421,6 +421,8 @@ def test_of_taps_that_saw_nothing_three_are_named_and_the_reason_is_that_of_thei
 
 def test_what_was_seen_is_the_caller_s_alone_and_images_are_unknown_outside_a_pass():
     with Capture(Backwards(), ["first"]) as run:
+        run.model(torch.ones(3, 4))
+        assert [len(own) for own in run._seen.values()] == [3]
         one = run(torch.ones(2, 4))
         assert run._seen == {}
         assert run._seen is not one

@@ -111,3 +111,10 @@ def test_a_gathered_layer_is_given_up_when_it_is_used(monkeypatch):
     )
     left = [len(kept[-1]) for _ in gathered(reading, [{place("a", "one"): slice(0, 1)}], "")]
     assert left == [1, 0]
+
+
+def test_what_probes_usually_learn_from_is_one_portion():
+    """Class token, mean and mean of patches of twelve blocks, for ten examples of a thousand classes in ten draws, are not."""
+    usual = {place("m", f"blocks.{number}"): (3, 768) for number in range(12)}
+    assert len(dealt(usual, 10 * 100)) == 1
+    assert 2 <= len(dealt(usual, 10 * 10 * 1000)) <= 36

@@ -4,6 +4,7 @@ import logging
 
 import networks
 import pytest
+import tiny
 import torch
 from doubles import Given
 from torch import Tensor, nn
@@ -130,6 +131,14 @@ def test_tried_is_first_inside_of_blocks_then_where_they_begin_then_never(failur
         assert len(pixels) == 2
         for column in range(32):
             assert torch.equal(pixels[1, ..., column], pixels[0, ..., 31 - column])
+
+
+def test_a_network_whose_blocks_have_one_branch_each_resumes():
+    own = tiny.made(4, 2)
+    plan = lesions.plan(own.cnn, own.images)
+    plan.prepare()
+    (repeated,) = plan.reading.models.values()
+    assert repeated.module.tape is not None
 
 
 def test_a_tape_that_fails_is_no_reason_to_end(monkeypatch, caplog):
