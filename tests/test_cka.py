@@ -613,3 +613,73 @@ def test_too_few_images_for_a_neighbour_are_refused_however_large_the_batch_may_
     own = {"mine": Layers(x=lambda pixels: pixels)}
     with pytest.raises(Refusal, match="need batches of 16 images or more, got 10"):
         cka.measure(own, Given(batch=32, pixels=torch.randn(10, 5, 8)), layers="x", measure="mutual_knn")
+
+
+@pytest.mark.parametrize("twins", [("a", "b"), ["b", "a"], {"a", "b"}])
+def test_the_order_in_which_twins_are_named_makes_no_other_key_and_other_twins_do(twins):
+    own = {name: Layers(x=lambda x: x) for name in "abc"}
+    images, views = Given(batch=24, pixels=torch.randn(24, 5)), {"given": View(given="pixels and twins")}
+
+    def key(twins) -> str:
+        return cka.plan_controls(own, images, views, layers="x", twins=twins).key()
+
+    assert key(twins) == key(("a", "b"))
+    assert len({key(twins), key(("a",)), key(("a", "c")), key(())}) == 4
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"), [([0.0, 0.51], True), ([0.5, 0.2], False), ([0.9], True), ([], False)]
+)
+def test_one_layer_of_which_massive_tokens_are_more_than_half_is_enough(shares, expected):
+    table = pd.DataFrame()
+    table.attrs["massive"] = [{"model": "m", "layer": "x", "tokens": 0.1, "hsic": share} for share in shares]
+    assert cka.dominated(table) is expected
+
+
+@pytest.mark.parametrize("constant", range(5))
+def test_two_constant_layers_are_named_and_the_others_counted(constant, caplog):
+    functions = {f"c{number}": lambda x: torch.ones_like(x) for number in range(constant)}
+    cka.measure(
+        {"m": Layers(x=lambda x: x, **functions)}, Given(batch=8, pixels=torch.randn(8, 3)), layers="*"
+    )
+    named = ", ".join(f"c{number} of m" for number in range(min(constant, 2)))
+    more = f" and {constant - 2} more layers" if constant > 2 else ""
+    told = caplog.text.partition("its CKA is undefined (NaN): ")[2]
+    assert told.strip() == named + more
+
+
+def massive_of(counts: list[tuple[float, float, float, float]]) -> pd.DataFrame:
+    """Of layers with so many tokens watched and massive ones among them, and HSIC with and without them."""
+    count = len(counts)
+    sums = cka.PairSums.of_batch(
+        0,
+        8,
+        hsic=torch.zeros(1, count, count).double(),
+        massive=torch.tensor(counts).double(),
+        places=[["m", f"l{number}"] for number in range(count)],
+    )
+    return cka.massive_shares(sums)
+
+
+def test_shares_of_massive_tokens_are_of_what_was_watched_and_zero_where_there_is_none():
+    found = massive_of([(200, 5, 8, 2), (100, 0, 8, 7), (0, 0, 0, 0), (50, 1, 0, 0), (10, 10, 4, 5)])
+    assert found["layer"].tolist() == ["l0", "l1", "l3", "l4"]  # of nothing watched nothing is told
+    assert found["tokens"].tolist() == pytest.approx([0.025, 0, 0.02, 1])
+    assert found["hsic"].tolist() == pytest.approx([0.75, 0, 1, -0.25])
+
+
+@pytest.mark.parametrize("tokens", SELECTIONS)
+def test_massive_tokens_are_warned_of_where_they_are_compared(tokens, caplog):
+    shares = massive_of([(200, 5, 8, 2), (100, 50, 8, 3.9), (100, 1, 8, 4)])
+    cka._warn_of_massive_tokens(shares, tokens)
+    said = "m: massive tokens, 26.2 % of all, make up 51.2 % or more of the self-similarity of 2 of its layers (l0 ... l1)"
+    assert (said in caplog.text) == (tokens in ("all", "spatial", "mean"))
+    assert ("massive" in caplog.text) == (tokens in ("all", "spatial", "mean"))
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "told"), [(16, 8, 0), (17, 8, 1), (19, 8, 1), (20, 8, 0), (6, 8, 0), (23, 8, 0)]
+)
+def test_a_last_batch_is_said_to_be_left_out_only_where_it_is(images, batch, told, caplog):
+    cka.plan({"m": Layers(x=lambda x: x)}, Given(batch=batch, pixels=torch.randn(images, 3)), layers="x")
+    assert caplog.text.count("the last batch has fewer than 4 images and is left out") == told

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from doubles import Given, Layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -177,3 +178,58 @@ def test_massive_activations_of_an_image_do_not_depend_on_the_others():
     found = tokens.massive_activations(own)
     assert found.nonzero().tolist() == [[0, 1], [2, 4]]
     assert torch.equal(found, torch.cat([tokens.massive_activations(one[None]) for one in own]))
+
+
+def test_what_is_at_a_limit_is_not_massive():
+    own = torch.full((1, 9, 4), 0.0625)
+    own[0, 3, 1] = 100.0  # 1,600 times the median, and not above 100
+    assert not tokens.massive_activations(own).any()
+    own = torch.full((1, 9, 4), 0.25)
+    own[0, 3, 1] = -250.0  # above 100, and 1,000 times the median to the bit
+    assert not tokens.massive_activations(own).any()
+    own[0, 3, 1] = -251.0
+    assert tokens.massive_activations(own).nonzero().tolist() == [[0, 3]]
+
+
+def of_layer(function, *, prefix: int = 0, class_token: bool = False):
+    module = Layers(out=function)
+    anatomy = Anatomy(prefix=prefix, class_token=class_token)
+    known = models.own(module, "m", preprocessing=Preprocessing(), anatomy=anatomy)
+    return lambda images: tokens.measure(known, images, layers="out")
+
+
+def test_a_layer_of_one_token_has_no_pair_and_is_measured_all_the_same():
+    table = of_layer(lambda x: x)(Given(batch=4, pixels=torch.randn(8, 1, 5)))
+    assert np.isnan(table["patch_cosine"].item())
+    assert table["norm"].item() == table["largest"].item() > 0
+    assert table["effective_rank"].item() == 1
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_value_that_is_not_finite_is_refused_though_the_median_is_finite(value):
+    pixels = torch.randn(8, 6, 5)
+    pixels[6, 2, 1] = value
+    with pytest.raises(Refusal, match="'out' of m has values that are not finite in batch 1"):
+        of_layer(lambda x: x)(Given(batch=4, pixels=pixels))
+
+
+def test_vectors_have_no_tokens_and_are_left_out_beside_what_has_some():
+    module = Layers(flat=lambda x: x.mean(1), out=lambda x: x, map=lambda x: x.mT.unflatten(2, (2, 3)))
+    known = models.own(
+        module, "m", preprocessing=Preprocessing(), anatomy=Anatomy(prefix=0, class_token=False)
+    )
+    table = tokens.measure(known, Given(batch=4, pixels=torch.randn(8, 6, 5)), layers="*").set_index("layer")
+    assert list(table.index) == ["out", "map"]
+    for name in NAMES:  # positions of a map are tokens
+        assert table.loc["map", name] == pytest.approx(table.loc["out", name], nan_ok=True), name
+
+
+@pytest.mark.parametrize("prefix", [1, 3])
+def test_the_class_token_is_the_first_and_no_spatial_one(prefix):
+    pixels = torch.randn(8, prefix + 6, 5)
+    table = of_layer(lambda x: x, prefix=prefix, class_token=True)(Given(batch=4, pixels=pixels))
+    near = torch.cosine_similarity(pixels[:, :1], pixels[:, prefix:], dim=-1).mean()
+    assert table["class_cosine"].item() == pytest.approx(float(near), abs=1e-6)
+    assert table["largest"].item() == pytest.approx(
+        float(pixels[:, prefix:].norm(dim=-1).amax(1).mean()), rel=1e-5
+    )

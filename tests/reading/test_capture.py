@@ -293,3 +293,160 @@ def test_channels_last_changes_the_memory_and_not_the_numbers():
         assert run(images)["0"].is_contiguous(memory_format=torch.channels_last)
     assert [p.stride() for p in model.parameters()] == strides
     assert all(torch.equal(p, weight) for p, weight in zip(model.parameters(), weights, strict=True))
+
+
+# Axes of images, and messages ----------------------------------------------------------------------------------------------
+
+
+class Shapes(nn.Module):
+    """Passes on a tensor of another shape for each number of images."""
+
+    def __init__(self, shape) -> None:
+        super().__init__()
+        self.shape, self.one, self.given = shape, nn.Identity(), []
+
+    def forward(self, x):
+        self.given.append(x.clone())
+        self.one(torch.arange(float(torch.Size(self.shape(len(x))).numel())).view(self.shape(len(x))))
+        x.zero_()
+        return x
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        (lambda n: (n, 4), 0),
+        (lambda n: (4, n), 1),
+        (lambda n: (2, n, 5), 1),  # as many tokens as images the first time
+        (lambda n: (3, n, 5), 1),  # and the second
+        (lambda n: (2, 3, n), 2),
+        (lambda n: (n, n), 0),  # of a square the rows
+        (lambda _: (4, 5), None),
+        (lambda n: (n + 1, 5), None),
+        (lambda n: (5, 2 * n), None),
+        (lambda n: (n, 5) if n == 2 else (n, 5, 1), None),
+        (lambda _: (), None),
+    ],
+)
+def test_images_lie_along_the_first_axis_that_grows_from_two_to_three(shape, axis):
+    module, pixels = Shapes(shape), torch.randn(5, 3, 2)
+    with Capture(module, ["one"]) as run:
+        run.learn_axes(pixels)
+        assert run.axes == {Layer(Tap("one")): axis}
+        assert [len(own) for own in module.given] == [2, 3]
+        assert all(
+            torch.equal(own, pixels[:1].expand_as(own)) for own in module.given
+        )  # nothing is written into them
+        if axis is None:
+            with pytest.raises(Refusal, match=r"'one' passes on .+ for 7 images, not one row per image"):
+                run(torch.zeros(7, 3, 2))
+        else:
+            seen = run(torch.zeros(7, 3, 2))["one"]
+            assert len(seen) == 7
+            whole = torch.arange(float(seen.numel())).view(shape(7))
+            assert torch.equal(seen, whole.movedim(axis, 0))
+
+
+def test_axes_are_of_each_run_and_each_of_several_tensors():
+    twice = nn.Identity()
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice, self.pair = twice, Returning(lambda x: (x, x.mT))
+
+        def forward(self, x):
+            self.twice(x)
+            self.twice(x.mT)
+            self.pair(x)
+            return x
+
+    with Capture(Both(), ["twice", "pair"]) as run:
+        run.learn_axes(torch.randn(2, 4))
+        seen = run(x := torch.randn(5, 4))
+    assert {str(layer): axis for layer, axis in run.axes.items()} == {
+        "twice": 0,
+        "twice#2": 1,
+        "pair[0]": 0,
+        "pair[1]": 1,
+    }
+    assert names(seen) == ["twice", "twice#2", "pair[0]", "pair[1]"]
+    assert all(torch.equal(own, x) for own in seen.values())
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize(
+    "error", [ValueError("odd\nand more"), ValueError(), Refusal("mine"), FileNotFoundError("gone")]
+)
+def test_what_a_model_fails_with_is_said_in_a_line_and_what_it_refuses_stays(learns, error):
+    def fail(_):
+        raise error
+
+    said = {"odd\nand more": "odd", "": "ValueError"}.get(str(error))
+    kind = Refusal if said else type(error)
+    with Capture(Returning(fail), [":in"]) as run:
+        with pytest.raises(kind) as raised:
+            (run.learn_axes if learns else run)(torch.zeros(2, 3, 5, 4))
+        assert run._shapes is None  # so that the next pass is one that reads
+    assert str(raised.value) == (
+        f"Returning does not take images of 3 x 5 x 4: {said}" if said else str(error)
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+@pytest.mark.parametrize("at", ["out", "heads"])
+def test_of_taps_that_saw_nothing_three_are_named_and_the_reason_is_that_of_their_kind(count, at):
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for number in range(count):
+                self.add_module(f"m{number}", nn.Linear(2, 2))
+
+        def forward(self, x):
+            return x
+
+    taps = [Tap(f"m{number}", at) for number in range(count)]
+    named = ", ".join(repr(str(tap)) for tap in taps[:3]) + (f" and {count - 3} more" if count > 3 else "")
+    why = (
+        "an attention that does not call scaled_dot_product_attention"
+        if at == "heads"
+        else "a fused or skipped module"
+    )
+    with Capture(Lazy(), taps) as run, pytest.raises(Refusal) as raised:
+        run(torch.zeros(2, 2))
+    assert str(raised.value).startswith(
+        f"{named} did not run in the forward pass of Lazy, so there is nothing to read ({why}?)"
+    )
+
+
+def test_what_was_seen_is_the_caller_s_alone_and_images_are_unknown_outside_a_pass():
+    with Capture(Backwards(), ["first"]) as run:
+        run.model(torch.ones(3, 4))
+        assert [len(own) for own in run._seen.values()] == [3]
+        one = run(torch.ones(2, 4))
+        assert run._seen == {}
+        assert run._seen is not one
+        run.model(torch.ones(3, 4))  # called by others: how many images there are is not known
+        assert run._images == 0
+        assert [len(own) for own in run._seen.values()] == [3]
+        assert len(one) == 1
+        assert len(run(torch.ones(5, 4))["first"]) == 5
+
+
+def test_the_only_tensor_of_several_has_no_place_and_inputs_by_name_have_theirs():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = Returning(lambda x: x)
+            self.one.forward = lambda a, b=None: (a, b)[0]
+
+        def forward(self, x):
+            self.one(a=x, b=2 * x)
+            self.one(x, b=2 * x)
+            return x
+
+    with Capture(Named(), ["one:in"]) as run:
+        seen = run(x := torch.randn(3, 2))
+    assert names(seen) == ["one:in[a]", "one:in[b]", "one:in#2"]
+    for own, expected in zip(seen.values(), (x, 2 * x, x), strict=True):
+        assert torch.equal(own, expected)

@@ -1,5 +1,6 @@
 """What is said of a run before it and during it."""
 
+import contextlib
 import logging
 from dataclasses import replace
 
@@ -169,3 +170,105 @@ def tensors(kept: object) -> list[torch.Tensor]:
     if isinstance(kept, tuple | list):
         return [value for part in kept for value in tensors(part)]
     return tensors(vars(kept)) if hasattr(kept, "__dict__") else []
+
+
+# Times in words --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *[(0.0, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (61.0, "1 min 1 s"), (3599.0, "59 min 59 s")],
+        *[(3599.6, "1 h 0 min"), (3600.0, "1 h 0 min"), (3661.0, "1 h 1 min"), (7260.0, "2 h 1 min")],
+        *[(86_400.0, "24 h 0 min"), (10_799.0, "2 h 59 min")],
+    ],
+)
+def test_a_time_has_two_units_at_most(seconds, words):
+    assert progress._span(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (0.0, "0 images/s"),
+        (1.0, "1 images/s"),
+        (123.456, "123 images/s"),
+        (0.999, "1 s per image"),
+        (0.25, "4 s per image"),
+    ],
+)
+def test_a_rate_below_one_is_told_by_image(rate, words):
+    assert progress._rate(rate) == words
+
+
+def test_a_line_comes_after_a_minute_to_the_second_and_none_at_the_end(clock, said):
+    lines = Lines("cka of m", 100, clock=clock)
+    said()
+    for now, images, expected in (
+        (59.9, 10, 0),
+        (60.0, 10, 1),
+        (119.9, 10, 0),
+        (120.0, 10, 1),
+        (300.0, 60, 0),
+    ):
+        clock.now = now
+        lines.update(images)
+        assert len(said()) == expected
+    lines.still("more")
+    assert len(said()) == 1  # which does not wait for images
+    clock.now = 359.9
+    lines.still("more")
+    assert said() == []
+    clock.now = 360.0
+    lines.still("layer 3 of 4")
+    assert said() == ["cka of m: 100 of 100 images; layer 3 of 4"]
+    lines.still("at once again")
+    assert said() == []
+
+
+def test_the_end_tells_what_this_run_did_and_in_no_time_it_is_done_at_once(clock, said):
+    clock.now = 1000.0
+    lines = Lines("cka of m", 1000, 900, clock)
+    lines.end()
+    assert said()[-1] == "cka of m: done, 900 images in 0 s, at once"
+    clock.now += 50
+    lines.update(100)
+    lines.end()
+    assert said()[-1] == "cka of m: done, 1000 images in 50 s, 2 images/s"
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_passes_within_passes_are_told_and_forgotten_with_an_end_that_was_reached(fails, said, monkeypatch):
+    monkeypatch.setattr(progress, "shows_bars", lambda: False)
+    with contextlib.suppress(ZeroDivisionError), progress.told("outer", 10, 4) as outer:
+        with progress.told("inner", 5):
+            assert [own.title for own in progress.NOW] == ["outer", "inner"]
+        assert [own.title for own in progress.NOW] == ["outer"]
+        outer(6)
+        assert progress.NOW[0].done == 10
+        if fails:
+            raise ZeroDivisionError
+    assert progress.NOW == []
+    told = said()
+    assert told[0] == "outer: 10 images, 4 of them done before"
+    assert sum(line.startswith("outer: done") for line in told) == (not fails)
+    assert list(progress.within(iter("abc"), "letters")) == ["a", "b", "c"]  # outside of any pass too
+
+
+@pytest.mark.parametrize(("terminal", "level", "expected"), [
+    *[(True, logging.INFO, True), (True, logging.DEBUG, True), (True, logging.WARNING, False)],
+    *[(False, logging.INFO, False), (False, logging.WARNING, False)],
+])  # fmt: skip
+def test_bars_are_for_a_terminal_that_is_not_to_be_quiet(terminal, level, expected, monkeypatch):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(logging.getLogger("vit_analysis"), "level", level)
+    assert progress.shows_bars() is expected
+
+
+def test_a_bar_begins_where_an_earlier_run_ended_and_so_do_those_inside(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "shows_bars", lambda: True)
+    with progress.told("a pass", 10, 4) as tell:
+        tell(3)
+    assert "a pass:  70%" in capsys.readouterr().err
+    assert list(progress.within("ab", "layers")) == ["a", "b"]
+    assert "layers: " in capsys.readouterr().err

@@ -5,13 +5,14 @@ import logging
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 
 from vit_analysis import cka, models
 from vit_analysis.images import Images
 from vit_analysis.reading import rounding
 from vit_analysis.spelling import Refusal
-from vit_analysis.tensors.precision import as_precise_as_features, computing, full_float32
+from vit_analysis.tensors.precision import _older, as_precise_as_features, computing, full_float32
 
 IMAGES = Images(limit=32, batch=32)
 CPU = torch.device("cpu")
@@ -49,6 +50,25 @@ def test_models_that_ask_for_the_older_settings_are_answered(precision):
         with torch.backends.cudnn.flags(enabled=False):
             assert not torch.backends.cudnn.enabled
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("before", [("highest", False), ("high", True), ("medium", True), ("highest", True)])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_where_there_are_the_older_settings_alone_they_are_set_and_come_back(before, precision):
+    def told() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    plain = told()
+    try:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+        with contextlib.suppress(ZeroDivisionError), _older(precision):
+            assert told() == (("high", True) if precision == "tf32" else ("highest", False))
+            raise ZeroDivisionError
+        assert told() == before
+    finally:
+        torch.set_float32_matmul_precision(plain[0])
+        torch.backends.cudnn.allow_tf32 = plain[1]
 
 
 def test_bf16_is_autocast_and_sums_within_it_are_not():
@@ -132,3 +152,67 @@ def test_products_of_features_are_as_precise_as_these(forward, device, expected)
         assert not torch.is_autocast_enabled(device)
     with as_precise_as_features(torch.device("cuda")):  # where nobody has said how models compute
         assert settings()[0] != inside
+
+
+@pytest.fixture
+def four():
+    """A tiny model in four precisions, and images in batches that are smaller and larger than they are."""
+    vit = tiny.made(24, 12).vit
+    return {str(own): replace(vit, name=str(own), precision=own) for own in (None, "tf32", "float32", "bf16")}
+
+
+@pytest.mark.parametrize(("images", "batch", "first"), [(24, 12, 12), (24, 100, 24)])
+def test_what_is_said_is_the_median_and_the_most_of_what_is_known_on_the_images_of_a_batch(
+    four, images, batch, first, monkeypatch, caplog
+):
+    apart = torch.tensor([[0.01, torch.nan, 0.3], [0.02, 0.01, 0.02]]).double()
+    monkeypatch.setattr(rounding, "changes", lambda models, _: apart if models is four else None)
+    with caplog.at_level(logging.INFO, "vit_analysis"):
+        rounding.say(four, tiny.images(images, batch))
+    assert caplog.messages == [
+        f"bf16 and tf32 changes CKA of block outputs by 0.02 (median) and 0.3 (most) on the first {first} images"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "level"),
+    [(("None", "float32"), logging.INFO), (("bf16",), logging.WARNING), ((), logging.INFO)],
+)
+def test_nothing_is_measured_where_nothing_is_lower_or_nobody_hears_it(
+    four, names, level, monkeypatch, caplog
+):
+    monkeypatch.setattr(rounding, "changes", lambda *_: pytest.fail("measured"))
+    with caplog.at_level(level, "vit_analysis"):
+        rounding.say({name: four[name] for name in names}, tiny.images(24, 12))
+    assert not caplog.records
+
+
+def test_why_it_is_not_known_is_said(four, monkeypatch, caplog):
+    def refuse(*_):
+        raise Refusal("blocks are not known")
+
+    monkeypatch.setattr(rounding, "changes", refuse)
+    with caplog.at_level(logging.INFO, "vit_analysis"):
+        rounding.say(four, tiny.images(24, 12))
+    assert caplog.messages == ["what bf16 and tf32 changes is not known: blocks are not known"]
+
+
+def test_a_change_is_the_distance_from_full_precision_whatever_its_sign(four, monkeypatch):
+    of = {None: 0.5, "tf32": 0.4, "bf16": 0.9, "float32": 0.6}
+
+    def similarities(models, _):
+        return torch.tensor([of[own.precision] for own in models.values()]).double().expand(4, 4)
+
+    monkeypatch.setattr(rounding, "_similarities", similarities)
+    found = rounding.changes(four, tiny.images(24, 12))
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.2, 0.0, 0.3]).double().expand(4, 4))
+    assert [own.precision for own in four.values()] == [None, "tf32", "float32", "bf16"]
+
+
+def test_similarities_of_the_first_batch_are_those_of_a_table_of_it():
+    own = tiny.made(24, 12)
+    found = rounding._similarities({one.name: one for one in own.pair}, own.images)
+    first = replace(own.images, pixels=own.images.pixels[:12], labels=own.images.labels[:12])
+    table = cka.measure(own.pair, first, layers="blocks")
+    torch.testing.assert_close(found.flatten(), torch.tensor(table["cka"].to_numpy()), rtol=1e-6, atol=1e-9)
+    assert len(found) == 4 + 5

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vit_analysis.tensors.fields import Squares
+from vit_analysis.tensors.fields import Squares, offsets, weights
+from vit_analysis.tensors.tokens import Grid
 
 SHARES = (0.2, 0.3, 0.5, 0.99)
 
@@ -42,6 +43,58 @@ def test_sides_are_those_of_a_loop_over_squares_around_pixels_corners_and_off_th
         number = squares.number(torch.tensor([side], dtype=torch.float64))
         assert squares.areas[number].item() == pytest.approx(area)
         assert side - 2 <= inner <= side
+
+
+OFF_CENTRE = [((9, 9), (4.0, 4.0)), ((10, 14), (5.0, 7.0)), ((7, 12), (5.5, 2.5)), ((3, 8), (0.0, 7.0))]
+
+
+@pytest.mark.parametrize(("shape", "place"), OFF_CENTRE)
+@pytest.mark.parametrize("hole", [False, True])
+def test_between_squares_sides_grow_evenly_with_what_they_hold(shape, place, hole):
+    field = np.random.default_rng(1).gamma(0.3, size=shape)
+    row, column = np.indices(shape)
+    far = np.maximum(abs(row - place[0]), abs(column - place[1]))
+    if hole:
+        field[far < 2] = 0  # the smallest squares hold nothing
+    squares = Squares.around(*shape, place)
+    sides = sorted({2 * reach + 1 for reach in far.ravel().tolist()})
+    held = [field[2 * far + 1 <= side].sum() / field.sum() for side in sides]
+    assert squares.sides.tolist() == sides
+    np.testing.assert_allclose(squares.areas, [(2 * far + 1 <= side).mean() for side in sides])
+    flat = torch.from_numpy(field).flatten()
+    shares = (0.05, *SHARES)
+    expected = np.interp(shares, [0, *held], [0, *sides])
+    np.testing.assert_allclose(squares.between(flat, shares), expected)
+    assert squares.holding(flat, (*shares, 1.0)).tolist() == [
+        next((side for side, own in zip(sides, held, strict=True) if own > share), sides[-1])
+        for share in (*shares, 1.0)
+    ]
+    asked = [0.0, *sides, *(side + 0.5 for side in sides), 1e9]
+    numbers = [next((n for n, side in enumerate(sides) if side >= own), len(sides) - 1) for own in asked]
+    assert squares.number(torch.tensor(asked, dtype=torch.float64)).tolist() == numbers
+
+
+def test_moments_are_of_distances_from_the_middle_of_the_position_s_own_patch():
+    """Of a grid whose cells are neither square nor begin at the first pixel; its middle is of row 2 and column 1."""
+    rows, columns, grid = 19, 17, Grid(4, 3, 4.0, 6.0, top=1.0, left=-2.0)
+    one, squares, inside = weights(rows, columns, grid)
+    assert (one == 1).all()
+    down, across = range(1 + 8, 1 + 12), range(-2 + 6, -2 + 12)
+    for row, column in np.ndindex(rows, columns):
+        far = (row - np.mean(down)) ** 2 + (column - np.mean(across)) ** 2
+        assert float(squares[row, column]) == pytest.approx(far)
+        assert bool(inside[row, column]) == (row in down and column in across)
+
+
+@pytest.mark.parametrize(
+    ("place", "stride", "own"), [(4.0, 4.0, range(2, 6)), (4.5, 4.0, range(3, 7)), (0.0, 3.0, range(2))]
+)
+def test_a_patch_has_as_many_pixels_as_its_stride_whether_its_middle_is_one_or_lies_between_two(
+    place, stride, own
+):
+    distance, inside = offsets(9, place, stride)
+    assert distance.tolist() == [pixel - place for pixel in range(9)]
+    assert inside.tolist() == [pixel in own for pixel in range(9)]
 
 
 def published(field: np.ndarray, share: float) -> int | None:

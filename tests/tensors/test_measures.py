@@ -74,6 +74,26 @@ def test_independent_features_have_none_and_a_layer_with_itself_has_one(name, n)
     assert similar(name, xs, xs) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("name", "size"), [("rank_cka", 1 / 12), ("mutual_knn", 1.0)])
+@pytest.mark.parametrize("n", [16, 31, 32, 100])
+def test_a_batch_counts_for_the_same_however_large_it_is(name, size, n):
+    """Batches are weighted by their images, so similarity within one has to be of one size."""
+    own = MEASURES[name](similarity.gram(torch.randn(n, 500))).double()
+    expected = size - n // 16 / (n - 1) if name == "mutual_knn" else size  # less what chance gives
+    assert float(own @ own) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_value_that_is_not_finite_shows(name, value):
+    x = torch.randn(32, 5)
+    x[3, 2] = value
+    gram = torch.eye(32).double()
+    gram[3, 5] = gram[5, 3] = value
+    for own in (similarity.gram(x), gram):
+        assert not MEASURES[name](own).isfinite().all()
+
+
 @pytest.mark.parametrize("name", MEASURES)
 def test_rotation_scale_offset_and_order_of_images_change_nothing(name):
     (x,), (y,) = related(48, 1, features=40)
@@ -137,10 +157,11 @@ def test_too_few_images_for_a_neighbour_are_refused():
         measures.neighbours(torch.eye(15).double())
 
 
-def test_what_is_taken_away_does_not_depend_on_its_units_and_leaves_nothing_of_itself():
+@pytest.mark.parametrize("unit", [1e-30, 1e-8, 1e12])
+def test_what_is_taken_away_does_not_depend_on_its_units_and_leaves_nothing_of_itself(unit):
     vectors = torch.randn(4, 200).double()
     vectors[3] = vectors[0] + vectors[1]  # all of it is in the others
-    scaled = vectors * torch.tensor([1e-8, 1.0, 1.0, 1.0]).double()[:, None]
+    scaled = vectors * torch.tensor([unit, 1.0, 1.0, 1.0]).double()[:, None]
     left, small = (measures.given(own @ own.T, [0, 1]) for own in (vectors, scaled))
     torch.testing.assert_close(left, small)
     assert left[1].abs().max() == 0

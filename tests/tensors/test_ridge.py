@@ -73,13 +73,43 @@ def test_small_pieces_give_what_one_piece_gives(monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-def test_a_constant_feature_has_no_weight():
+@pytest.mark.parametrize("value", [0.0, 1e-30, -0.3, 1000.1])  # 0 as of a unit that is never active
+def test_a_constant_feature_has_no_weight(value):
     x, labels = task(10, images=80)
-    x[..., 3] = 1000.1
+    x[..., 3] = value
     weight, bias = ridge.fit(x, torch.arange(80).view(2, 40), labels[:40], ANSWERS)
     assert weight[:, :, :, 3].abs().max() == 0
     assert weight.isfinite().all()
     assert bias.isfinite().all()
+
+
+def test_penalties_are_every_second_power_of_two_of_the_few_shot_grid():
+    assert tuple(2.0**power for power in range(-10, 20, 2)) == ridge.PENALTIES
+
+
+@pytest.mark.parametrize(
+    ("features", "answers", "numbers"),
+    [(8, 4, 8 * 8), (90, 4, 20 * 20), (90, 20, 90 * 20), (6, 20, 6 * 20)],
+    ids=["features by features", "images by images", "weights", "weights of few features"],
+)
+@pytest.mark.parametrize("fit", [1, 2, 5, 100])
+def test_as_many_probes_are_solved_at_once_as_there_is_room_for_the_largest_of_what_they_need(
+    features, answers, numbers, fit, monkeypatch
+):
+    """Matrices, or weights, of every penalty; 1 probe where there is no room for one."""
+    x, labels = torch.randn(2, 60, 2, features), torch.arange(20) % answers
+    at_once, best = [], ridge.best
+    monkeypatch.setattr(ridge, "best", lambda own, *rest: at_once.append(len(own)) or best(own, *rest))
+    for room in (0, 15 * numbers - 1):
+        at_once.clear()
+        monkeypatch.setattr(ridge, "PIECE", fit * 15 * numbers + room)
+        ridge.fit(x, torch.arange(60).view(3, 20), labels, answers)
+        assert sum(at_once) == 2 * 2 * 2
+        assert at_once[0] == min(8, fit)
+    monkeypatch.setattr(ridge, "PIECE", 15 * numbers - 1)
+    at_once.clear()
+    ridge.fit(x, torch.arange(60).view(3, 20), labels, answers)
+    assert at_once == [1] * 8
 
 
 def test_of_equally_good_penalties_the_strongest_is_taken():

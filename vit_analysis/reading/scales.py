@@ -60,7 +60,7 @@ def of_windows(grid: Grid, numbers: Int[Tensor, "window token"]) -> Scale:
         Refusal: the map has another number of tokens than such maps have.
     """
     real, count = numbers >= 0, int((numbers >= 0).sum())
-    maps = [merged(grid, 2**step) for step in range(max(grid.rows, grid.columns).bit_length())]
+    maps = [merged(grid, 2**step) for step in range((max(grid.rows, grid.columns) - 1).bit_length() + 1)]
     own = next((own for own in maps if own.rows * own.columns == count), None)
     if own is None:
         raise Refusal(
