@@ -282,3 +282,13 @@ def test_the_untrained_lab_pair_with_provenance():
     lines = plot.entanglement(table).lines
     np.testing.assert_array_equal(lines[1].get_ydata(), table["loss"][8:])
     assert len(plot.soft_nearest_neighbor(table).axes) == 2
+
+
+@pytest.mark.parametrize("place", [3.0, 290.3, 301.5, 598.75])
+@pytest.mark.parametrize("bend", [0.01, 2.0])
+def test_the_minimum_of_a_parabola_is_its_own_between_the_points_of_the_grid(place, bend):
+    grid = torch.arange(2 * snn.ENDS + 1).double()
+    found = snn.minimum((bend * (grid - place) ** 2 + 1.5)[None])
+    assert float(found.loss) == pytest.approx(1.5)
+    assert float(found.temperature) == pytest.approx(10 ** (snn.STEP * (place - snn.ENDS)))
+    assert not found.at_bound.any()
