@@ -292,3 +292,24 @@ def test_the_minimum_of_a_parabola_is_its_own_between_the_points_of_the_grid(pla
     assert float(found.loss) == pytest.approx(1.5)
     assert float(found.temperature) == pytest.approx(10 ** (snn.STEP * (place - snn.ENDS)))
     assert not found.at_bound.any()
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(1, "a of m"), (2, "a of m, b of m"), (3, "a of m, b of m and 1 more layers"), (0, "")],
+)
+def test_constant_layers_are_named_up_to_two_and_then_counted(count, told, single, caplog):
+    first = single[0]
+    wide = {
+        name: value.repeat_interleave(4, dim=1)
+        for name, value in first.tensors().items()
+        if name in ("loss", "reached")
+    }
+    fixed = torch.ones(len(first.fixed), 4).double()
+    fixed[:, :count] = torch.nan
+    places = [["m", layer] for layer in "abcd"]
+    sums = replace(first, **wide, fixed=fixed, massive=torch.zeros(4, 2).double(), places=places)
+    table = pd.DataFrame()
+    table.attrs = {"tokens": "all", "massive": []}
+    snn._warn(sums, table)
+    assert caplog.text.strip().endswith(f"so its loss is undefined (NaN): {told}" if told else "")
