@@ -18,7 +18,7 @@ from vit_analysis.layers import Branch, Tap
 from vit_analysis.lesions import measure, partition, trained_without_skips
 from vit_analysis.reading.capture import Capture, Layer
 from vit_analysis.reading.intervene import Repeated, without_skips
-from vit_analysis.reading.stream import Activation
+from vit_analysis.reading.stream import Activation, Pass
 from vit_analysis.shell import lesions as command
 from vit_analysis.spelling import Refusal
 from vit_analysis.tensors.tokens import Layout
@@ -329,3 +329,13 @@ def test_rows_of_several_models_stand_one_below_the_other(monkeypatch):
     assert table.index.tolist() == [0, 1, 2, 3]
     assert table["model"].tolist() == ["m", "m", "n", "n"]
     assert table.attrs["models"] == {"m": "of m", "n": "of n"}
+
+
+@pytest.mark.parametrize("path", ["blocks.0", "model.blocks.0"])
+def test_a_model_whose_features_alone_were_kept_is_refused(path):
+    seen = {"m": {Layer(Tap(path)): torch.zeros(28)}}
+    batch = Pass(0, 8, seen, torch.zeros(8, dtype=torch.long), list(range(8)))
+    with pytest.raises(
+        Refusal, match="m returns features and no classes, so nothing it says can be compared"
+    ):
+        lesions._fold_runs(batch, None, lambda own: [list(one.values()) for one in own.values()])

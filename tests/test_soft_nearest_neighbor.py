@@ -282,3 +282,34 @@ def test_the_untrained_lab_pair_with_provenance():
     lines = plot.entanglement(table).lines
     np.testing.assert_array_equal(lines[1].get_ydata(), table["loss"][8:])
     assert len(plot.soft_nearest_neighbor(table).axes) == 2
+
+
+@pytest.mark.parametrize("place", [3.0, 290.3, 301.5, 598.75])
+@pytest.mark.parametrize("bend", [0.01, 2.0])
+def test_the_minimum_of_a_parabola_is_its_own_between_the_points_of_the_grid(place, bend):
+    grid = torch.arange(2 * snn.ENDS + 1).double()
+    found = snn.minimum((bend * (grid - place) ** 2 + 1.5)[None])
+    assert float(found.loss) == pytest.approx(1.5)
+    assert float(found.temperature) == pytest.approx(10 ** (snn.STEP * (place - snn.ENDS)))
+    assert not found.at_bound.any()
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(1, "a of m"), (2, "a of m, b of m"), (3, "a of m, b of m and 1 more layers"), (0, "")],
+)
+def test_constant_layers_are_named_up_to_two_and_then_counted(count, told, single, caplog):
+    first = single[0]
+    wide = {
+        name: value.repeat_interleave(4, dim=1)
+        for name, value in first.tensors().items()
+        if name in ("loss", "reached")
+    }
+    fixed = torch.ones(len(first.fixed), 4).double()
+    fixed[:, :count] = torch.nan
+    places = [["m", layer] for layer in "abcd"]
+    sums = replace(first, **wide, fixed=fixed, massive=torch.zeros(4, 2).double(), places=places)
+    table = pd.DataFrame()
+    table.attrs = {"tokens": "all", "massive": []}
+    snn._warn(sums, table)
+    assert caplog.text.strip().endswith(f"so its loss is undefined (NaN): {told}" if told else "")

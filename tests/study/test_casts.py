@@ -94,6 +94,16 @@ def test_what_is_said_of_a_member_is_counted(one):
     assert one.blocks == len(blocks)
 
 
+def test_models_of_a_part_stand_from_the_smallest_on_and_the_first_are_those_that_claims_are_about():
+    for own in PAPER.members.values():
+        sizes = [one.parameters for one in own]
+        assert sizes == sorted(sizes)
+    first = {part: PAPER.members[part][0].paper for part in ("vit", "cnn")}
+    assert first == {"vit": "ViT-B/16 of JFT-300M", "cnn": "ResNet50x1 of JFT-300M"}
+    for part, own in PAPER.members.items():
+        assert [one.model for one in own] == PAPER.parts.names(part)
+
+
 def test_every_part_of_the_papers_study_is_played_or_it_is_said_why_not():
     played = {part.name for part in fields(Parts) if PAPER.parts.names(part.name)}
     assert played.isdisjoint(PAPER.absent)

@@ -16,6 +16,7 @@ import pytest
 from made import rows
 
 from vit_analysis import plot
+from vit_analysis.spelling import Refusal
 from vit_analysis.study import draw, drawings, needs
 from vit_analysis.study.evidence import Evidence, Study
 from vit_analysis.study.parts import Parts
@@ -217,3 +218,11 @@ def test_pairs_of_one_transformer_are_those_with_average_pooling_instead():
     assert draw.two_vits(one) == [("v", "g")]
     three = Evidence(Study(Parts(vit=("a", "b", "c")), {}, {}))
     assert draw.two_vits(three) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+@pytest.mark.parametrize("made", [draw.reach, lambda *parts: draw.places("localization", *parts)])
+def test_what_a_drawing_is_about_has_to_be_there(made):
+    of_vit = Evidence(Study(Parts(vit=("v",)), {name: table(name) for name in TABLES}, {}))
+    for last, said in (("gap", "average pooling"), ("tuned", "fine-tuned"), ("less_data", "less data")):
+        with pytest.raises(Refusal, match=said):
+            made("vit", last)(of_vit)
