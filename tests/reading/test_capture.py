@@ -450,3 +450,18 @@ def test_the_only_tensor_of_several_has_no_place_and_inputs_by_name_have_theirs(
     assert names(seen) == ["one:in[a]", "one:in[b]", "one:in#2"]
     for own, expected in zip(seen.values(), (x, 2 * x, x), strict=True):
         assert torch.equal(own, expected)
+
+
+def test_heads_are_a_layer_of_their_own_that_knows_how_many_images_there_are():
+    class Attends(nn.Module):
+        def forward(self, x):
+            parts = x.unflatten(0, (-1, 2))  # as of windows: other rows than images
+            return nn.functional.scaled_dot_product_attention(*[parts] * 3).sum()
+
+    with Capture(nn.Sequential(Attends()), ["0:heads"], lambda _, own: own) as run:
+        seen = run(torch.randn(6, 5, 3))
+        assert names(seen) == ["0:heads"]
+        assert seen["0:heads"].images == 6
+        run.model(torch.randn(4, 5, 3))  # called by others: as many as there are rows
+        (heads,) = run._seen.values()
+        assert heads.images == len(heads) == 2

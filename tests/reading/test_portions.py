@@ -71,7 +71,7 @@ def test_what_is_gathered_is_what_the_layers_pass_on_part_by_part(monkeypatch):
     wanted = {place("a", "one"): (3, 4), place("a", "no"): (3, 4), place("b", "two"): (3, 4)}
     called, gather = [], portions.gather
     monkeypatch.setattr(portions, "gather", lambda own, name: called.append((name, own)) or gather(own, name))
-    for tokens, parts in ((100, 1), (2, 5)):
+    for tokens, parts in ((100, 1), (5, 2), (2, 5)):
         called.clear()
         monkeypatch.setattr(portions, "ROOM", tokens * 4 * 7 * 4)
         dealt_now = dealt(wanted, 7)

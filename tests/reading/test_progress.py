@@ -231,17 +231,25 @@ def test_the_end_tells_what_this_run_did_and_in_no_time_it_is_done_at_once(clock
     lines = Lines("cka of m", 1000, 900, clock)
     lines.end()
     assert said()[-1] == "cka of m: done, 900 images in 0 s, at once"
-    clock.now += 50
-    lines.update(100)
+    clock.now += 0.5
+    lines.update(50)
     lines.end()
-    assert said()[-1] == "cka of m: done, 1000 images in 50 s, 2 images/s"
+    assert said()[-1] == "cka of m: done, 950 images in 0 s, 100 images/s"
+    clock.now += 74.5
+    lines.update(25)
+    assert said() == ["cka of m: 975 of 1000 images, 1 images/s, 25 s left"]
+    lines.update(25)
+    lines.end()
+    assert said()[-1] == "cka of m: done, 1000 images in 1 min 15 s, 1.33 images/s"
 
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_passes_within_passes_are_told_and_forgotten_with_an_end_that_was_reached(fails, said, monkeypatch):
     monkeypatch.setattr(progress, "shows_bars", lambda: False)
     with contextlib.suppress(ZeroDivisionError), progress.told("outer", 10, 4) as outer:
-        with progress.told("inner", 5):
+        with progress.told("inner", 5) as inner:
+            inner(3)
+            assert [own.done for own in progress.NOW] == [4, 3]
             assert [own.title for own in progress.NOW] == ["outer", "inner"]
         assert [own.title for own in progress.NOW] == ["outer"]
         outer(6)

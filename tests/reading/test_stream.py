@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vit_analysis import models
 from vit_analysis.anatomy.roles import Anatomy
-from vit_analysis.images import Preprocessing
+from vit_analysis.images import Images, Preprocessing
 from vit_analysis.layers import Tap
 from vit_analysis.models import Model
 from vit_analysis.reading import graphs, processes, stream
@@ -85,6 +85,11 @@ def test_vectors_have_no_size_and_leave_that_of_the_model():
         {"m": own(nn.Identity(), input_size=(3, 6, 4))}, Given(batch=2, pixels=torch.zeros(4, 5))
     )
     assert models_of["m"].preprocessing.input_size == (3, 6, 4)
+
+
+def test_images_of_a_source_leave_the_model_s_size_and_are_not_read():
+    model, images = own(nn.Identity(), input_size=(3, 6, 4)), Images(source="nowhere", limit=4)
+    assert prepared({"m": model}, images) == ({"m": model}, images)
 
 
 @pytest.mark.parametrize(

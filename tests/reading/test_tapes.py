@@ -21,7 +21,8 @@ class Part(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.drop = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH), nn.Dropout()
+        self.norm2, self.drop = nn.LayerNorm(WIDTH), nn.Dropout()
+        self.norm1 = nn.Sequential(nn.LayerNorm(WIDTH), nn.Identity())
         self.first = nn.ModuleList([nn.Linear(WIDTH, WIDTH)])
         self.mix, self.mlp = (nn.Sequential(nn.Identity(), nn.Linear(WIDTH, WIDTH)) for _ in range(2))
 
@@ -79,7 +80,7 @@ def branches(path: str, *, relu: bool) -> list[Branch]:
     first = Branch(
         path,
         "attention",
-        Tap(f"{path}.norm1", "in"),
+        Tap(f"{path}.norm1.0", "in"),
         Tap(f"{path}.mix.1"),
         joined,
         f"{path}.act" if relu else None,
