@@ -174,6 +174,17 @@ def test_what_is_said_is_the_median_and_the_most_of_what_is_known_on_the_images_
     ]
 
 
+def test_precisions_are_said_in_an_order_that_no_run_changes(four, monkeypatch, caplog):
+    """Whatever the hashes of their names are in a process: of eight that there are not, as there are but two."""
+    for name in "hcaegdbf":
+        four[name] = replace(four["bf16"], name=name)
+        object.__setattr__(four[name], "precision", name)
+    monkeypatch.setattr(rounding, "changes", lambda *_: torch.zeros(1, 1).double())
+    with caplog.at_level(logging.INFO, "vit_analysis"):
+        rounding.say({name: four[name] for name in "hcaegdbf"}, tiny.images(24, 12))
+    assert caplog.messages[0].startswith("a and b and c and d and e and f and g and h changes CKA")
+
+
 @pytest.mark.parametrize(
     ("names", "level"),
     [(("None", "float32"), logging.INFO), (("bf16",), logging.WARNING), ((), logging.INFO)],
