@@ -73,7 +73,7 @@ def assets() -> Path:
 
 SLOW = Path(__file__).with_name("slow.txt")
 # Of CPU, its children's too, as that is the same on a busy machine; a test that took more is slow.
-SECONDS = 0.2
+SECONDS = 0.1
 
 _spent: dict[str, dict[str, float]] = {"setup": {}, "call": {}}
 _shared: dict[str, set[tuple[str, str]]] = {}
