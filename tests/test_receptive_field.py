@@ -1,3 +1,4 @@
+import networks
 import numpy as np
 import pytest
 import timm
@@ -443,3 +444,34 @@ def test_the_lab_pair_with_pictures():
     assert len(panels) == 5 + 5 + 5 + 4  # the initial convolution has no long branch
     assert panels[0].get_title().startswith("attention 1\n")
     assert all(ax.images[0].get_array().max() == pytest.approx(1) for ax in panels[:15])
+
+
+@pytest.mark.parametrize(
+    ("attention", "mlp", "missing"),
+    [
+        (1.0, 1.0, set()),
+        (
+            0.5,
+            1.0,
+            {("attention 2", "residual"), ("attention 2", "long")},
+        ),  # and so the stream before the MLP is none
+        (1.0, 0.5, {("MLP 2", "long")}),
+    ],
+)
+def test_a_branch_that_is_not_what_is_added_has_no_field(attention, mlp, missing):
+    vit = networks.timm_vit()
+    block = vit.blocks[1]
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        x = x + attention * block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+        return x + mlp * block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+    block.forward = scaled
+    whole = {
+        (f"{what} {n}", branch)
+        for what in ("attention", "MLP")
+        for n in (1, 2)
+        for branch in ("residual", "long")
+    }
+    table = measure({"v": vit}, Given(batch=1, pixels=torch.randn(1, 3, 32, 32)), channels=1)
+    assert set(zip(table["step"], table["branch"], strict=True)) == whole - missing
