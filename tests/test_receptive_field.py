@@ -289,11 +289,12 @@ def test_gradients_leave_the_model_and_the_caller_as_they_were():
 SIDES = ((20, 0.2), (30, 0.3), (50, 0.5), (99, 0.99))
 
 
-def test_one_convolution_of_ones_has_a_square_of_3_px_and_a_stack_those_of_its_kernel():
+@pytest.mark.parametrize("shape", [(16, 16), (12, 20), (20, 12)])
+def test_one_convolution_of_ones_has_a_square_of_3_px_and_a_stack_those_of_its_kernel(shape):
     one, two = (nn.Conv2d(3, 3, 3, padding=1, bias=False) for _ in range(2))
     for convolution in (one, two):
         nn.init.ones_(convolution.weight)
-    images = Given(batch=4, pixels=torch.rand(4, 3, 16, 16))  # features above 0
+    images = Given(batch=4, pixels=torch.rand(4, 3, *shape))  # features above 0
     table = measure({"m": nn.Sequential(one, two)}, images, layers=["0", "1"]).set_index("layer")
     kernel = np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1])  # of two in turn, 3 channels x 3 channels x 3 colours
     logs = np.log10(1 + 27 * kernel)
@@ -303,7 +304,7 @@ def test_one_convolution_of_ones_has_a_square_of_3_px_and_a_stack_those_of_its_k
         assert table.loc["1", f"side_{percent}_px"] == min(
             side for side, held in shares.items() if held > share
         )
-        assert table.loc["0", f"area_{percent}"] == 9 / 16**2
+        assert table.loc["0", f"area_{percent}"] == 9 / (shape[0] * shape[1])
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])

@@ -359,3 +359,10 @@ def test_tables_of_the_same_images_share_a_pass_but_for_those_that_cannot():
         [["alone 0", "same 0"], ["alone 1", "same 1"]],
         [["single 0"]],
     ]
+
+
+@pytest.mark.parametrize("twins", [True, False])
+def test_twins_are_loaded_of_the_first_models_and_of_no_other(twins):
+    parts = Parts(vit=("lab/vit", "lab/vit_gap"), cnn=("lab/resnet", "lab/resnet_flat"), gap="lab/vit_gap")
+    loaded = Cast.load(parts, twins=twins).models
+    assert set(loaded) - set(parts.runs()) == ({"lab/vit@random", "lab/resnet@random"} if twins else set())
