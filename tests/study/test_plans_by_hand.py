@@ -20,6 +20,7 @@ from vit_analysis.reading.measure import Measurement
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import passes
 from vit_analysis.study.controls import VIEWS
+from vit_analysis.study.evidence import Study
 from vit_analysis.study.parts import Parts
 from vit_analysis.study.passes import Cast
 
@@ -366,3 +367,12 @@ def test_twins_are_loaded_of_the_first_models_and_of_no_other(twins):
     parts = Parts(vit=("lab/vit", "lab/vit_gap"), cnn=("lab/resnet", "lab/resnet_flat"), gap="lab/vit_gap")
     loaded = Cast.load(parts, twins=twins).models
     assert set(loaded) - set(parts.runs()) == ({"lab/vit@random", "lab/resnet@random"} if twins else set())
+
+
+@pytest.mark.parametrize("said", [{}, {"twins": True}, {"twins": False}])
+def test_a_study_has_untrained_twins_unless_it_is_asked_for_none(said, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(Cast, "load", lambda *_, twins: asked.append(twins) or Cast(Parts(), {}))
+    monkeypatch.setattr(passes, "run", lambda *_, **__: Study(Parts(), {}, {}))
+    passes.of(Parts(), passes.TRAIN, passes.TRAIN, tmp_path, **said)
+    assert asked == [said.get("twins", True)]
