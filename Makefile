@@ -20,7 +20,7 @@ figures: .venv/ready
 gallery: .venv/ready
 	$(BIN)/python -m vit_analysis.figures --out figures
 
-# The tests are two processes already on two cores; the rest runs beside them, as it mostly waits for one.
+# Notebooks, documentation and wheel are one process each, and run beside the tests.
 test: check
 	$(MAKE) --jobs 2 unit notebooks docs wheel
 

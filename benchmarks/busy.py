@@ -7,9 +7,8 @@
 
 All of it, the busy processes too, is held to so many cores, so that one busy process matters on a large machine as
 well. "ours" is what a command sets for itself (`shell.threads`), "torch" what it would have without that, "one thread"
-has one, "spin N" is ours with N rounds of waiting.
-Everything is measured in turn in every round, each time in a process of its own. Threads that share their
-cores fairly with busy processes take 1 + busy / cores times as long. Linux.
+has one, "spin N" is ours with N rounds of waiting. Everything is measured in turn in every round, each time in a process
+of its own. Threads that share their cores fairly with busy processes take 1 + busy / cores times as long. Linux.
 """
 
 import argparse

@@ -395,18 +395,8 @@ class Trials:
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         import pytest
 
-        short = [
-            "-x",
-            "-q",
-            "--tb=no",
-            "--no-header",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:nbmake",
-        ]
+        without = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "nbmake")]
+        short = ["-x", "-q", "--tb=no", "--no-header", *without]
         loaded = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that torch or timm imports
         code = int(pytest.main([*short, "-W", loaded, "-m", chosen, *self.tests]))
         own = sys.modules.get(PACKAGE)

@@ -291,7 +291,15 @@ def test_work_without_a_choice_of_tables_is_that_of_all():
 
 @pytest.mark.parametrize(
     ("hours", "told"),
-    [(0.0001, "1 min"), (0.5, "30 min"), (0.99, "59 min"), (1.0, "1 hours"), (12.34, "12 hours")],
+    [
+        (0.0001, "1 min"),
+        (0.5, "30 min"),
+        (0.99, "59 min"),
+        (1.0, "1 hour"),
+        (1.04, "1 hour"),
+        (1.1, "1.1 hours"),
+        (12.34, "12 hours"),
+    ],
 )
 def test_a_time_is_told_in_minutes_below_an_hour(hours, told, monkeypatch):
     monkeypatch.setattr(

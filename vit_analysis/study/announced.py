@@ -137,7 +137,8 @@ def measured(device: str | None) -> float:
 
 
 def _time(hours: float, rate: float, own: Sequence[str]) -> str:
-    told = f"{hours:.2g} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+    number = f"{hours:.2g}"
+    told = f"{number} hour{'s' * (number != '1')}" if hours >= 1 else f"{max(1, round(60 * hours))} min"
     without = f", without {', '.join(own)}" if own else ""
     return (
         f"about {told}, right to a factor of 2 or 3{without}: the passes of these models at {rate:.0f} GFLOP/s, measured now "

@@ -77,7 +77,7 @@ def first_pair(e: Evidence) -> Panels:
 
 
 def further_pairs(e: Evidence) -> Panels:
-    """The further models with themselves, and every further pair of a Vision Transformer and a CNN."""
+    """The further Vision Transformers with themselves, and every further pair of a Vision Transformer and a CNN."""
     pairs = [*product(e.all("vit"), e.all("cnn"))][1:]
     if not pairs:
         raise Refusal("needs a second Vision Transformer or CNN (--vit A B --cnn C D)")
