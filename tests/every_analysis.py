@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 
-from vit_analysis import attention_distance, cka, command, models, receptive_field
+from vit_analysis import attention_distance, cka, command, models, receptive_field, soft_nearest_neighbor
 from vit_analysis.images import Images
 from vit_analysis.models import Model
 from vit_analysis.probe import Shots
@@ -46,7 +47,8 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     _, found["receptive_field_maps"] = receptive_field.with_maps([vit, cnn], **own["receptive_field"])
     cast = passes.Cast.load(Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
     wanted = ["cka", "skip", "soft_nearest_neighbor"]
-    study = passes.run(cast, Images(limit=400, batch=100), passes.TRAIN, folder / "study", wanted)
+    with patch.object(soft_nearest_neighbor, "MATES", 2):
+        study = passes.run(cast, Images(limit=80, batch=20), passes.TRAIN, folder / "study", wanted)
     return found | {f"study's {name}": table for name, table in study.tables.items()}
 
 

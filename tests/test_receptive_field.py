@@ -420,7 +420,7 @@ def test_layers_without_places_are_refused_before_the_run_with_the_nearest_that_
     ("name", "pattern", "rows"),
     [
         *[("mixer_s32_224", "blocks.*", 8), ("convnext_atto", "stages.*.blocks.0", 4)],
-        *[("efficientnet_b0", "blocks.*.0", 7), ("torchvision/vgg11", "features.*", 21)],
+        *[("efficientnet_b0", "blocks.*.0", 7), ("torchvision/vgg11", "features.1?", 10)],
     ],
 )
 def test_any_network_by_pattern(name, pattern, rows):

@@ -22,7 +22,7 @@ from vit_analysis.shell import train as command
 from vit_analysis.spelling import Refusal
 from vit_analysis.train import UNLIMITED, FileData, SceneData, order
 
-SAMPLED = 400  # images on which each shipped model is tried
+SAMPLED = 200  # images on which each shipped model is tried
 TINY = zoo.Recipe(
     "vit",
     {

@@ -39,11 +39,8 @@ from vit_analysis.typed import Pictures
 
 logger = logging.getLogger(__name__)
 
-OURS = (
-    "untrained",
-    "local",
-    "flat",
-)  # controls and experiments that a figure is drawn beside, of models of their own
+# Controls and experiments that a figure is drawn beside, of models of their own.
+OURS = ("untrained", "local", "flat")
 VERDICTS = plot.LAYOUTS["findings"]  # the pictures of what was found
 
 

@@ -158,9 +158,8 @@ def write_picture(figure: Any, path: Path, stamp: str = "") -> None:
         path: where to.
         stamp: of all that it was drawn from, by which `is_stamped` knows whether it has to be drawn again.
     """
-    from vit_analysis.plot.saving import (
-        save,
-    )  # here, as whoever has a figure has loaded matplotlib, and others need not
+    # Here, as whoever has a figure has loaded matplotlib, and others need not.
+    from vit_analysis.plot.saving import save
 
     write_whole(path, lambda part: save(figure, part, MAKER, stamp))
 

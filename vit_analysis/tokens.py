@@ -34,10 +34,8 @@ from vit_analysis.spelling import Refusal
 from vit_analysis.table import placed, with_provenance
 from vit_analysis.tensors.tokens import TINY, as_tokens, massive, norms, spatial
 
-LARGE, TIMES = (
-    100.0,
-    1000.0,
-)  # Sun et al. 2024: a massive activation is above 100, and 1,000 times its layer's median
+# A massive activation is above 100, and 1,000 times its layer's median (Sun et al. 2024).
+LARGE, TIMES = 100.0, 1000.0
 MEANS = ("norm", "largest", "patch_cosine", "class_cosine", "effective_rank", "participation")
 SHARES = ("massive_tokens", "massive_activations")
 

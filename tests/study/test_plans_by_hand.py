@@ -91,10 +91,10 @@ CASES: dict[str, list[Planned]] = {
     "head_subsets": [of("attention_distance.plan_subsets", [vit, "r"]) for vit in ("v", "w")],
     "skip": [of("skip.plan", [*MAIN, *TWINS], first=50)],
     "receptive_field": [
-        of("receptive_field.plan_with_maps", [*MAIN, *TWINS], "first 32 in eights", channels=8)
+        of("receptive_field.plan_with_maps", [*MAIN, *TWINS], "first 32 in eights", channels=4)
     ],
     "receptive_field_maps": [
-        of("receptive_field.plan_with_maps", [*MAIN, *TWINS], "first 32 in eights", channels=8)
+        of("receptive_field.plan_with_maps", [*MAIN, *TWINS], "first 32 in eights", channels=4)
     ],
     "lesions": [of("lesions.plan", [name], "mixed") for name in MAIN],
     "lesions_trained": [
@@ -241,6 +241,21 @@ def test_probes_of_photographs_do_not_learn_from_scenes(table, monkeypatch):
     assert planned(table, cast(), train=files)[0].how["shots"].count == 10
     with pytest.raises(Refusal, match="needs images to learn from"):
         passes.plans(cast(), UNCHOSEN, OWN, TRAIN, files)[table]()
+
+
+@pytest.mark.parametrize(
+    ("units", "shown"),
+    [
+        (UNITS, ["a.2", "b.0"]),
+        (["a.0", "b.0", "c.0", "c.1"], ["b.0", "c.0"]),  # of an even number the earlier of the middle two
+        (["a.0", "a.1", "b.0"], ["a.1", "b.0"]),  # a last stage of one unit
+        (["a.0", "a.1"], ["a.0"]),  # the middle one is the first of its stage
+        (["stem"], ["stem"]),
+    ],
+)
+def test_the_unit_in_the_middle_and_the_first_of_the_last_stage_are_shown(units, shown, monkeypatch):
+    monkeypatch.setattr(passes.layers, "blocks", lambda _: units)
+    assert passes._earlier_units(cast().models["r"]) == shown
 
 
 def test_of_two_tables_of_the_same_sums_whoever_wants_one_gets_both(tmp_path):

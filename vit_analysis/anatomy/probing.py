@@ -15,21 +15,8 @@ from vit_analysis.anatomy.roles import Anatomy
 from vit_analysis.spelling import Refusal
 
 IMAGES = 5  # no usual number of tokens
-SIDES = (
-    32,
-    64,
-    96,
-    128,
-    160,
-    192,
-    224,
-    256,
-    288,
-    320,
-    384,
-    448,
-    512,
-)  # of images that a network may be built for
+# Of images that a network may be built for.
+SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 
 Size = tuple[int, int, int]  # channels, rows and columns
 

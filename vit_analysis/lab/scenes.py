@@ -284,10 +284,8 @@ def noise(key: Int32[Tensor, " image"], size: int) -> Float[Tensor, "image 3 siz
 
     The hash of 32 bits is one that Wellons found by search ("Prospecting for hash functions", 2018).
     """
-    pixel = (
-        torch.arange(size * size, dtype=torch.int32, device=key.device) * -1640531527
-    )  # 2^32 / golden ratio
-    z = key[:, None] + pixel
+    golden = -1640531527  # 2^32 / golden ratio
+    z = key[:, None] + torch.arange(size * size, dtype=torch.int32, device=key.device) * golden
     z = (z ^ (z >> 16 & 0xFFFF)) * 0x7FEB352D
     z = (z ^ (z >> 15 & 0x1FFFF)) * -2073254261  # 0x846CA68B as a signed number
     z = z ^ (z >> 16 & 0xFFFF)

@@ -19,12 +19,8 @@ from vit_analysis.loading.unwrapping import unwrapped
 from vit_analysis.spelling import did_you_mean
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-IN_A_FOLDER = (
-    "model.safetensors",
-    INDEXES[0],
-    "pytorch_model.bin",
-    INDEXES[1],
-)  # the first that is there is read
+# The first that is there is read.
+IN_A_FOLDER = ("model.safetensors", INDEXES[0], "pytorch_model.bin", INDEXES[1])
 ENDINGS = frozenset((".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".npz", ".json"))
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

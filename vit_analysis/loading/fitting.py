@@ -108,9 +108,8 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> list[s
     own = module.state_dict()
     layers = heads.layers(module)
     aside = _aside(tensors, own, layers)
-    learnt = dict(
-        module.named_parameters()
-    )  # rotations of some networks have a name like an index, and are learnt
+    # Rotations of some networks have a name like an index, and are learnt.
+    learnt = dict(module.named_parameters())
     missing = [
         key
         for key, value in own.items()

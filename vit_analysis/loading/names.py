@@ -10,14 +10,8 @@ from dataclasses import dataclass
 Names = dict[str, str | tuple[str, ...]]
 TRANSPOSED = ".T"  # at the end of a name: it is stored with its axes exchanged
 HEADS = ("head.*", "head_dist.*")  # stand outside the prefix of the transformer itself
-TOKENS = (
-    "cls_token",
-    "reg_token",
-    "dist_token",
-    "mask_token",
-    "pos_embed",
-    "attn_pool.latent",
-)  # [1, n, width]
+# Of shape [1, n, width].
+TOKENS = ("cls_token", "reg_token", "dist_token", "mask_token", "pos_embed", "attn_pool.latent")
 
 
 def _same(*names: str) -> Names:

@@ -64,9 +64,8 @@ def caption(figure: Figure, table: pd.DataFrame, *notes: str, bands: str = "") -
     if not told:
         return
     size = max(LEAST, points(7))
-    room = (
-        0.97 * figure.get_figwidth() - 2 * EDGE
-    )  # on screens small letters are a little wider than they are
+    # On screens small letters are a little wider than they are.
+    room = 0.97 * figure.get_figwidth() - 2 * EDGE
     written = folded(" ".join(told), room, size)
     figure.text(0, 0, written, fontsize=size, color="0.35", gid=CAPTION, va="bottom", linespacing=SPACING)
     grow(figure, _strip(figure))

@@ -19,19 +19,7 @@ import pandas as pd
 PALETTE = (
     "#0f3f8c", "#cc3311", "#e49d04", "#03866a", "#9a5bcf", "#4eb4e7", "#6c3d2c", "#b87299", "#1d2027", "#90a976",
 )  # fmt: skip
-MARKERS = (
-    "o",
-    "s",
-    "^",
-    "D",
-    "v",
-    "P",
-    "X",
-    "<",
-    ">",
-    "p",
-    "h",
-)  # one more, so that they differ where colours repeat
+MARKERS = tuple("os^DvPX<>ph")  # one more than colours, so that they differ where colours repeat
 COLUMN = 3.25  # inches: a column of a paper
 NARROW = 5.0  # inches, below which letters are set smaller
 LEAST = 6.0  # points, of the smallest letters

@@ -19,10 +19,8 @@ from vit_analysis.reading.capture import Capture, Seen
 logger = logging.getLogger(__name__)
 
 WORTH = 6  # batches, at least: two are run twice, to record the graph and to check it
-RECORDED, CHECKED = (
-    2,
-    3,
-)  # batches, counted from 1, for which this is done; the first finds out and caches what it needs
+# Batches, counted from 1, for which this is done; the first finds out and caches what it needs.
+RECORDED, CHECKED = 2, 3
 # Replays may choose other kernels than a plain run, which add in another order.
 CLOSE = 1e-3
 

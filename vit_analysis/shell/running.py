@@ -106,9 +106,8 @@ def speak(manner: Manner) -> None:
     first = os.environ.get("RANK", "0") == "0"
     level = logging.DEBUG if manner.verbose else logging.WARNING if manner.quiet else logging.INFO
     logging.getLogger("vit_analysis").setLevel(level if first else logging.ERROR)
-    logging.getLogger("vit_analysis.images").setLevel(
-        level if first else logging.WARNING
-    )  # each reads its own
+    # Each process reads images of its own, and warns of them.
+    logging.getLogger("vit_analysis.images").setLevel(level if first else logging.WARNING)
     logging.getLogger("vit_analysis.told").setLevel(logging.INFO if first else logging.ERROR)
     for library in OTHERS:
         logging.getLogger(library).setLevel(logging.ERROR)

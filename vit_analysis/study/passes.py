@@ -53,7 +53,8 @@ from vit_analysis.typed import Choice, Machine
 logger = logging.getLogger(__name__)
 
 IMAGES, TRAIN, SAME = map(Images.of, (parts_of_study.IMAGES, parts_of_study.TRAIN, parts_of_study.SAME))
-FIELDS, CHANNELS = 32, 8  # images for receptive fields, as in the paper, and channels drawn for each image
+FIELDS = 32  # images for receptive fields, as in the paper
+CHANNELS = 4  # drawn for each image: most of the width of an interval comes from the images
 LESIONED = 320  # images for lesions: each goes through the model once for every block
 SHOTS = 20  # per class of scenes: 10 do not tell a linear classifier what a texture is, 100 take longer than all else
 FEW = 10  # per class of anything else, as in the paper
