@@ -20,9 +20,9 @@ figures: .venv/ready
 gallery: .venv/ready
 	$(BIN)/python -m vit_analysis.figures --out figures
 
-# Notebooks, documentation and wheel are one process each, and run beside the tests.
-test: check
-	$(MAKE) --jobs 2 unit notebooks docs wheel
+# Lint, notebooks, documentation and wheel are one process each, and run beside the tests.
+test: .venv/ready
+	$(MAKE) --jobs 2 check unit notebooks docs wheel
 
 # Lint, floors, types, and the tests that are not slow.
 fast: check

@@ -22,7 +22,7 @@ from torch import nn
 from vit_analysis.images import Preprocessing
 from vit_analysis.makers import of_timm
 from vit_analysis.shell import figures, running
-from vit_analysis.study import casts, passes
+from vit_analysis.study import casts, plans
 from vit_analysis.study.casts import Named
 from vit_analysis.typed import Choice
 
@@ -62,7 +62,7 @@ def main() -> None:
     own = parser.parse_args()
     names = casts.CASTS[own.cast].parts.runs()
     parts = casts.CASTS[own.cast].parts.change(lambda name: small(name, names.index(name) + 1))
-    passes.SHOTS, passes.SINGLE, passes.LESIONED, passes.FIELDS, passes.CHANNELS = 3, 3, 8, 8, 2
+    plans.SHOTS, plans.SINGLE, plans.LESIONED, plans.FIELDS, plans.CHANNELS = 3, 3, 8, 8, 2
     of_timm.preprocessing = less_to_read(of_timm.preprocessing)
     running.speak(running.Manner())
     figures.main(

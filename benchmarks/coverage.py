@@ -25,7 +25,7 @@ from vit_analysis.reading import measure, state
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.shell import running
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import passes
+from vit_analysis.study import loaded, passes, plans
 from vit_analysis.study.claims import CLAIMS
 from vit_analysis.study.controls import ALL, VIEWS
 from vit_analysis.study.evidence import Evidence, Study
@@ -40,19 +40,19 @@ UNITS = ("S3",)  # its interval is about the units of one network, which no furt
 
 
 def measured(
-    cast: passes.Cast, seed: int, images: int, batch: int, only: tuple[str, ...]
+    cast: loaded.Cast, seed: int, images: int, batch: int, only: tuple[str, ...]
 ) -> dict[str, list[Measurement[Any]]]:
     """The plans of the study for one set of scenes, by table."""
     own = Images(limit=images, batch=batch, seed=seed)
-    plans = passes.plans(
+    planned = plans.by_table(
         cast,
         own,
-        passes.balanced(own),
+        plans.balanced(own),
         Images(limit=passes.TRAIN.limit, seed=1000 + seed),
-        passes.balanced(own),
+        plans.balanced(own),
     )
     found = {}
-    for name, plan in plans.items():
+    for name, plan in planned.items():
         if name not in NEEDED or (only and name not in only):
             continue
         try:
@@ -62,9 +62,9 @@ def measured(
     return found
 
 
-def sums(plans: dict[str, list[Measurement[Any]]]) -> dict[str, Any]:
+def sums(planned: dict[str, list[Measurement[Any]]]) -> dict[str, Any]:
     """The sums of one set, by table and number of the measurement, in as few passes as can be."""
-    each = {f"{name} {number}": one for name, own in plans.items() for number, one in enumerate(own)}
+    each = {f"{name} {number}": one for name, own in planned.items() for number, one in enumerate(own)}
     groups: dict[Any, dict[str, Measurement[Any]]] = defaultdict(dict)
     for name, one in each.items():
         key = one.sums if one.alone else json.dumps(one.reading.images.facts(), sort_keys=True)
@@ -75,10 +75,12 @@ def sums(plans: dict[str, list[Measurement[Any]]]) -> dict[str, Any]:
     return found
 
 
-def evidence(cast: passes.Cast, plans: dict[str, list[Measurement[Any]]], summed: dict[str, Any]) -> Evidence:
+def evidence(
+    cast: loaded.Cast, planned: dict[str, list[Measurement[Any]]], summed: dict[str, Any]
+) -> Evidence:
     """The tables that sums become, as evidence."""
     tables = {}
-    for name, own in plans.items():
+    for name, own in planned.items():
         parts = [one.finish(summed[f"{name} {number}"]) for number, one in enumerate(own)]
         tables[name] = pd.concat(parts, ignore_index=True)
         # One source of variation: all tables are of the same scenes.
@@ -147,22 +149,22 @@ def main(
         only: tables to measure; all of the study where none is named.
         out: folder of what is kept.
     """
-    passes.VIEWS = {ALL: VIEWS[ALL]}  # controls have no coverage of their own
-    cast = passes.Cast.load(LAB_PARTS.each_run()[0], Machine("cpu"))
+    plans.VIEWS = {ALL: VIEWS[ALL]}  # controls have no coverage of their own
+    cast = loaded.Cast.load(LAB_PARTS.each_run()[0], Machine("cpu"))
     kept, total = out / "sets.json", out / "sums"
     done: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
     whole: dict[str, Any] | None = None
     if done:
-        plans = measured(cast, 1, images, batch, only)
+        planned = measured(cast, 1, images, batch, only)
         kinds = {
-            f"{name} {number}": one.kind for name, own in plans.items() for number, one in enumerate(own)
+            f"{name} {number}": one.kind for name, own in planned.items() for number, one in enumerate(own)
         }
         whole, count = state.restore(total, kinds, next(iter(cast.models.values())).device)
         done = done[:count]
     for seed in range(len(done) + 1, sets + 1):
-        plans = measured(cast, seed, images, batch, only)
-        own = sums(plans)
-        done.append(numbers(evidence(cast, plans, own)))
+        planned = measured(cast, seed, images, batch, only)
+        own = sums(planned)
+        done.append(numbers(evidence(cast, planned, own)))
         whole = (
             own
             if whole is None
@@ -174,7 +176,7 @@ def main(
         state.save(total, whole, len(done))
         logger.info("set %d of %d", seed, sets)
     assert whole is not None
-    truth = {name: value for name, (value, *_) in numbers(evidence(cast, plans, whole)).items()}
+    truth = {name: value for name, (value, *_) in numbers(evidence(cast, planned, whole)).items()}
     found = table(done, truth)
     text = markdown(found)
     (out / "coverage.md").write_text(text + "\n")

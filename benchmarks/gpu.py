@@ -35,7 +35,8 @@ from vit_analysis.images import Images
 from vit_analysis.lab import scenes
 from vit_analysis.models import Model
 from vit_analysis.reading import graphs, measure
-from vit_analysis.study import passes
+from vit_analysis.study import plans
+from vit_analysis.study.loaded import Cast
 from vit_analysis.study.parts import Parts
 from vit_analysis.tensors.precision import computing
 from vit_analysis.typed import Precision
@@ -228,7 +229,7 @@ def beside_forward(
     bench: Bench,
     loaded: Sequence[Model],
     batch: int,
-    plans: Callable[[Sequence[Model], Images], dict[str, Any]],
+    planned: Callable[[Sequence[Model], Images], dict[str, Any]],
 ) -> str:
     """Images/s of the forward pass and of measurements in the middle of a long run, their ratio, and memory.
 
@@ -241,7 +242,7 @@ def beside_forward(
         images = bench.images(batch, count * batch)
         bench.wait()
         start = time.perf_counter()
-        measure.total(plans(loaded, images))
+        measure.total(planned(loaded, images))
         bench.wait()
         return time.perf_counter() - start
 
@@ -264,10 +265,10 @@ def cka_of(loaded: Sequence[Model], images: Images) -> dict[str, Any]:
 def everything(loaded: Sequence[Model], images: Images) -> dict[str, Any]:
     """The measurements of a study that share the pass over activations."""
     vit, cnn = loaded
-    cast = passes.Cast(Parts(vit=(vit.name,), cnn=(cnn.name,)), {own.name: own for own in loaded})
-    images = passes.balanced(images)
-    plans = passes.plans(cast, images, images, images, images)
-    wanted = {name: plans[name]() for name in study.TABLES["paper"]}
+    cast = Cast(Parts(vit=(vit.name,), cnn=(cnn.name,)), {own.name: own for own in loaded})
+    images = plans.balanced(images)
+    planned = plans.by_table(cast, images, images, images, images)
+    wanted = {name: planned[name]() for name in study.TABLES["paper"]}
     each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}
     return {name: one for name, one in each.items() if one.reading.images.facts() == images.facts()}
 

@@ -72,7 +72,7 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
     from vit_analysis.lab import scenes
     from vit_analysis.reading.measure import tables
     from vit_analysis.shell.running import keep_memory
-    from vit_analysis.study import passes
+    from vit_analysis.study import loaded, plans
     from vit_analysis.study.parts import Parts
 
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
     modules = {vit: timm.create_model(vit), cnn: timm.create_model(cnn, zero_init_last=False)}
     modules = {name: module.eval().requires_grad_(False) for name, module in modules.items()}
     drawn = scenes.draw(evenly(scenes.truth(range(4 * images))["shape"], images), size=224)
-    given = passes.balanced(alternating.InMemory(batch=batch, pixels=drawn.image, labels=drawn.shape.long()))
+    given = plans.balanced(alternating.InMemory(batch=batch, pixels=drawn.image, labels=drawn.shape.long()))
     parts = list(given.pixels.split(given.batch))
     if settings == "plain":
         os.environ["VIT_ANALYSIS_PLAIN"] = "1"
@@ -93,10 +93,10 @@ def measure(contender: str, vit: str, cnn: str, batch: int, images: int) -> None
         alternating.forward(list(modules.values()), parts[:1])
 
     def everything() -> None:
-        cast = passes.Cast(Parts(vit=(vit,), cnn=(cnn,)), models.named(modules))
-        plans = passes.plans(cast, given, given, given, given)
+        cast = loaded.Cast(Parts(vit=(vit,), cnn=(cnn,)), models.named(modules))
+        planned = plans.by_table(cast, given, given, given, given)
         # In small batches the loss has images of its own: batches with enough of some classes.
-        wanted = {name: plans[name]() for name in TABLES[kind]}
+        wanted = {name: planned[name]() for name in TABLES[kind]}
         each = {f"{name} {number}": one for name, own in wanted.items() for number, one in enumerate(own)}
         tables({name: one for name, one in each.items() if one.reading.images.facts() == given.facts()})
 

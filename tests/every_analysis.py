@@ -13,7 +13,7 @@ from vit_analysis.models import Model
 from vit_analysis.probe import Shots
 from vit_analysis.shell import running
 from vit_analysis.shell.analyses import ANALYSES
-from vit_analysis.study import passes
+from vit_analysis.study import loaded, passes
 from vit_analysis.study.parts import Parts
 
 IMAGES = Images(limit=34, batch=8)  # the last batch is too small for HSIC
@@ -45,7 +45,7 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
     found["cka, one process has nothing"] = cka.measure(vit, ONE_COUNTS, layers="blocks")
     found["head_subsets"] = attention_distance.head_subsets(vit, cnn, IMAGES)
     _, found["receptive_field_maps"] = receptive_field.with_maps([vit, cnn], **own["receptive_field"])
-    cast = passes.Cast.load(Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
+    cast = loaded.Cast.load(Parts(vit=("lab/vit@random",), cnn=("lab/resnet@random",)))
     wanted = ["cka", "skip", "soft_nearest_neighbor"]
     with patch.object(soft_nearest_neighbor, "MATES", 2):
         study = passes.run(cast, Images(limit=80, batch=20), passes.TRAIN, folder / "study", wanted)

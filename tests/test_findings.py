@@ -10,7 +10,7 @@ import pytest
 
 from vit_analysis import cka, findings
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import passes, rules
+from vit_analysis.study import plans, rules
 from vit_analysis.study.claims import CLAIMS, Claim
 from vit_analysis.study.controls import (
     BIASED,
@@ -740,7 +740,7 @@ def test_the_registry_is_whole():
     assert {claim.difference for claim in CLAIMS} == {0, *(difference.number for difference in DIFFERENCES)}
     assert {claim.figure for claim in CLAIMS} <= {drawing.id for drawing in DRAWINGS}
     for claim in CLAIMS:
-        assert set(claim.tables) <= set(passes.TABLES), claim.id
+        assert set(claim.tables) <= set(plans.TABLES), claim.id
 
 
 @pytest.mark.parametrize(

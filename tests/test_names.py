@@ -13,7 +13,7 @@ from vit_analysis import layers, models
 from vit_analysis.images import Preprocessing
 from vit_analysis.makers.request import Request
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import passes
+from vit_analysis.study import loaded
 from vit_analysis.study.parts import Parts
 from vit_analysis.typed import Machine
 
@@ -195,7 +195,7 @@ def test_the_untrained_twin_is_of_the_shape_that_the_weights_show(tmp_path):
     assert untrained.digest != trained.digest
     shapes = {key: value.shape for key, value in trained.module.state_dict().items()}
     assert {key: value.shape for key, value in untrained.module.state_dict().items()} == shapes
-    cast = passes.Cast.load(Parts(vit=(name,), cnn=("lab/resnet@random",)), Machine("cpu"))
+    cast = loaded.Cast.load(Parts(vit=(name,), cnn=("lab/resnet@random",)), Machine("cpu"))
     assert [twin.name for twin in cast.twins] == [f"{SMALL}@random"]
     assert cast.twins[0].preprocessing == trained.preprocessing
     assert (

@@ -19,7 +19,7 @@ from vit_analysis.makers import of_timm
 from vit_analysis.makers.request import Request
 from vit_analysis.shell import figures as shell
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import announced, casts, passes
+from vit_analysis.study import announced, casts, plans
 from vit_analysis.study.announced import Asked
 from vit_analysis.study.casts import CASTS, LAB, PAPER, SMALL, Named
 from vit_analysis.study.claims import CLAIMS
@@ -267,13 +267,13 @@ def test_the_work_of_a_model_is_its_passes_over_images_examples_blocks_and_field
     for name, one in casts.members(role).items():
         part, more = role[name], 0.0
         steps = 2 * one.blocks if part == "vit" else one.blocks  # attention and MLP, or a unit
-        field = passes.FIELDS * (1 + announced.FIELD * passes.CHANNELS * steps)
+        field = plans.FIELDS * (1 + announced.FIELD * plans.CHANNELS * steps)
         if wanted == "probe" and part in ("vit", "cnn", "gap", "less_data", "cnn_less_data"):
-            more = 6 * 1000 * passes.FEW
+            more = 6 * 1000 * plans.FEW
         elif wanted == "probe_tokens" and part in ("vit", "cnn", "gap"):
-            more = 4 * 1000 * passes.FEW
+            more = 4 * 1000 * plans.FEW
         elif wanted == "lesions" and part in ("vit", "cnn"):
-            more = passes.LESIONED * (1 + announced.LESION * one.blocks)
+            more = plans.LESIONED * (1 + announced.LESION * one.blocks)
         elif wanted.startswith("receptive_field") and part in ("vit", "cnn"):
             more = field + field * (name in first)
         assert found[name] == pytest.approx(one.gflop * (count + count * (name in first) + more)), name

@@ -8,8 +8,8 @@ from vit_analysis.reading import measure
 from vit_analysis.spelling import Refusal
 from vit_analysis.study import needs, passes
 from vit_analysis.study.drawings import DRAWINGS
+from vit_analysis.study.loaded import Cast
 from vit_analysis.study.parts import LAB_PARTS, Parts
-from vit_analysis.study.passes import Cast
 from vit_analysis.typed import Machine
 
 FEW = Images(limit=8, batch=4)

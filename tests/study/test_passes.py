@@ -35,11 +35,11 @@ from vit_analysis.shell import figures as figures_command
 from vit_analysis.shell import findings as findings_command
 from vit_analysis.shell.analyses import ANALYSES, Analysis
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import passes
+from vit_analysis.study import passes, plans
 from vit_analysis.study.drawings import DRAWINGS
 from vit_analysis.study.evidence import Evidence, Study
+from vit_analysis.study.loaded import Cast
 from vit_analysis.study.parts import Parts
-from vit_analysis.study.passes import Cast
 from vit_analysis.typed import Machine, Pictures
 
 IMAGES = Images(limit=40, batch=20)
@@ -70,7 +70,7 @@ def small(monkeypatch) -> None:
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
     for name, value in {"FIELDS": 2, "CHANNELS": 1, "LESIONED": 8, "SHOTS": 2, "SINGLE": 1}.items():
-        patch.setattr(passes, name, value)
+        patch.setattr(plans, name, value)
     patch.setattr(soft_nearest_neighbor, "MATES", 2)
 
 
@@ -116,8 +116,8 @@ def test_models_of_the_lab_that_are_not_there_are_left_out_with_the_command_that
 
 
 def test_every_table_is_there_and_lies_beside(made, out):
-    assert list(made.tables) == list(passes.TABLES)
-    assert {path.stem for path in out.glob("*.parquet")} == {*passes.TABLES, "findings"}
+    assert list(made.tables) == list(plans.TABLES)
+    assert {path.stem for path in out.glob("*.parquet")} == {*plans.TABLES, "findings"}
     assert made.missing == {}
     kept = table.read(out / "cka.parquet")
     assert kept.attrs["models"].keys() == {*UNTRAINED.names()} - {
@@ -226,15 +226,15 @@ def test_each_image_goes_once_through_each_model_and_only_what_was_asked_for_is_
     done = passes.run(cast, FEW, TRAIN, tmp_path, QUICK)
     for handle in handles:
         handle.remove()
-    assert counts == dict.fromkeys(cast.models, len(passes.balanced(FEW).order))
+    assert counts == dict.fromkeys(cast.models, len(plans.balanced(FEW).order))
     assert done.tables.keys() == QUICK
     assert {path.stem for path in tmp_path.iterdir()} == QUICK
 
 
 @pytest.mark.usefixtures("small")
 def test_a_table_of_the_shared_pass_is_the_table_of_the_analysis_alone(cast, made):
-    images = passes.balanced(IMAGES)
-    (alone,) = passes.plans(cast, IMAGES, images, TRAIN, images)["skip"]()
+    images = plans.balanced(IMAGES)
+    (alone,) = plans.by_table(cast, IMAGES, images, TRAIN, images)["skip"]()
     shared = made.tables["skip"]
     own = alone.table()
     columns = [name for name in own if not name.endswith("_without")]
@@ -246,15 +246,15 @@ def test_a_model_may_play_several_parts():
         vit=("lab/vit@random", "lab/vit_gap@random"), gap="lab/vit_gap@random", tuned="lab/vit_gap@random"
     )
     several = Cast.load(parts, Machine("cpu"))
-    plans = passes.plans(several, FEW, FEW, TRAIN, FEW)
+    planned = plans.by_table(several, FEW, FEW, TRAIN, FEW)
     for name in ("cka", "attention_distance", "cka_controls"):
-        models = plans[name]()[0].reading.models
+        models = planned[name]()[0].reading.models
         assert len(models) == len(set(models)), name
 
 
 def test_the_twin_whose_attention_is_measured_is_that_of_the_transformer():
     mixed = Cast.load(Parts(vit=("lab/vit@random",), cnn=("lab/resnet",)), Machine("cpu"))
-    (plan,) = passes.plans(mixed, FEW, FEW, TRAIN, FEW)["attention_distance"]()
+    (plan,) = plans.by_table(mixed, FEW, FEW, TRAIN, FEW)["attention_distance"]()
     assert list(plan.reading.models) == ["lab/vit@random"]
 
 
@@ -263,11 +263,11 @@ def test_a_model_without_a_classifier_gives_no_answers_that_lesions_could_change
     both = Cast.load(
         Parts(vit=(f"{tiny},num_classes=0@random", f"{tiny},num_classes=5@random")), Machine("cpu")
     )
-    plans = passes.plans(both, FEW, FEW, TRAIN, FEW)["lesions"]()
-    assert [name for plan in plans for name in plan.reading.models] == [f"{tiny},num_classes=5@random"]
+    several = plans.by_table(both, FEW, FEW, TRAIN, FEW)["lesions"]()
+    assert [name for plan in several for name in plan.reading.models] == [f"{tiny},num_classes=5@random"]
     alone = Cast.load(Parts(vit=(f"{tiny},num_classes=0@random",)), Machine("cpu"))
     with pytest.raises(Refusal, match="needs a model with a classifier"):
-        passes.plans(alone, FEW, FEW, TRAIN, FEW)["lesions"]()
+        plans.by_table(alone, FEW, FEW, TRAIN, FEW)["lesions"]()
 
 
 def test_tables_are_kept_until_a_model_or_the_images_change(cast, tmp_path, monkeypatch):
@@ -291,7 +291,7 @@ def test_tables_are_kept_until_a_model_or_the_images_change(cast, tmp_path, monk
     ]
     (tmp_path / "attention_distance.parquet").unlink()  # measured or kept, tables come in the same order
     assert list(passes.run(cast, FEW, TRAIN, tmp_path, wanted).tables) == [
-        n for n in passes.TABLES if n in wanted
+        n for n in plans.TABLES if n in wanted
     ]
 
 
@@ -334,18 +334,18 @@ def test_a_subset_of_ordered_images_has_several_classes_in_every_batch(count):
     """Balanced images go by class: the first of them are all of one, and their similarity is that within a class."""
     ordered = Images(limit=700, batch=160)
     by_class = ordered.only(sorted(ordered.order, key=lambda number: int(ordered.truth([number])["shape"])))
-    for images in (by_class, passes.balanced(ordered), ordered):
-        few = passes.mixed(images, count)
+    for images in (by_class, plans.balanced(ordered), ordered):
+        few = plans.mixed(images, count)
         assert len(few.order) == len(set(few.order)) == count
         assert set(few.order) <= set(images.order)
         assert all(classes_in(few, batch) >= min(4, len(batch)) for batch in batches_of(few))
-        assert few.order == passes.mixed(images, count).order
-    assert passes.mixed(replace(ordered, seed=1), count).order != passes.mixed(ordered, count).order
+        assert few.order == plans.mixed(images, count).order
+    assert plans.mixed(replace(ordered, seed=1), count).order != plans.mixed(ordered, count).order
 
 
 def test_a_quarter_of_a_balanced_batch_has_as_many_classes_as_it_has_room_for():
     """Massive tokens are looked for in the first images of a batch alone."""
-    images = passes.balanced(Images(limit=700, batch=160))
+    images = plans.balanced(Images(limit=700, batch=160))
     for batch in batches_of(images):
         for part in (batch[:16], batch[: len(batch) // 4]):
             assert classes_in(images, part) == 10
@@ -353,18 +353,18 @@ def test_a_quarter_of_a_balanced_batch_has_as_many_classes_as_it_has_room_for():
 
 def test_images_without_classes_are_chosen_at_random_and_not_cut():
     images = given(torch.randn(200, 3, 4, 4))
-    few = passes.mixed(images, 60)
+    few = plans.mixed(images, 60)
     assert len(set(few.order)) == 60
     assert few.order != images.order[:60]
 
 
 def test_batches_are_balanced_where_they_have_room_for_all_classes():
-    wide = passes.balanced(Images(limit=700, batch=160))
+    wide = plans.balanced(Images(limit=700, batch=160))
     labels = wide.truth(wide.order)["shape"]
     for batch in labels.split(160):
         assert batch.bincount(minlength=10).tolist() == [16] * 10
     narrow = Images(limit=700, batch=64)
-    assert passes.balanced(narrow) is narrow
+    assert plans.balanced(narrow) is narrow
 
 
 def test_figures_are_chosen_by_number():
@@ -457,10 +457,10 @@ def planned() -> dict[str, str]:
             for name in planning(analysis):
                 plan = lambda *_, own=analysis.name, **__: asked.append(own) or (None, None)  # noqa: E731
                 patch.setattr(analysis.module, name, plan)
-        patch.setattr(passes, "_earlier_units", lambda _: ["*"])
-        for place in passes.TABLES:
+        patch.setattr(plans, "_earlier_units", lambda _: ["*"])
+        for place in plans.TABLES:
             asked.clear()
-            passes.plans(everyone(), FEW, FEW, TRAIN, FEW)[place]()
+            plans.by_table(everyone(), FEW, FEW, TRAIN, FEW)[place]()
             assert len(set(asked)) == 1, place
             found[place] = asked[0]
     return found
@@ -505,11 +505,11 @@ def test_every_analysis_is_in_the_study():
 def test_a_fault_in_a_plan_names_the_table_and_is_no_missing_one(analysis, tmp_path, monkeypatch):
     for name in planning(analysis):
         monkeypatch.setattr(analysis.module, name, broken)
-    monkeypatch.setattr(passes, "_earlier_units", lambda _: ["*"])
+    monkeypatch.setattr(plans, "_earlier_units", lambda _: ["*"])
     for name in tables_of(analysis):
         with pytest.raises(ValueError, match=FAULT) as caught:
             passes.run(everyone(), FEW, TRAIN, tmp_path, {name})
-        shared = passes.TWO_OF_ONE.get(name, ())
+        shared = plans.TWO_OF_ONE.get(name, ())
         assert any(is_told(caught, f"in the plan of the table '{own}'") for own in (name, *shared))
 
 
@@ -525,7 +525,7 @@ def test_a_fault_in_sums_or_in_a_table_names_it_and_is_no_missing_one(
     for name in tables_of(analysis):
         with pytest.raises(ValueError, match=FAULT) as caught:
             passes.run(cast, IMAGES, TRAIN, tmp_path / name, {name})
-        shared = passes.TWO_OF_ONE.get(name, ())
+        shared = plans.TWO_OF_ONE.get(name, ())
         assert any(is_told(caught, f"{place} {own} ") for own in (name, *shared))
         assert not list(tmp_path.rglob("*.parquet"))
 

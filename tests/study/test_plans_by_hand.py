@@ -18,11 +18,11 @@ from vit_analysis.models import Model
 from vit_analysis.probe import Shots
 from vit_analysis.reading.measure import Measurement
 from vit_analysis.spelling import Refusal
-from vit_analysis.study import passes
+from vit_analysis.study import passes, plans
 from vit_analysis.study.controls import VIEWS
 from vit_analysis.study.evidence import Study
+from vit_analysis.study.loaded import Cast
 from vit_analysis.study.parts import Parts
-from vit_analysis.study.passes import Cast
 
 PARTS = Parts(
     vit=(("v", "v:1"), "w"),
@@ -173,23 +173,23 @@ def recorder(function: str) -> Callable[..., Any]:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     for function in FUNCTIONS:
         analysis, name = function.split(".")
-        monkeypatch.setattr(getattr(passes, analysis), name, recorder(function))
-    monkeypatch.setattr(passes.lesions, "plan", lambda own, images: of("lesions.plan", [own.name], images))
-    monkeypatch.setattr(passes.layers, "blocks", lambda _: UNITS)
+        monkeypatch.setattr(getattr(plans, analysis), name, recorder(function))
+    monkeypatch.setattr(plans.lesions, "plan", lambda own, images: of("lesions.plan", [own.name], images))
+    monkeypatch.setattr(plans.layers, "blocks", lambda _: UNITS)
 
     def mixed(images: Images, count: int) -> str:
-        assert (images, count) == (OWN, passes.LESIONED)
+        assert (images, count) == (OWN, plans.LESIONED)
         return "mixed"
 
-    monkeypatch.setattr(passes, "mixed", mixed)
+    monkeypatch.setattr(plans, "mixed", mixed)
 
 
 def planned(table: str, own: Cast, images: Images = OWN, train: Images = TRAIN) -> list[Planned]:
-    return passes.plans(own, UNCHOSEN, images, train, LABELLED)[table]()
+    return plans.by_table(own, UNCHOSEN, images, train, LABELLED)[table]()
 
 
 def test_every_table_has_a_case():
-    assert list(CASES) == list(passes.TABLES)
+    assert list(CASES) == list(plans.TABLES)
 
 
 @pytest.mark.usefixtures("recorded")
@@ -201,7 +201,7 @@ def test_a_table_is_planned_of_its_models_images_and_settings(table):
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize(("batch", "asked"), [(15, False), (16, True)])
 def test_neighbours_are_measured_where_a_batch_has_room_for_them(batch, asked, monkeypatch):
-    monkeypatch.setattr(passes.cka, "plan_controls", lambda _models, _images, views, **_: {*views})
+    monkeypatch.setattr(plans.cka, "plan_controls", lambda _models, _images, views, **_: {*views})
     first, _ = planned("cka_controls", cast(), Images(limit=40, batch=batch))
     assert ("nearest" in first, "nearest normalized" in first) == (asked, asked)
     assert "rank" in first
@@ -240,7 +240,7 @@ def test_probes_of_photographs_do_not_learn_from_scenes(table, monkeypatch):
     monkeypatch.setattr(Images, "order", list(range(40)))
     assert planned(table, cast(), train=files)[0].how["shots"].count == 10
     with pytest.raises(Refusal, match="needs images to learn from"):
-        passes.plans(cast(), UNCHOSEN, OWN, TRAIN, files)[table]()
+        plans.by_table(cast(), UNCHOSEN, OWN, TRAIN, files)[table]()
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,8 @@ def test_probes_of_photographs_do_not_learn_from_scenes(table, monkeypatch):
     ],
 )
 def test_the_unit_in_the_middle_and_the_first_of_the_last_stage_are_shown(units, shown, monkeypatch):
-    monkeypatch.setattr(passes.layers, "blocks", lambda _: units)
-    assert passes._earlier_units(cast().models["r"]) == shown
+    monkeypatch.setattr(plans.layers, "blocks", lambda _: units)
+    assert plans._earlier_units(cast().models["r"]) == shown
 
 
 def test_of_two_tables_of_the_same_sums_whoever_wants_one_gets_both(tmp_path):
@@ -267,7 +267,7 @@ def test_of_two_tables_of_the_same_sums_whoever_wants_one_gets_both(tmp_path):
         found = {path.stem for path in passes.files(tmp_path, wanted)}
         assert found == {"receptive_field", "receptive_field_maps"}
     assert [path.name for path in passes.files(tmp_path, ["skip"])] == ["skip.parquet"]
-    assert [path.stem for path in passes.files(tmp_path)] == list(passes.TABLES)
+    assert [path.stem for path in passes.files(tmp_path)] == list(plans.TABLES)
     assert passes.files(tmp_path, []) == []
 
 
@@ -350,7 +350,7 @@ def test_a_table_in_parts_has_the_rows_and_the_models_of_all_and_a_key_of_all():
     assert whole.attrs["models"] == {"a": "1", "b": "2", "c": "2"}
     assert whole.attrs["images"] == {"source": "a"}
     one, other = Plan("a", key="1"), Plan("b", key="2")
-    keys = [passes._key(plans) for plans in ([one], [other], [one, other], [other, one])]
+    keys = [passes._key(own) for own in ([one], [other], [one, other], [other, one])]
     assert len({*keys}) == 4
 
 

@@ -15,7 +15,7 @@ import torch
 from vit_analysis import models
 from vit_analysis.makers import of_timm
 from vit_analysis.reading import briefing
-from vit_analysis.study import casts, passes
+from vit_analysis.study import casts, plans
 from vit_analysis.study.casts import Casting, Member
 from vit_analysis.study.parts import Parts
 from vit_analysis.typed import Choice
@@ -110,14 +110,14 @@ def work(asked: Asked) -> dict[str, float]:
     count = ALL if asked.images.limit is None else asked.images.limit
     main, first = parts.names("vit", "cnn"), [*parts.names("vit")[:1], *parts.names("cnn")[:1]]
     probed, by_token = parts.names(*PROBED), parts.names("vit", "gap", "cnn")
-    shots = 0 if asked.train.endless else CLASSES * passes.FEW
+    shots = 0 if asked.train.endless else CLASSES * plans.FEW
     draws, draws_by_token = DRAWS * asked.of("probe"), DRAWS_BY_TOKEN * asked.of("probe_tokens")
-    lesioned = passes.LESIONED * asked.of("lesions")
-    drawn = passes.FIELDS * asked.of("receptive_field", "receptive_field_maps")
+    lesioned = plans.LESIONED * asked.of("lesions")
+    drawn = plans.FIELDS * asked.of("receptive_field", "receptive_field_maps")
     done = {}
     for name, one in casts.members(parts.names()).items():
         steps = SUBLAYERS["vit" if name in parts.names("vit") else "cnn"] * one.blocks
-        maps = drawn * (1 + FIELD * passes.CHANNELS * steps)
+        maps = drawn * (1 + FIELD * plans.CHANNELS * steps)
         runs = float(count) + shots * (draws * (name in probed) + draws_by_token * (name in by_token))
         runs += lesioned * (1 + LESION * one.blocks) + maps if name in main else 0
         runs += count + maps if name in first else 0  # its untrained twin
