@@ -53,7 +53,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "lesions": ("test_lesions.py", INTERVALS, AXES, KEYS),
     "localization": ("test_localization.py", AXES, INTERVALS, KEYS),
     "models": ("test_models.py", "test_odd_models.py", "test_users_models.py"),
-    "probe": ("test_probe.py", AXES, INTERVALS, KEYS),
+    "probe": ("test_probe.py", "test_probe_bounded.py", AXES, INTERVALS, KEYS),
     "receptive_field": ("test_receptive_field.py", AXES, INTERVALS, KEYS),
     "skip": ("test_skip.py", AXES, INTERVALS, KEYS),
     "soft_nearest_neighbor": ("test_soft_nearest_neighbor.py", INTERVALS, AXES, KEYS),

@@ -10,8 +10,9 @@ from vit_analysis import layers, models, plot
 from vit_analysis.images import Images
 from vit_analysis.lab import zoo
 from vit_analysis.reading.intervals import of_table
-from vit_analysis.skip import MEANS, RatioSums, measure, medians, ratios
+from vit_analysis.skip import MEANS, RatioSums, inner_products, measure, medians, ratios
 from vit_analysis.spelling import Refusal
+from vit_analysis.tensors import similarity
 from vit_analysis.tensors.tokens import Layout
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4}
@@ -269,3 +270,11 @@ def test_other_precisions_are_multiplied_in_float32(dtype):
     assert own[0] == expected[0]
     torch.testing.assert_close(own[1], expected[1], rtol=1e-5, atol=1e-5)
     assert (own[1][:, 1] / 2).min() > 0.99  # the cosine of z + f(z) and z
+
+
+@pytest.mark.parametrize("piece", [1, 12, 24, 29, 1000])
+def test_inner_products_are_the_same_in_pieces_of_any_size(piece, monkeypatch):
+    """An image may be larger than a piece, and the last piece smaller than the others."""
+    monkeypatch.setattr(similarity, "piece", lambda _: piece)
+    x, y = torch.randn(2, 5, 3, 4)
+    torch.testing.assert_close(inner_products(x, y), (x * y).sum(-1).double(), rtol=1e-5, atol=1e-6)

@@ -65,6 +65,21 @@ def test_every_batch_is_what_a_plain_run_gives(graph, works):
     assert graph.replays == (3 if works else 1)
 
 
+def test_a_model_may_write_into_its_images(graph):
+    """Batches are run twice to be recorded and checked, each time as they were given."""
+
+    class Halving(nn.Module):
+        def forward(self, x):
+            return x.div_(2)
+
+    batches = [torch.randn(5, 4) for _ in range(5)]
+    with recorded(graph, nn.Sequential(Halving())) as run, torch.no_grad():
+        kept = [run(batch.clone())["0"][1].tensor for batch in batches]
+    for batch, own in zip(batches, kept, strict=True):
+        torch.testing.assert_close(own, batch.sum(1) / 2)
+    assert graph.replays == 3
+
+
 def test_what_cannot_be_recorded_runs_plainly(graph, monkeypatch):
     class Refusing:
         def __enter__(self):

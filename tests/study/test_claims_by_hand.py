@@ -73,10 +73,10 @@ def cornered(**corners: float) -> dict[str, pd.DataFrame]:
 
 def staged() -> dict[str, pd.DataFrame]:
     """A stage adds 0.25 to what is alike by nearness alone in R, a quarter 0.1 in V."""
-    lag = np.abs(np.subtract.outer(np.arange(13), np.arange(13)))
-    stage, quarter = np.repeat([0, 1, 2, 3, 4], [1, 3, 3, 3, 3]), np.repeat([0, 1, 2, 3], [3, 3, 3, 4])
+    lag = np.abs(np.subtract.outer(np.arange(17), np.arange(17)))
+    stage, quarter = np.repeat([0, 1, 2, 3, 4], [1, 3, 3, 3, 3]), np.repeat([0, 1, 2, 3], [4, 4, 4, 5])
     own = {
-        name: 0.9**lag + more * (of[:, None] == of)
+        name: 0.9 ** lag[: len(of), : len(of)] + more * (of[:, None] == of)
         for name, of, more in (("v", quarter, 0.1), ("r", stage, 0.25))
     }
     names = {"r": ["conv1", *(f"layer{number}.{unit}" for number in (1, 2, 3, 4) for unit in range(3))]}

@@ -263,6 +263,13 @@ def test_more_data_gains_by_the_highest_third():
     assert q.monotone(own) == pytest.approx([0.3])
 
 
+def test_of_one_amount_of_data_there_is_no_gain():
+    own = by_block(small=[0.9, 0.9, 0.2])
+    alone = evidence(replace(RETRAINED, less_data=("small",)), **own.study.tables)
+    with pytest.raises(Refusal, match="needs 2 times a Vision Transformer trained on less data"):
+        q.monotone(alone)
+
+
 def test_tuning_is_of_the_first_five_twelfths_less_the_second_half():
     values = [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert q.tuned(by_block(tuned=values)) == pytest.approx(0.5)

@@ -28,6 +28,7 @@ from vit_analysis import (
 )
 from vit_analysis.images import Images, Preprocessing, given
 from vit_analysis.models import Model
+from vit_analysis.plot import fitting
 from vit_analysis.reading import measure
 from vit_analysis.reading.state import Sums
 from vit_analysis.reading.stream import Pass
@@ -78,9 +79,10 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
 def out(tmp_path_factory) -> Path:
     """The folder of one run of the command, from which all else is read."""
     folder = tmp_path_factory.mktemp("study")
-    coarse = mpl.rc_context({"savefig.dpi": 50})  # half of the time goes into drawing
+    coarse = mpl.rc_context({"savefig.dpi": 50})  # most of the time goes into drawing
     with pytest.MonkeyPatch.context() as patch, coarse:
         shrink(patch)
+        patch.setattr(fitting, "_lay_out", lambda _: None)  # how texts find room is tried with the pictures
         figures_command.main(parts=UNTRAINED, images=IMAGES, train=TRAIN, out=folder, machine=Machine("cpu"))
     return folder
 
@@ -113,6 +115,12 @@ def test_models_of_the_lab_that_are_not_there_are_left_out_with_the_command_that
     assert (
         "no weights of 'lab/mixer' yet: train it with python -m vit_analysis.train lab/mixer" in caplog.text
     )
+
+
+def test_models_of_a_study_come_with_their_untrained_twins():
+    own = Parts(vit=("lab/vit",), cnn=("lab/resnet",))
+    assert [*Cast.load(own, Machine("cpu")).models] == ["lab/vit", "lab/resnet", *own.twins()]
+    assert [*Cast.load(own, Machine("cpu"), twins=False).models] == ["lab/vit", "lab/resnet"]
 
 
 def test_every_table_is_there_and_lies_beside(made, out):
@@ -340,6 +348,7 @@ def test_a_subset_of_ordered_images_has_several_classes_in_every_batch(count):
         assert set(few.order) <= set(images.order)
         assert all(classes_in(few, batch) >= min(4, len(batch)) for batch in batches_of(few))
         assert few.order == plans.mixed(images, count).order
+        assert few.batch == max(4, count // 20)  # as many batches as an interval has groups
     assert plans.mixed(replace(ordered, seed=1), count).order != plans.mixed(ordered, count).order
 
 
