@@ -128,3 +128,18 @@ def test_a_map_of_one_row_or_column_has_no_frequencies_and_is_left_out(rows, col
     assert frequency.measure({"m": net}, images, layers=["map", "line"])["layer"].unique().tolist() == ["map"]
     with pytest.raises(Refusal, match="none of these layers is a map of more than one position"):
         frequency.measure({"m": net}, images, layers="line")
+
+
+def test_a_batch_of_one_image_counts_like_any_other():
+    net, pixels = Layers(map=lambda x: x), torch.rand(5, 3, 4, 4) + 1
+    whole, apart = (
+        frequency.measure({"m": net}, Given(batch=batch, pixels=pixels), layers="map")["log_amplitude"]
+        for batch in (5, 4)
+    )
+    torch.testing.assert_close(torch.tensor(apart), torch.tensor(whole))
+
+
+def test_a_map_of_one_channel_has_frequencies():
+    net, pixels = Layers(map=lambda x: x[:, :1]), torch.rand(8, 3, 4, 4) + 1
+    table = frequency.measure({"m": net}, Given(batch=4, pixels=pixels), layers="map")
+    assert table["log_amplitude"].notna().all()

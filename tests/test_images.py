@@ -140,6 +140,15 @@ def test_too_many_unreadable_images_end_the_run(folder, strict, sentence):
         list(Images(str(folder), batch=40, workers=0, strict=strict).read([SMALL]))
 
 
+def test_one_image_in_a_hundred_may_be_unreadable_and_no_more():
+    images = Images(limit=300)
+    images.refuse_unreadable(["third"], 3)
+    with pytest.raises(OSError, match=r"4 of 300 images cannot be read, more than 1%; the last is fourth"):
+        images.refuse_unreadable(["fourth"], 4)
+    with pytest.raises(OSError, match=r"1 of 300 images cannot be read; the last is first"):
+        replace(images, strict=True).refuse_unreadable(["first"], 1)
+
+
 def test_scenes_are_unseen_ones_with_their_shape_as_label():
     (batch,) = Images(limit=12).read([SMALL])
     drawn = scenes.draw(range(12), seed=UNSEEN, size=16)

@@ -99,6 +99,16 @@ def test_an_activation_of_a_hundred_is_massive_only_a_thousand_times_above_the_m
     assert not tokens.massive_activations(own).any()
 
 
+def test_a_token_that_is_nothing_has_the_cosine_0_with_all_others():
+    own = torch.eye(3)[None, [0, 0, 1, 2]]
+    own[0, 3] = 0
+    found = tokens.statistics(own, own[:, 0])[0]
+    assert found[tokens.MEANS.index("patch_cosine")].item() == pytest.approx(
+        1 / 6
+    )  # one pair of six is alike
+    assert found[tokens.MEANS.index("class_cosine")].item() == pytest.approx(2 / 4)
+
+
 def test_one_token_has_no_pair():
     assert tokens.statistics(torch.randn(2, 1, 4), None)[:, 2].isnan().all()
 
