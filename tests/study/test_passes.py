@@ -117,12 +117,6 @@ def test_models_of_the_lab_that_are_not_there_are_left_out_with_the_command_that
     )
 
 
-def test_models_of_a_study_come_with_their_untrained_twins():
-    own = Parts(vit=("lab/vit",), cnn=("lab/resnet",))
-    assert [*Cast.load(own, Machine("cpu")).models] == ["lab/vit", "lab/resnet", *own.twins()]
-    assert [*Cast.load(own, Machine("cpu"), twins=False).models] == ["lab/vit", "lab/resnet"]
-
-
 def test_every_table_is_there_and_lies_beside(made, out):
     assert list(made.tables) == list(plans.TABLES)
     assert {path.stem for path in out.glob("*.parquet")} == {*plans.TABLES, "findings"}

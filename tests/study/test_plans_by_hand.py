@@ -377,11 +377,11 @@ def test_tables_of_the_same_images_share_a_pass_but_for_those_that_cannot():
     ]
 
 
-@pytest.mark.parametrize("twins", [True, False])
-def test_twins_are_loaded_of_the_first_models_and_of_no_other(twins):
+@pytest.mark.parametrize("said", [{}, {"twins": True}, {"twins": False}])
+def test_twins_are_loaded_of_the_first_models_and_of_no_other(said):
     parts = Parts(vit=("lab/vit", "lab/vit_gap"), cnn=("lab/resnet", "lab/resnet_flat"), gap="lab/vit_gap")
-    loaded = Cast.load(parts, twins=twins).models
-    assert set(loaded) - set(parts.runs()) == ({"lab/vit@random", "lab/resnet@random"} if twins else set())
+    loaded, twins = Cast.load(parts, **said).models, {"lab/vit@random", "lab/resnet@random"}
+    assert set(loaded) - set(parts.runs()) == (twins if said.get("twins", True) else set())
 
 
 @pytest.mark.parametrize("said", [{}, {"twins": True}, {"twins": False}])
